@@ -1,0 +1,98 @@
+# Everything a checkout needs, with plain python3 (3.11 or newer) and nothing else installed.
+# `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Which tested set of versions to install: newest or oldest (constraints/).
+PINS ?= newest
+DEMO_WORKDIR ?= runs/demo
+# For example: make test PYTEST_ARGS='-k beam -x'
+PYTEST_ARGS ?=
+
+PY := $(VENV)/bin/python
+INSTALL_INPUTS := setup.cfg pyproject.toml $(wildcard constraints/*.txt)
+FORMATTED := transformer_jax experiments launch benchmarks tests
+
+ifeq ($(filter newest oldest,$(PINS)),)
+  $(error PINS=$(PINS) is not a tested set: it is newest or oldest)
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test slow lint format types benchmark pins clean distclean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' \
+	  | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/installed-$(PINS)-core  ## train the default experiment, print its score and translations
+	$(PY) -m transformer_jax.train --config=experiments/number_words.py --workdir=$(DEMO_WORKDIR)
+
+test: $(VENV)/installed-$(PINS)-dev  ## all fast tests
+	$(PY) -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+slow: $(VENV)/installed-$(PINS)-dev  ## the tests that take minutes
+	$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-$(PINS)-dev  ## style and formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/installed-$(PINS)-dev  ## mend what lint can mend by itself
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+types: $(VENV)/installed-$(PINS)-dev  ## static types
+	$(VENV)/bin/pyright --pythonpath $(PY)
+
+benchmark: $(VENV)/installed-$(PINS)-parity  ## speed of a train step beside PyTorch's, on this machine
+	$(PY) benchmarks/train_step.py
+
+clean:  ## remove caches and build products; runs/, data/ and environments stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find $(FORMATTED) -type d -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean  ## and the environments that this file made
+	rm -rf .venv .venv-oldest .venv-pins
+
+# The environment. Stamp files make an installation happen again only when its inputs changed.
+
+$(PY):
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "make: no '$(PYTHON)' here. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: $$($(PYTHON) --version 2>&1) is too old: Python 3.11 or newer is needed. Name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make: $(PYTHON) cannot create environments. On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@rm -f $(VENV)/installed-*
+
+# Python 3.11 has a newest set of its own (JAX 0.11 and later need 3.12); the oldest fits every Python.
+pins_oldest = constraints/oldest.txt
+pins_newest = $$($(PY) -c 'import sys; print(f"constraints/newest-py3{min(max(sys.version_info[1], 11), 12)}.txt")')
+PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --no-input
+
+# One environment holds one set, so an installation takes away the stamps of the other.
+$(VENV)/installed-$(PINS)-core: $(INSTALL_INPUTS) | $(PY)
+	@echo "Installing the pinned dependencies into $(VENV): one to three minutes."
+	@rm -f $(VENV)/installed-*
+	$(PIP_INSTALL) --constraint $(pins_$(PINS)) --editable .
+	@touch $@
+
+$(VENV)/installed-$(PINS)-dev: $(INSTALL_INPUTS) | $(PY)
+	@echo "Installing the pinned dependencies and tools into $(VENV): one to three minutes."
+	@rm -f $(VENV)/installed-*
+	$(PIP_INSTALL) --constraint $(pins_$(PINS)) --editable '.[dev]'
+	@touch $(VENV)/installed-$(PINS)-core $@
+
+$(VENV)/installed-$(PINS)-parity: $(VENV)/installed-$(PINS)-core
+	@echo "Installing PyTorch and transformers into $(VENV): they are large."
+	$(PIP_INSTALL) --constraint $(pins_$(PINS)) --editable '.[parity]'
+	@touch $@
+
+pins: VENV := .venv-pins
+pins:  ## renew this Python's newest set from what the package index has today
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP_INSTALL) --editable '.[dev]'
+	file=$(pins_newest) && { grep '^#' $$file; $(PY) -m pip freeze --exclude-editable; } > $$file.renewed \
+	  && mv $$file.renewed $$file

@@ -1,0 +1,51 @@
+"""Sets up JAX, before anything imports it, the way every test expects it.
+
+Eight virtual CPU devices, the typed signatures of ``transformer_jax`` checked at every call, and no
+silent broadcasting between arrays of different rank. A test that starts a process passes on what
+is set in ``os.environ`` here, so its child sees eight devices too, unless it is given
+``single_device_environment``.
+"""
+
+import os
+
+_DEVICES_FLAG = "--xla_force_host_platform_device_count"
+_flags = os.environ.get("XLA_FLAGS", "").split()
+_ENVIRONMENT_BEFORE = dict(os.environ)
+if not any(flag.startswith(_DEVICES_FLAG + "=") for flag in _flags):
+    os.environ["XLA_FLAGS"] = " ".join([*_flags, f"{_DEVICES_FLAG}=8"])
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A run that reads yesterday's compiled program does not test today's.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+from jaxtyping import install_import_hook
+
+# Must come before the first import of transformer_jax in any test module.
+install_import_hook("transformer_jax", "beartype.beartype")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A NumPy generator that is the same in every run."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A JAX random key that is the same in every run."""
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def single_device_environment() -> dict[str, str]:
+    """The environment for a child process that is to see one CPU device, as a user's run does."""
+    environment = dict(_ENVIRONMENT_BEFORE)
+    flags = [flag for flag in _flags if not flag.startswith(_DEVICES_FLAG + "=")]
+    environment["XLA_FLAGS"] = " ".join(flags)
+    environment["JAX_PLATFORMS"] = "cpu"
+    return environment

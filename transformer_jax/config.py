@@ -1,0 +1,182 @@
+"""The model's config, and the one place where a config's sections become checked dataclasses."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+from ml_collections import ConfigDict
+
+from transformer_jax.types import BOS_ID, EOS_ID, PAD_ID
+
+Section = TypeVar("Section")
+
+_UNIONS = (typing.Union, types.UnionType)
+
+
+class ConfigError(ValueError):
+    """A config key is unknown or missing, or its value has a wrong type or cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Everything that tells one Transformer from another; the defaults are the paper's base model.
+
+    Sizes carry the names of Vaswani et al. 2017 (section 3 and Table 3) in full. Variants live in
+    ``transformer_jax.families``.
+
+    Raises:
+      ConfigError: a size that does not fit another, or an unknown choice.
+    """
+
+    vocab_size: int
+    d_model: int = 512
+    num_heads: int = 8
+    key_size: int = 64  # per head: d_k in the paper
+    value_size: int = 64  # per head: d_v in the paper
+    d_feedforward: int = 2048
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    max_length: int = 512  # tokens; a longer sequence is an error
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    norm_position: Literal["post", "pre"] = "post"
+    norm_epsilon: float = 1e-6
+    activation: Literal["relu", "gelu"] = "relu"
+    attention_bias: bool = False  # biases in the four projections; the paper has none
+    share_embeddings: Literal["all", "target", "none"] = "all"
+    scale_embeddings: bool = True  # by sqrt(d_model), section 3.4
+    dropout: float = 0.1  # on each sub-layer's output and on embeddings + positions, section 5.4
+    attention_dropout: float = 0.0  # on attention weights
+    feedforward_dropout: float = 0.0  # between the two feed-forward products
+    pad_id: int = PAD_ID
+    decoder_start_id: int = BOS_ID
+    eos_id: int = EOS_ID
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
+    scan_layers: bool = False  # one compiled layer, looped over
+    remat: bool = False  # recompute activations in the backward pass
+
+    def __post_init__(self) -> None:
+        check_types(self, "model")
+        sizes = ("vocab_size", "d_model", "num_heads", "key_size", "value_size", "d_feedforward")
+        for name in (*sizes, "max_length"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name}={getattr(self, name)} must be at least 1")
+        for name in ("num_encoder_layers", "num_decoder_layers"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"model.{name}={getattr(self, name)} must not be negative")
+        for name in ("dropout", "attention_dropout", "feedforward_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"model.{name}={getattr(self, name)} must be in [0, 1)")
+        if not self.norm_epsilon > 0:
+            raise ConfigError(f"model.norm_epsilon={self.norm_epsilon} must be above 0")
+        if self.positions == "sinusoidal" and self.d_model % 2:
+            raise ConfigError(f"sinusoidal positions need an even model.d_model, not {self.d_model}")
+        for name in ("pad_id", "decoder_start_id", "eos_id"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise ConfigError(
+                    f"model.{name}={getattr(self, name)} is outside the vocabulary of "
+                    f"{self.vocab_size} tokens"
+                )
+
+
+def read_section(cls: type[Section], values: Any, section: str) -> Section:
+    """Builds the frozen dataclass of one section of an experiment from plain values.
+
+    Args:
+      cls: the dataclass that reads the section.
+      values: the section, a ``ConfigDict`` or a dict, in which a nested dataclass is a dict again;
+        what went through JSON will do (a list for a tuple, 1 for 1.0).
+      section: its name, for the message.
+
+    Raises:
+      ConfigError: a key is unknown (the nearest real one is named) or missing, or a value has the
+        wrong type or is refused by the dataclass.
+    """
+    if not isinstance(values, Mapping | ConfigDict):
+        raise ConfigError(f"config.{section} must be a section of keys, not {values!r}")
+    hints = typing.get_type_hints(cls)
+    found = dict(values.items())
+    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    check_keys(found, fields, f"config.{section}")
+    arguments = {}
+    for name, value in found.items():
+        arguments[name] = _from_plain(value, hints[name], f"{section}.{name}")
+        _check_type(arguments[name], hints[name], f"config.{section}.{name}")
+    try:
+        return cls(**arguments)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"config.{section}: {error}") from error
+
+
+def check_keys(found: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises ConfigError unless ``found`` has exactly the names in ``known``; names the nearest."""
+    found, known = list(found), list(known)
+    for name in found:
+        if name not in known:
+            hint = _nearest(name, known) or "it has " + ", ".join(known)
+            raise ConfigError(f"{where} has no key {name!r}: {hint}")
+    missing = [name for name in known if name not in found]
+    if missing:
+        raise ConfigError(f"{where} lacks the key(s) {', '.join(missing)}")
+
+
+def check_types(section: Any, name: str) -> None:
+    """Raises ConfigError where a field of the dataclass ``section`` has a value of another type."""
+    for field, hint in typing.get_type_hints(type(section)).items():
+        _check_type(getattr(section, field), hint, f"config.{name}.{field}")
+
+
+def _from_plain(value: Any, hint: Any, section: str) -> Any:
+    """Gives back what plain values cannot carry: nested sections, tuples, floats that are whole."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
+    for option in options:
+        items = typing.get_args(option)
+        if dataclasses.is_dataclass(option) and (value is not None or len(options) == 1):
+            return read_section(option, value, section)  # type: ignore[arg-type]
+        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
+            hints = [items[0]] * len(value) if items[-1] is Ellipsis else items
+            if len(hints) != len(value):
+                return tuple(value)  # and the check of types says what is wrong with it
+            return tuple(_from_plain(item, hint, section) for item, hint in zip(value, hints, strict=True))
+        if option is float and type(value) is int and int not in options:
+            return float(value)
+    return value
+
+
+def _check_type(value: Any, hint: Any, where: str) -> None:
+    if _fits(value, hint):
+        return
+    wanted = str(hint).replace("typing.", "") if typing.get_origin(hint) else hint.__name__
+    message = f"{where} must be {wanted}, not {value!r} of type {type(value).__name__}"
+    if typing.get_origin(hint) is Literal:
+        near = _nearest(value, typing.get_args(hint))
+        message += f": {near}" if near else ""
+    raise ConfigError(message)
+
+
+def _nearest(name: Any, known: Iterable[Any]) -> str:
+    near = difflib.get_close_matches(str(name), map(str, known), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin in _UNIONS:
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return all(_fits(item, arguments[0]) for item in value)
+        return len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)

@@ -1,0 +1,108 @@
+"""Multi-head attention (Vaswani et al. 2017, section 3.2.2) with an explicit cache."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from transformer_jax.layers.attention_ops import dot_product_attention
+from transformer_jax.layers.dropout import Dropout
+from transformer_jax.layers.linear import Linear
+from transformer_jax.layers.masks import Mask
+
+
+@flax.struct.dataclass
+class KeyValue:
+    """Projected keys (B, S, H, K) and values (B, S, H, W) of one attention layer."""
+
+    key: Float[Array, "*layers B S H K"]
+    value: Float[Array, "*layers B S H W"]
+
+
+class MultiHeadAttention(nn.Module):
+    """``concat(head_1 .. head_H) W^O``, ``head_i = attention(Q W^Q_i, K W^K_i, V W^V_i)``.
+
+    Each projection is Xavier-uniform over its whole (D, H * K) matrix. The paper has no biases;
+    ``use_bias`` adds them for the families that do.
+    """
+
+    d_model: int
+    num_heads: int
+    key_size: int
+    value_size: int
+    use_bias: bool
+    dropout: float
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        def heads(size: int) -> Linear:
+            axes = ("embed", "heads", "head_size")
+            return Linear((self.d_model,), (self.num_heads, size), axes, self.use_bias, self.dtype)
+
+        self.query = heads(self.key_size)
+        self.key = heads(self.key_size)
+        self.value = heads(self.value_size)
+        self.output = Linear(
+            (self.num_heads, self.value_size),
+            (self.d_model,),
+            ("heads", "head_size", "embed"),
+            self.use_bias,
+            self.dtype,
+        )
+        self.weight_dropout = Dropout(self.dropout)
+
+    def project(self, context: Float[Array, "B S D"]) -> KeyValue:
+        """Keys and values of ``context``, to be computed once and given to every decoding step."""
+        return KeyValue(self.key(context), self.value(context))
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        context: Float[Array, "B S E"] | KeyValue | None = None,
+        *,
+        mask: Mask,
+        bias: Float[Array, "#B #H #L S"] | None = None,
+        cache: KeyValue | None = None,
+        positions: Int[Array, ""] | None = None,
+        train: bool,
+    ) -> tuple[Float[Array, "B L D"], KeyValue | None]:
+        """Attends from ``x`` to ``context`` (to ``x`` itself when None).
+
+        Args:
+          x: queries' inputs.
+          context: inputs of keys and values, or already projected ones.
+          mask: what each query may see.
+          bias: added to the scores before the softmax.
+          cache: keys and values of earlier steps, for self-attention only; those of ``x`` are written
+            at ``positions`` and the whole of the cache is attended to, under ``mask``.
+          positions: place in ``cache`` of the first row of ``x``.
+          train: whether dropout is on; it needs the ``dropout`` random stream.
+
+        Returns:
+          The output and the cache with the new keys and values (None without one).
+        """
+        query = self.query(x)
+        new = context if isinstance(context, KeyValue) else self.project(x if context is None else context)
+        if cache is not None:
+            if positions is None:
+                raise ValueError("a cache needs positions: the place of the first row of x in it")
+            place = (0, positions, 0, 0)
+            new = KeyValue(
+                jax.lax.dynamic_update_slice(cache.key, new.key.astype(cache.key.dtype), place),
+                jax.lax.dynamic_update_slice(cache.value, new.value.astype(cache.value.dtype), place),
+            )
+
+        def on_weights(weights):
+            self.sow("intermediates", "attention_weights", weights)
+            return self.weight_dropout(weights, train=train)
+
+        heads = dot_product_attention(
+            query,
+            new.key,
+            new.value,
+            mask=mask.to_array(query.shape[1], new.key.shape[1]),
+            bias=bias,
+            on_weights=on_weights,
+        )
+        return self.output(heads), (new if cache is not None else None)

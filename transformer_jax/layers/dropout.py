@@ -1,0 +1,72 @@
+"""Dropout whose mask is a hash of each element's place: fast on every backend, equal on every mesh."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, UInt32
+
+
+def hashed_uniform_bits(seed: UInt32[Array, "2"], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """Uniform 32-bit words, word ``i`` a function of ``seed`` and ``i`` alone.
+
+    Two rounds of Wellons' ``lowbias32`` mixer (nullprogram.com/blog/2018/07/31), one for each
+    seed word. Threefry gives the same guarantee at about 30 times the cost on a CPU, where XLA does not
+    fuse it with the multiplication that uses it. This is for dropout, not for sampling.
+
+    Args:
+      seed: two random words; other seeds give unrelated streams.
+      shape: at most 2**32 elements; after that the stream repeats.
+    """
+    index = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    return _lowbias32(_lowbias32(index ^ seed[0]) + seed[1])
+
+
+def _lowbias32(word: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
+    word = (word ^ (word >> 16)) * jnp.uint32(0x7FEB352D)
+    word = (word ^ (word >> 15)) * jnp.uint32(0x846CA68B)
+    return word ^ (word >> 16)
+
+
+def keep_mask(seed: UInt32[Array, "2"], rate: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """True with probability ``1 - rate``, to within 2**-32, for each element of ``shape``."""
+    return hashed_uniform_bits(seed, shape) >= jnp.uint32(round(rate * 2**32))
+
+
+class Dropout(nn.Module):
+    """Srivastava et al. 2014, scaled at training time: ``x * keep / (1 - rate)``.
+
+    The mask of an element depends on the ``dropout`` random stream and on the element's place in the whole
+    (unsharded) array, so a run on eight devices drops what the same run on one device drops.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
+        if not train or self.rate == 0:
+            return x
+        seed = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
+        return _drop(x, seed, self.rate)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _drop(x: Float[Array, "*shape"], seed: UInt32[Array, "2"], rate: float) -> Float[Array, "*shape"]:
+    keep = keep_mask(seed, rate, x.shape)
+    return x * jnp.where(keep, jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))
+
+
+def _drop_forward(x, seed, rate):
+    return _drop(x, seed, rate), seed
+
+
+def _drop_backward(rate, seed, gradient):
+    return jax.lax.optimization_barrier(_drop(gradient, seed, rate)), None
+
+
+_drop.defvjp(_drop_forward, _drop_backward)

@@ -1,0 +1,35 @@
+"""Token embeddings, which may also be the last, pre-softmax product (Vaswani et al. 2017, section 3.4)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from transformer_jax.layers.parameters import parameter
+
+
+class Embedding(nn.Module):
+    """A table of ``vocab_size`` rows; drawn from N(0, 1 / d_model), so that ``scale`` gives unit variance.
+
+    Attributes:
+      scale: multiply looked-up rows by sqrt(d_model), as the paper does.
+    """
+
+    vocab_size: int
+    d_model: int
+    scale: bool
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        init = nn.initializers.normal(stddev=self.d_model**-0.5)
+        shape = (self.vocab_size, self.d_model)
+        self.embedding = parameter(self, "embedding", init, shape, ("vocab", "embed"))
+
+    def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        """Rows of the table; a token outside the vocabulary gives NaN rather than another token's row."""
+        x = self.embedding.astype(self.dtype).at[tokens].get(mode="fill", fill_value=jnp.nan)
+        return x * jnp.asarray(self.d_model**0.5, self.dtype) if self.scale else x
+
+    def attend(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Inner products of ``x`` with every row: the logits of a shared pre-softmax product."""
+        logits = x.reshape(-1, self.d_model) @ self.embedding.astype(self.dtype).T
+        return logits.reshape(*x.shape[:-1], self.vocab_size)

@@ -1,0 +1,210 @@
+"""The encoder–decoder against a NumPy oracle, and the properties that must hold for any parameters."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import transformer_jax as tj
+from tests.models import reference
+
+CONFIG = tj.families.transformer.config(
+    "tiny", vocab_size=23, d_model=16, num_heads=2, key_size=4, value_size=6, d_feedforward=24, max_length=12,
+    norm_epsilon=1e-3,
+)  # fmt: skip
+SOURCE = jnp.array([[5, 9, 7, 11, 2], [8, 6, 2, 0, 0], [4, 2, 0, 0, 0]])
+TARGET = jnp.array([[12, 13, 2, 0], [14, 15, 16, 2], [17, 2, 0, 0]])
+# Float32 sums of a few hundred terms of order 1 round off below 1e-5; bugs are of order 1e-2 and up.
+close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
+
+
+def change(**changes):
+    return dataclasses.replace(CONFIG, **changes)
+
+
+@functools.cache
+def parameters(config):
+    """Of the model, with every bias and scale moved off its initial 0 or 1."""
+    variables = tj.build(config).init(jax.random.key(0), **tj.example_inputs(config))
+    leaves, treedef = jax.tree.flatten(nn.meta.unbox(variables))
+    rng = np.random.default_rng(0)
+    return jax.tree.unflatten(
+        treedef, [leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves]
+    )
+
+
+def forward(config, source=SOURCE, target=TARGET, variables=None, **arguments):
+    variables = parameters(config) if variables is None else variables
+    return tj.build(config).apply(variables, inputs=source, targets=target, **arguments)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        change(norm_position="pre"),
+        change(positions="learned"),
+        change(scan_layers=True),
+        change(norm_position="pre", scan_layers=True),
+    ],
+    ids=["post", "pre", "learned", "scan", "pre-scan"],
+)
+def test_logits_equal_a_numpy_oracle(config):
+    ours = forward(config)
+    tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters(config)["params"])
+    for row in range(len(SOURCE)):
+        source, target = ([int(t) for t in side[row] if t != 0] for side in (SOURCE, TARGET))
+        close(ours[row, : len(target)], reference.logits(tree, config, source, target))
+
+
+def test_a_logit_depends_on_the_whole_source_and_on_targets_before_it_only():
+    table = parameters(CONFIG)["params"]["embedding"]["embedding"]
+
+    def loss(source_rows, target_rows, place):
+        """Embeds each place of source and target by a row of its own, so that gradients tell them apart."""
+        own = jnp.concatenate([table, source_rows, target_rows])
+        variables = {"params": parameters(CONFIG)["params"] | {"embedding": {"embedding": own}}}
+        config = change(vocab_size=len(own))
+        source = 23 + jnp.arange(4)[None]
+        target = 27 + jnp.arange(4)[None]
+        return forward(config, source, target, variables)[0, place, :23].sum()
+
+    rows = jax.random.normal(jax.random.key(1), (2, 4, 16))
+    for place in range(4):
+        to_source, to_target = jax.grad(loss, (0, 1))(rows[0], rows[1], place)
+        assert np.abs(to_source).max(axis=1).min() > 1e-6
+        depends = np.abs(to_target).max(axis=1) > 0
+        assert depends.tolist() == [i < place for i in range(4)]
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_cached_decoding_equals_the_full_forward_pass(scan_layers, norm_position):
+    config = change(scan_layers=scan_layers, norm_position=norm_position)
+    model, variables = tj.build(config), parameters(config)
+    target = jnp.array([[12, 13, 14, 2], [14, 15, 16, 2], [17, 18, 19, 2]])  # no padding to differ in
+    full = forward(config, target=target)
+    context = model.apply(variables, SOURCE, method="encode_context")
+    cache = model.init_cache(3, 6)  # longer than needed: the places ahead must not be seen
+    cache = jax.tree.map(lambda leaf: jnp.full_like(leaf, 7) if leaf.ndim else leaf, cache)
+    tokens = jnp.full(3, config.decoder_start_id)
+    step = jax.jit(functools.partial(model.apply, method="decode_step"))
+    for place in range(4):
+        logits, cache = step(variables, tokens, context, cache)
+        close(logits, full[:, place])
+        tokens = target[:, place]
+
+
+def test_padding_changes_nothing():
+    wider = forward(CONFIG, jnp.pad(SOURCE, ((0, 0), (0, 3))), jnp.pad(TARGET, ((0, 0), (0, 2))))
+    real = np.asarray(TARGET) != 0
+    close(np.asarray(wider)[:, :4][real], np.asarray(forward(CONFIG))[real])
+
+
+def test_packed_examples_do_not_see_one_another():
+    source, source_segments = [5, 9, 2, 8, 6, 7, 2, 0], [1, 1, 1, 2, 2, 2, 2, 0]
+    target, target_segments = [12, 2, 14, 15, 2, 0], [1, 1, 2, 2, 2, 0]
+    packed = forward(
+        CONFIG,
+        jnp.array([source]),
+        jnp.array([target]),
+        inputs_segments=jnp.array([source_segments]),
+        inputs_positions=jnp.array([[0, 1, 2, 0, 1, 2, 3, 0]]),
+        targets_segments=jnp.array([target_segments]),
+        targets_positions=jnp.array([[0, 1, 0, 1, 2, 0]]),
+    )[0]
+    close(packed[:2], forward(CONFIG, jnp.array([[5, 9, 2]]), jnp.array([[12, 2]]))[0])
+    close(packed[2:5], forward(CONFIG, jnp.array([[8, 6, 7, 2]]), jnp.array([[14, 15, 2]]))[0])
+
+
+def _value_and_gradient(config, variables):
+    def loss(variables):
+        return jnp.sum(
+            jnp.sin(forward(config, variables=variables, train=True, rngs={"dropout": jax.random.key(5)}))
+        )
+
+    return jax.value_and_grad(loss)(variables)
+
+
+def test_scanned_layers_compute_what_unrolled_ones_do():
+    loop, scan = change(dropout=0.0), change(dropout=0.0, scan_layers=True)
+    unrolled = parameters(loop)
+
+    def stacked(tree):
+        layers = [tree.pop(f"layer_{i}") for i in range(2)]
+        return tree | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+    def restack(variables):
+        params = dict(variables["params"])
+        return {"params": params | {side: stacked(dict(params[side])) for side in ("encoder", "decoder")}}
+
+    value, gradient = _value_and_gradient(loop, unrolled)
+    scanned_value, scanned_gradient = _value_and_gradient(scan, restack(unrolled))
+    close(value, scanned_value)
+    jax.tree.map(close, restack(gradient), scanned_gradient)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_rematerialisation_changes_memory_not_numbers(scan_layers):
+    plain = change(dropout=0.3, scan_layers=scan_layers)
+    remat = dataclasses.replace(plain, remat=True)
+    jax.tree.map(
+        close, _value_and_gradient(plain, parameters(plain)), _value_and_gradient(remat, parameters(plain))
+    )
+
+    def num_dots(config):
+        text = jax.jit(lambda v: _value_and_gradient(config, v)).lower(parameters(plain)).as_text()
+        return text.count("dot_general")
+
+    assert num_dots(remat) > num_dots(plain)  # the forward products of the layers, once more
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
+    config = change(dtype="bfloat16")
+    variables = parameters(config)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
+    logits = forward(config)
+    assert logits.dtype == jnp.bfloat16
+    exact = np.asarray(forward(CONFIG, variables=variables))
+    # Eight bits of mantissa: each of some dozen roundings in a row errs by up to 2**-9 of its size.
+    assert np.abs(np.asarray(logits, np.float32) - exact).max() < 24 * 2**-9 * np.abs(exact).max()
+
+
+def test_intermediates_are_sown_only_for_who_asks():
+    model, variables = tj.build(CONFIG), parameters(CONFIG)
+    _, state = model.apply(variables, inputs=SOURCE, targets=TARGET, mutable="intermediates")
+    flat = jax.tree_util.tree_leaves_with_path(state["intermediates"])
+    weights = [leaf for path, leaf in flat if "attention_weights" in jax.tree_util.keystr(path)]
+    blocks = [leaf for path, leaf in flat if "block_output" in jax.tree_util.keystr(path)]
+    assert len(weights) == 2 + 2 * 2 and len(blocks) == 2 + 2
+    for leaf in weights:
+        np.testing.assert_allclose(leaf.sum(-1), 1, rtol=1e-5)
+    assert not isinstance(forward(CONFIG), tuple)
+
+
+def test_a_sequence_longer_than_the_model_is_refused():
+    long = jnp.full((1, 13), 5)
+    with pytest.raises(ValueError, match="13 tokens is longer than the model's 12"):
+        forward(CONFIG, source=long, target=TARGET[:1])
+    with pytest.raises(ValueError, match="13 tokens is longer than the model's 12"):
+        forward(CONFIG, source=SOURCE[:1], target=long)
+    with pytest.raises(ValueError, match="longer than the model's 12"):
+        tj.build(CONFIG).init_cache(1, 13)
+
+
+def test_a_token_outside_the_vocabulary_gives_nan_not_another_token():
+    assert np.isnan(forward(CONFIG, source=jnp.array([[23, 2]]), target=TARGET[:1])).any()
+
+
+def test_build_and_init_as_any_flax_user_expects():
+    model = tj.build(CONFIG)
+    variables = model.init(jax.random.key(0), **tj.example_inputs(CONFIG))
+    assert list(variables) == ["params"]
+    logits = model.apply(variables, inputs=SOURCE, targets=TARGET)
+    assert logits.shape == (3, 4, 23) and logits.dtype == jnp.float32
+    with pytest.raises(Exception, match="dropout"):
+        model.apply(variables, inputs=SOURCE, targets=TARGET, train=True)

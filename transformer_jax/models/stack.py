@@ -1,0 +1,104 @@
+"""N blocks, unrolled or scanned, with or without rematerialisation."""
+
+from typing import TypeAlias
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from transformer_jax.config import TransformerConfig
+from transformer_jax.layers.attention import KeyValue
+from transformer_jax.layers.masks import Mask
+from transformer_jax.layers.norms import layer_norm
+from transformer_jax.models.block import Block
+
+# A tuple with one entry a layer; or, of scanned layers, one KeyValue with the layers on axis 0.
+LayerKeyValues: TypeAlias = tuple[KeyValue, ...] | KeyValue
+
+
+class Stack(nn.Module):
+    """``num_layers`` blocks and, for pre-norm, the LayerNorm that closes the residual stream.
+
+    With ``config.scan_layers`` the parameters of all layers are stacked on a leading axis ``layers`` and
+    the block is compiled once; with ``config.remat`` a layer keeps only its input for the backward pass.
+    """
+
+    config: TransformerConfig
+    num_layers: int
+    cross_attention: bool
+
+    def setup(self) -> None:
+        if self.config.scan_layers:
+            self.layers = Block(self.config, self.cross_attention)
+        else:
+            self.layer = [Block(self.config, self.cross_attention) for _ in range(self.num_layers)]
+        if self.config.norm_position == "pre":
+            self.final_norm = layer_norm(self.config.norm_epsilon, jnp.dtype(self.config.dtype))
+
+    def _scan(self, body):
+        return nn.scan(
+            body,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=self.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+
+    def project_context(self, context: Float[Array, "B S D"]) -> LayerKeyValues:
+        """Every layer's keys and values of ``context``, for decoding step by step."""
+        if not self.config.scan_layers:
+            return tuple(block.project_context(context) for block in self.layer)
+        body = lambda block, carry, _: (carry, block.project_context(context))  # noqa: E731
+        return self._scan(body)(self.layers, (), None)[1]
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        context: Float[Array, "B S D"] | LayerKeyValues | None = None,
+        *,
+        mask: Mask,
+        context_mask: Mask | None = None,
+        cache: LayerKeyValues | None = None,
+        position: Int[Array, ""] | None = None,
+        train: bool,
+    ) -> tuple[Float[Array, "B L D"], LayerKeyValues | None]:
+        """Runs the blocks.
+
+        Args:
+          x: the first block's input.
+          context: what blocks with ``cross_attention`` attend to, or ``project_context`` of it.
+          mask, context_mask: what each position sees of ``x`` and of ``context``.
+          cache: self-attention keys and values of earlier steps.
+          position: where in the cache the first row of ``x`` belongs.
+          train: whether dropout is on.
+
+        Returns:
+          The last block's output and the new cache (None without one).
+        """
+
+        def apply(block, x, projected, layer_cache):
+            return block(
+                x,
+                context if projected is None else projected,
+                mask=mask,
+                context_mask=context_mask,
+                cache=layer_cache,
+                position=position,
+                train=train,
+            )
+
+        if self.config.remat and train:
+            apply = nn.remat(apply, prevent_cse=not self.config.scan_layers)
+        if self.config.scan_layers:
+            layer_inputs = (context if isinstance(context, KeyValue) else None, cache)
+            x, cache = self._scan(lambda block, x, layer: apply(block, x, *layer))(
+                self.layers, x, layer_inputs
+            )
+        else:
+            caches = []
+            for i, block in enumerate(self.layer):
+                projected = context[i] if isinstance(context, tuple) else None
+                x, layer_cache = apply(block, x, projected, cache[i] if isinstance(cache, tuple) else None)
+                caches.append(layer_cache)
+            cache = None if cache is None else tuple(caches)
+        return (self.final_norm(x) if self.config.norm_position == "pre" else x), cache

@@ -1,0 +1,209 @@
+"""Encoder, decoder and both together (Vaswani et al. 2017, Figure 1)."""
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from transformer_jax.config import TransformerConfig
+from transformer_jax.layers.attention import KeyValue
+from transformer_jax.layers.dropout import Dropout
+from transformer_jax.layers.embeddings import Embedding
+from transformer_jax.layers.linear import Linear
+from transformer_jax.layers.masks import Mask
+from transformer_jax.layers.positions import PositionEncoding
+from transformer_jax.models.stack import LayerKeyValues, Stack
+
+
+@flax.struct.dataclass
+class DecoderCache:
+    """Self-attention keys and values so far, and how many places of them are filled."""
+
+    layers: LayerKeyValues
+    index: Int[Array, ""]
+
+
+@flax.struct.dataclass
+class EncodedContext:
+    """What decoding needs of the encoder: every decoder layer's keys and values, and the segments."""
+
+    layers: LayerKeyValues
+    segments: Int[Array, "B S"]
+
+
+class EmbedAndPlace(nn.Module):
+    """Scaled token embeddings plus positions, with dropout on the sum (sections 3.4, 3.5 and 5.4)."""
+
+    config: TransformerConfig
+    embedding: Embedding
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "B L"], positions: Int[Array, "#B L"] | None, *, train: bool
+    ) -> Float[Array, "B L D"]:
+        config = self.config
+        if tokens.shape[1] > config.max_length:
+            raise ValueError(
+                f"a sequence of {tokens.shape[1]} tokens is longer than the model's {config.max_length}: "
+                "shorten it, or use a model with a larger max_length"
+            )
+        if positions is None:
+            positions = jnp.arange(tokens.shape[1])[None, :]
+        encoding = PositionEncoding(
+            config.positions, config.max_length, config.d_model, jnp.dtype(config.dtype), name="positions"
+        )
+        x = self.embedding(tokens) + encoding(positions)
+        return Dropout(config.dropout)(x, train=train)
+
+
+class EncoderDecoder(nn.Module):
+    """The Transformer of *Attention Is All You Need*; ``config`` is one of many.
+
+    Embeddings are shared three ways by default: source, target and the product before the softmax.
+    """
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        config = self.config
+        self.embedding = self._embedding()
+        self.target_embedding = self.embedding if config.share_embeddings == "all" else self._embedding()
+        self.embed_inputs = EmbedAndPlace(config, self.embedding)
+        self.embed_targets = EmbedAndPlace(config, self.target_embedding)
+        self.encoder = Stack(config, config.num_encoder_layers, cross_attention=False)
+        self.decoder = Stack(config, config.num_decoder_layers, cross_attention=True)
+        if config.share_embeddings == "none":
+            self.logits_projection = Linear(
+                (config.d_model,), (config.vocab_size,), ("embed", "vocab"), False, jnp.dtype(config.dtype)
+            )
+
+    def _embedding(self) -> Embedding:
+        config = self.config
+        return Embedding(config.vocab_size, config.d_model, config.scale_embeddings, jnp.dtype(config.dtype))
+
+    def __call__(
+        self,
+        inputs: Int[Array, "B S"],
+        targets: Int[Array, "B L"],
+        *,
+        inputs_positions: Int[Array, "B S"] | None = None,
+        inputs_segments: Int[Array, "B S"] | None = None,
+        targets_positions: Int[Array, "B L"] | None = None,
+        targets_segments: Int[Array, "B L"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B L V"]:
+        """Logits of each target token given the source and the target tokens before it.
+
+        ``logits[:, i]`` is the prediction of ``targets[:, i]``: targets are shifted here, not by the caller.
+
+        Args:
+          inputs: source tokens.
+          targets: target tokens.
+          inputs_segments, targets_segments: 0 on padding, else the example's number in its row; None
+            means that what equals ``config.pad_id`` is padding and the rest is one example.
+          inputs_positions, targets_positions: places within the example; None means 0, 1, 2, …
+          train: whether dropout is on; it needs ``rngs={"dropout": key}``.
+
+        Raises:
+          ValueError: a sequence is longer than ``config.max_length``.
+        """
+        if inputs_segments is None:
+            inputs_segments = self._segments(inputs)
+        if targets_segments is None:
+            targets_segments = self._segments(targets)
+        context = self.encode(
+            inputs, inputs_positions=inputs_positions, inputs_segments=inputs_segments, train=train
+        )
+        shifted = shift_right(targets, targets_positions, self.config.decoder_start_id)
+        x = self.embed_targets(shifted, targets_positions, train=train)
+        x, _ = self.decoder(
+            x,
+            context,
+            mask=Mask(targets_segments, targets_segments, causal=True),
+            context_mask=Mask(targets_segments, inputs_segments),
+            train=train,
+        )
+        return self._logits(x)
+
+    def encode(
+        self,
+        inputs: Int[Array, "B S"],
+        *,
+        inputs_positions: Int[Array, "B S"] | None = None,
+        inputs_segments: Int[Array, "B S"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B S D"]:
+        """The encoder's output; arguments as in ``__call__``."""
+        if inputs_segments is None:
+            inputs_segments = self._segments(inputs)
+        x = self.embed_inputs(inputs, inputs_positions, train=train)
+        return self.encoder(x, mask=Mask(inputs_segments, inputs_segments), train=train)[0]
+
+    def encode_context(
+        self, inputs: Int[Array, "B S"], inputs_segments: Int[Array, "B S"] | None = None
+    ) -> EncodedContext:
+        """Encodes (unpacked) sources once for any number of ``decode_step`` calls."""
+        if inputs_segments is None:
+            inputs_segments = self._segments(inputs)
+        encoded = self.encode(inputs, inputs_segments=inputs_segments)
+        return EncodedContext(self.decoder.project_context(encoded), inputs_segments)
+
+    def decode_step(
+        self, tokens: Int[Array, "B"], context: EncodedContext, cache: DecoderCache
+    ) -> tuple[Float[Array, "B V"], DecoderCache]:
+        """One step of cached decoding.
+
+        Args:
+          tokens: the last token of each row; ``config.decoder_start_id`` at first.
+          context: of ``encode_context``.
+          cache: of ``init_cache``, or of the step before.
+
+        Returns:
+          Logits of the next token, and the cache to give to the next step. Past the cache's length
+          the result is meaningless: decoding loops must stop at it.
+        """
+        place = jnp.broadcast_to(cache.index, (1, 1))
+        x = self.embed_targets(tokens[:, None], place, train=False)
+        x, layers = self.decoder(
+            x,
+            context.layers,
+            mask=Mask(causal=True, query_offset=cache.index),
+            context_mask=Mask(key_segments=context.segments),
+            cache=cache.layers,
+            position=cache.index,
+            train=False,
+        )
+        assert layers is not None  # a stack that is given a cache returns one
+        return self._logits(x)[:, 0], DecoderCache(layers, cache.index + 1)
+
+    def init_cache(self, batch_size: int, max_length: int) -> DecoderCache:
+        """An empty cache for ``batch_size`` rows of up to ``max_length`` tokens; needs no parameters."""
+        config = self.config
+        if max_length > config.max_length:
+            raise ValueError(f"{max_length=} is longer than the model's {config.max_length} tokens")
+        places = (batch_size, max_length, config.num_heads)
+        dtype = jnp.dtype(config.dtype)
+
+        def empty(*layers: int) -> KeyValue:
+            key, value = (*layers, *places, config.key_size), (*layers, *places, config.value_size)
+            return KeyValue(jnp.zeros(key, dtype), jnp.zeros(value, dtype))
+
+        count = config.num_decoder_layers
+        layers = empty(count) if config.scan_layers else tuple(empty() for _ in range(count))
+        return DecoderCache(layers, jnp.zeros((), jnp.int32))
+
+    def _segments(self, tokens: Int[Array, "B L"]) -> Int[Array, "B L"]:
+        return (tokens != self.config.pad_id).astype(jnp.int32)
+
+    def _logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+        if self.config.share_embeddings == "none":
+            return self.logits_projection(x)
+        return self.target_embedding.attend(x)
+
+
+def shift_right(
+    targets: Int[Array, "B L"], positions: Int[Array, "B L"] | None, start_id: int
+) -> Int[Array, "B L"]:
+    """Targets moved one place on, with ``start_id`` at position 0 of every (packed) example."""
+    shifted = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=start_id)
+    return shifted if positions is None else jnp.where(positions == 0, start_id, shifted)

@@ -1,0 +1,89 @@
+"""Losses against their definitions, in NumPy and float64."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer_jax.objectives import Seq2Seq
+from transformer_jax.objectives.losses import smoothed_cross_entropy
+from transformer_jax.types import BATCH_KEYS
+
+
+def definition(logits, target, smoothing):
+    """``-sum(q log p)`` of one token, term by term."""
+    logits = np.asarray(logits, np.float64)
+    log_p = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+    size = len(logits)
+    q = np.full(size, smoothing / size)
+    q[target] += 1 - smoothing
+    return -(q * log_p).sum(), -log_p[target]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_cross_entropy_equals_its_definition(rng, smoothing):
+    logits = rng.normal(size=(2, 3, 11)).astype(np.float32) * 5
+    targets = rng.integers(0, 11, (2, 3))
+    targets[0, 0] = logits[0, 0].argmax()
+    losses = smoothed_cross_entropy(jnp.asarray(logits), jnp.asarray(targets), smoothing)
+    for place in np.ndindex(2, 3):
+        loss, nll = definition(logits[place], targets[place], smoothing)
+        np.testing.assert_allclose([losses.loss[place], losses.nll[place]], [loss, nll], rtol=1e-5)
+        assert losses.is_correct[place] == (logits[place].argmax() == targets[place])
+
+
+def test_gradient_is_softmax_minus_the_smoothed_target(rng):
+    logits = rng.normal(size=(1, 1, 7)).astype(np.float32)
+    gradient = jax.grad(lambda x: smoothed_cross_entropy(x, jnp.array([[2]]), 0.1).loss.sum())(logits)[0, 0]
+    target = np.full(7, 0.1 / 7)
+    target[2] += 0.9
+    np.testing.assert_allclose(gradient, np.exp(logits[0, 0]) / np.exp(logits).sum() - target, atol=1e-6)
+
+
+def test_huge_logits_stay_finite():
+    losses = smoothed_cross_entropy(jnp.array([[[1e4, -1e4, 0.0]]]), jnp.array([[1]]), 0.0)
+    np.testing.assert_allclose(losses.nll, 2e4)
+
+
+def test_only_real_tokens_count(rng):
+    objective = Seq2Seq(label_smoothing=0.1)
+    logits = rng.normal(size=(2, 4, 9)).astype(np.float32)
+    batch = {key: np.zeros((2, 4), np.int32) for key in BATCH_KEYS}
+    batch["targets"] = rng.integers(0, 9, (2, 4)).astype(np.int32)
+    batch["targets_segments"] = np.array([[1, 1, 2, 0], [0, 0, 0, 0]], np.int32)
+    loss, sums = objective.loss(lambda *_, **__: jnp.asarray(logits), {}, batch, None)
+    pairs = [definition(logits[0, i], batch["targets"][0, i], 0.1) for i in range(3)]
+    np.testing.assert_allclose(loss, sum(pair[0] for pair in pairs), rtol=1e-5)
+    assert float(sums["tokens"]) == 3
+    metrics = objective.metrics({name: float(value) for name, value in sums.items()})
+    nll = np.mean([pair[1] for pair in pairs])
+    np.testing.assert_allclose([metrics["nll"], metrics["perplexity"]], [nll, np.exp(nll)], rtol=1e-5)
+
+
+def test_dropout_is_on_only_with_a_key():
+    seen = []
+
+    def apply(variables, **arguments):
+        seen.append((arguments["train"], arguments["rngs"]))
+        return jnp.zeros((1, 1, 5))
+
+    batch = {key: np.ones((1, 1), np.int32) for key in BATCH_KEYS}
+    Seq2Seq().loss(apply, {}, batch, None)
+    Seq2Seq().loss(apply, {}, batch, jax.random.key(0))
+    assert [train for train, _ in seen] == [False, True]
+    assert seen[0][1] is None and set(seen[1][1]) == {"dropout"}
+
+
+def test_transform_ends_both_sides_in_eos():
+    tokenizer = types.SimpleNamespace(
+        encode=lambda text: np.array([len(word) + 10 for word in text.split()], np.int32)
+    )
+    example = Seq2Seq().transform({"inputs": "a bc", "targets": "def"}, tokenizer)
+    assert [example[side].tolist() for side in ("inputs", "targets")] == [[11, 12, 2], [13, 2]]
+
+
+def test_bad_smoothing_is_refused():
+    with pytest.raises(ValueError, match=r"label_smoothing=1.0 must be in \[0, 1\)"):
+        Seq2Seq(label_smoothing=1.0)

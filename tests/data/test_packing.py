@@ -1,0 +1,130 @@
+"""Plans of batches and the arrays they become, against brute force."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transformer_jax.data.packing import (
+    BatchPlan,
+    fill_batch,
+    plan_buckets,
+    plan_packed,
+    rows_per_batch,
+)
+from transformer_jax.types import BATCH_KEYS, SIDES
+
+BUCKETS = (4, 7, 12)
+LENGTHS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), max_size=150)
+
+
+def as_array(lengths):
+    return np.array(lengths, np.int64).reshape(-1, 2)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length", "rows"),
+    [(4096, 64, 64), (4096, 60, 64), (4096, 50, 80), (128, 16, 8), (135, 8, 16), (10, 100, 8)],
+)
+def test_rows_are_a_multiple_of_eight(tokens, length, rows):
+    assert rows_per_batch(tokens, length) == rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=LENGTHS, seed=st.integers(0, 2**40))
+def test_buckets_place_every_example_once_and_tightly(lengths, seed):
+    plans, carried = plan_buckets(as_array(lengths), BUCKETS, 64, seed)
+    placed = [example for plan in plans for row in plan.rows for example in row]
+    assert sorted(placed + carried) == list(range(len(lengths)))
+    for plan in plans:
+        assert len(plan.rows) == rows_per_batch(64, plan.length)
+        for row in plan.rows:
+            (example,) = row
+            assert plan.length == min(b for b in BUCKETS if b >= max(lengths[example]))
+    for bucket in BUCKETS:
+        waiting = [e for e in carried if min(b for b in BUCKETS if b >= max(lengths[e])) == bucket]
+        assert len(waiting) < rows_per_batch(64, bucket)
+        served = [e for plan in plans if plan.length == bucket for row in plan.rows for e in row]
+        assert not waiting or not served or max(served) < min(waiting)  # first come, first served
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=LENGTHS, seed=st.integers(0, 2**40))
+def test_packed_rows_hold_every_example_once(lengths, seed):
+    plans, carried = plan_packed(as_array(lengths), 12, 100, seed)
+    placed = [example for plan in plans for row in plan.rows for example in row]
+    assert sorted(placed + carried) == list(range(len(lengths)))
+    for plan in plans:
+        assert plan.length == 12 and len(plan.rows) == rows_per_batch(100, 12) == 8
+        for row in plan.rows:
+            assert row and (as_array([lengths[e] for e in row]).sum(axis=0) <= 12).all()
+
+
+def test_packing_fills_rows_well(rng):
+    lengths = rng.integers(3, 25, (2_000, 1)) + rng.integers(0, 4, (2_000, 2))
+    plans, carried = plan_packed(lengths, 64, 64 * 16, 0)
+    used = sum(lengths[e].sum() for plan in plans for row in plan.rows for e in row)
+    assert used / (2 * 64 * 16 * len(plans)) > 0.9
+    assert len(carried) < 200
+
+
+@pytest.mark.parametrize("plan", [plan_buckets, plan_packed])
+def test_the_order_is_a_function_of_the_seed(plan, rng):
+    lengths = rng.integers(1, 12, (400, 2))
+    limit = BUCKETS if plan is plan_buckets else 12
+    first = plan(lengths, limit, 64, 5)
+    assert plan(lengths, limit, 64, 5) == first
+    assert plan(lengths, limit, 64, 6) != first
+
+
+def test_batches_are_not_in_the_order_of_their_lengths(rng):
+    plans, _ = plan_buckets(rng.integers(1, 12, (600, 2)), BUCKETS, 64, 0)
+    found = [plan.length for plan in plans]
+    assert found != sorted(found) and found != sorted(found, reverse=True)
+
+
+def example(*lengths, start=10):
+    return {side: np.arange(start, start + n, dtype=np.int32) for side, n in zip(SIDES, lengths, strict=True)}
+
+
+def test_a_filled_batch_by_hand():
+    rows = [[example(2, 1), example(3, 4, start=20)], [example(1, 5)], []]
+    batch = fill_batch(rows, 6)
+    assert tuple(batch) == BATCH_KEYS
+    assert all(a.shape == (3, 6) and a.dtype == np.int32 for a in batch.values())
+    expected = {
+        "inputs": [[10, 11, 20, 21, 22, 0], [10, 0, 0, 0, 0, 0]],
+        "inputs_positions": [[0, 1, 0, 1, 2, 0], [0] * 6],
+        "inputs_segments": [[1, 1, 2, 2, 2, 0], [1, 0, 0, 0, 0, 0]],
+        "targets": [[10, 20, 21, 22, 23, 0], [10, 11, 12, 13, 14, 0]],
+        "targets_positions": [[0, 0, 1, 2, 3, 0], [0, 1, 2, 3, 4, 0]],
+        "targets_segments": [[1, 2, 2, 2, 2, 0], [1, 1, 1, 1, 1, 0]],
+    }
+    for key, first_rows in expected.items():
+        np.testing.assert_array_equal(batch[key], [*first_rows, [0] * 6], err_msg=key)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=80))
+def test_examples_can_be_read_back_from_packed_batches(lengths):
+    examples = [example(*both, start=100 * i + 4) for i, both in enumerate(lengths)]
+    plans, carried = plan_packed(as_array(lengths), 12, 96, 0)
+    plans.append(BatchPlan(12, tuple((e,) for e in carried)))
+    seen = []
+    for plan in plans:
+        batch = fill_batch([[examples[e] for e in row] for row in plan.rows], plan.length)
+        for row in range(len(plan.rows)):
+            segments = {side: batch[f"{side}_segments"][row] for side in SIDES}
+            for segment in range(1, segments["inputs"].max() + 1):
+                found = [batch[side][row][segments[side] == segment] for side in SIDES]
+                number = (int(found[0][0]) - 4) // 100
+                seen.append(number)
+                for side, tokens in zip(SIDES, found, strict=True):
+                    np.testing.assert_array_equal(tokens, examples[number][side])
+                    positions = batch[f"{side}_positions"][row][segments[side] == segment]
+                    np.testing.assert_array_equal(positions, np.arange(len(tokens)))
+            for side in SIDES:
+                padding = segments[side] == 0
+                assert not batch[side][row][padding].any()
+                assert not batch[f"{side}_positions"][row][padding].any()
+    assert sorted(seen) == list(range(len(lengths)))

@@ -1,0 +1,397 @@
+"""Batches for training, endless and replayable to the bit, and batches for evaluation.
+
+How training batches come about::
+
+    Grain MapDataset: index -> shuffle (anew every epoch) -> repeat
+      -> a window of examples: read, transformed, filtered (counted)
+      -> a plan of the window's batches (transformer_jax.data.packing)
+      -> batches, filled in ahead of time by a thread
+
+Every process goes through the same plans and fills in its own rows, so the order of the data does
+not depend on how many processes there are. The state is where the window starts, what it carried
+over from earlier ones, and how many of its batches were handed out; from this the window is read
+and planned again.
+"""
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import grain
+import numpy as np
+
+from transformer_jax.data.packing import (
+    BatchPlan,
+    check_processes,
+    fill_batch,
+    own_rows,
+    plan_buckets,
+    plan_packed,
+    rows_per_batch,
+)
+from transformer_jax.data.sources import DataError, Source, SourceConfig
+from transformer_jax.data.tokenizers import TokenizerConfig
+from transformer_jax.types import SIDES, TextExample, TokenExample
+
+CACHED_EXAMPLES = 500_000  # token examples kept in memory, about 200 MB of single sentences
+PREFETCHED_BATCHES = 4
+EXTRA_LENGTH_MULTIPLE = 64  # of the one further length in evaluation
+
+Transform = Callable[[TextExample], TokenExample]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data section of an experiment.
+
+    Batches are (rows, length) on both sides, where length is one of ``lengths`` and rows is
+    ``tokens_per_batch // length``, rounded down to a multiple of 8 but at least 8. So there are
+    ``len(lengths)`` shapes to compile, or one when packed.
+
+    Raises:
+      ValueError: a size below 1, a bucket above ``max_length``, or an unknown kind of batching.
+    """
+
+    source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    max_length: int = 128  # tokens of one side, <eos> included; longer pairs are not trained on
+    batching: Literal["buckets", "packed"] = "buckets"
+    buckets: tuple[int, ...] = ()  # lengths, tokens, besides max_length
+    tokens_per_batch: int = 4096  # of one side, padding included, over all processes
+    window: int = 4096  # examples that are grouped into batches together
+    seed: int = 0  # of the order of the examples
+
+    def __post_init__(self) -> None:
+        if self.batching not in ("buckets", "packed"):
+            raise ValueError(f"data.batching={self.batching!r} must be 'buckets' or 'packed'")
+        for name in ("max_length", "tokens_per_batch", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
+        for bucket in self.buckets:
+            if not 1 <= bucket <= self.max_length:
+                raise ValueError(
+                    f"data.buckets={self.buckets} must be from 1 to data.max_length="
+                    f"{self.max_length}, but {bucket} is not"
+                )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"data.seed={self.seed} must be from 0 to 2**32 - 1")
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths that batches may have, in tokens, increasing."""
+        if self.batching == "packed":
+            return (self.max_length,)
+        return tuple(sorted({*self.buckets, self.max_length}))
+
+
+def training_iterator(
+    config: DataConfig,
+    source: Source,
+    transform: Transform,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "TrainingIterator":
+    """Endless training batches of ``source``; see ``TrainingIterator``.
+
+    Args:
+      config: how to batch; its ``source`` and ``tokenizer`` sections are not read here.
+      source: the training split.
+      transform: a pure function from a text example to a token example.
+      process_index: which of the processes this is.
+      process_count: processes that share every batch.
+
+    Raises:
+      DataError: the rows of a batch cannot be shared equally among the processes.
+    """
+    check_processes(config.lengths, config.tokens_per_batch, process_index, process_count)
+    windows = _WindowedBatches(config, source, transform, process_index, process_count)
+    return TrainingIterator(windows, len(source))
+
+
+class TrainingIterator:
+    """Batches for ever: every example once an epoch, in a new order each epoch.
+
+    A pair is left out of training, and counted, if a side has more than ``max_length`` tokens or
+    is blank (nothing but white space). Examples that do not fill a batch wait for the next window.
+    """
+
+    def __init__(self, windows: "_WindowedBatches", num_examples: int):
+        dataset = grain.experimental.ThreadPrefetchIterDataset(
+            windows, prefetch_buffer_size=PREFETCHED_BATCHES
+        )
+        self._open = [iter(dataset)]
+        # Closed and let go of before the interpreter takes modules apart: Grain's own clean-up,
+        # in __del__, would come after that and fail.
+        self._finalizer = weakref.finalize(self, _close_all, self._open)
+        self._num_examples = num_examples
+
+    def __iter__(self) -> "TrainingIterator":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """This process's rows of the next batch: the six arrays named in ``BATCH_KEYS``.
+
+        Raises:
+          DataError: no pair of the source can be trained on.
+        """
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        """What ``set_state`` needs to go on after the batch that was handed out last, for JSON."""
+        state = self._iterator.get_state()
+        return state | {"carried": list(state["carried"]), "settings": dict(state["settings"])}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to where ``get_state`` was called, perhaps with another number of processes.
+
+        Raises:
+          DataError: the state was saved with other data or settings of the data.
+        """
+        self._iterator.set_state(state)
+
+    @property
+    def filtered(self) -> int:
+        """Pairs left out for their length, in what was read so far, every epoch counted."""
+        return self._iterator.get_state()["filtered"]
+
+    @property
+    def blank(self) -> int:
+        """Pairs left out for a blank side, in what was read so far, every epoch counted."""
+        return self._iterator.get_state()["blank"]
+
+    @property
+    def examples(self) -> int:
+        """Examples in the batches handed out so far, over all processes."""
+        return self._iterator.get_state()["examples"]
+
+    @property
+    def epoch(self) -> float:
+        """How many times the data were gone through, for display: 2.5 is half-way the third."""
+        return (self.examples + self.filtered + self.blank) / self._num_examples
+
+    def close(self) -> None:
+        """Stops the thread; the iterator cannot be used any more."""
+        self._finalizer()
+
+    @property
+    def _iterator(self) -> grain.DatasetIterator:
+        if not self._open:
+            raise ValueError("this data iterator is closed")
+        return self._open[0]
+
+
+def evaluation_batches(
+    config: DataConfig,
+    source: Source,
+    transform: Transform,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """All of ``source`` once, grouped by length, nothing left out and never packed.
+
+    Rows per batch are those of training. Pairs above ``max_length`` share one further length:
+    their longest, rounded up to a multiple of 64. So there are at most ``len(lengths) + 1`` shapes.
+
+    Args:
+      config: how to batch; its ``source`` and ``tokenizer`` sections are not read here.
+      source: the split to evaluate.
+      transform: a pure function from a text example to a token example.
+      process_index: which of the processes this is.
+      process_count: processes that share every batch.
+
+    Returns:
+      For every batch the place in ``source`` of the example in each row (-1: an empty row, with
+      segments all 0) and the batch; of this process's rows, as many batches in every process.
+
+    Raises:
+      DataError: the rows of a batch cannot be shared equally among the processes.
+    """
+    examples = [transform(text) for text in source.read(range(len(source)))]
+    longest = np.array([_longest(example) for example in examples])
+    lengths = list(config.lengths)
+    if longest.max() > lengths[-1]:
+        lengths.append(-(-int(longest.max()) // EXTRA_LENGTH_MULTIPLE) * EXTRA_LENGTH_MULTIPLE)
+    check_processes(lengths, config.tokens_per_batch, process_index, process_count)
+    buckets = np.searchsorted(lengths, longest)
+    batches = []
+    for bucket, length in enumerate(lengths):
+        members = np.flatnonzero(buckets == bucket)
+        size = rows_per_batch(config.tokens_per_batch, length)
+        own = own_rows(size, process_index, process_count)
+        for start in range(0, len(members), size):
+            indices = np.full(size, -1)
+            found = members[start : start + size]
+            indices[: len(found)] = found
+            rows = [[examples[i]] if i >= 0 else [] for i in indices[own].tolist()]
+            batches.append((indices[own], fill_batch(rows, length)))
+    return batches
+
+
+class _TokenCache:
+    """The token examples of a source; those read first stay in memory."""
+
+    def __init__(self, source: Source, transform: Transform):
+        self._source, self._transform = source, transform
+        self._cached: dict[int, TokenExample | None] = {}
+
+    def read(self, indices: Sequence[int]) -> list[TokenExample | None]:
+        """The token examples at ``indices``; None for a pair with a blank side."""
+        missing = [index for index in dict.fromkeys(indices) if index not in self._cached]
+        fresh = dict(zip(missing, map(self._tokens, self._source.read(missing)), strict=True))
+        found = [fresh[i] if i in fresh else self._cached[i] for i in indices]
+        space = CACHED_EXAMPLES - len(self._cached)
+        self._cached.update((index, fresh[index]) for index in missing[:space])
+        return found
+
+    def _tokens(self, text: TextExample) -> TokenExample | None:
+        return self._transform(text) if all(text[side].strip() for side in SIDES) else None
+
+
+class _WindowedBatches(grain.IterDataset):
+    """The endless batches of one process, without the thread."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        source: Source,
+        transform: Transform,
+        process_index: int,
+        process_count: int,
+    ):
+        super().__init__()
+        self.config = config
+        self.order = grain.MapDataset.range(len(source)).seed(config.seed).shuffle().repeat()
+        self.num_examples = len(source)
+        self.tokens = _TokenCache(source, transform)
+        self.process = (process_index, process_count)
+        self.settings = {
+            "num_examples": len(source),
+            "max_length": config.max_length,
+            "batching": config.batching,
+            "lengths": list(config.lengths),
+            "tokens_per_batch": config.tokens_per_batch,
+            "window": config.window,
+            "seed": config.seed,
+        }
+
+    def __iter__(self) -> "_WindowedIterator":
+        return _WindowedIterator(self)
+
+
+class _WindowedIterator(grain.DatasetIterator):
+    """Reads and plans a window at a time; see the module for the state."""
+
+    def __init__(self, dataset: _WindowedBatches):
+        super().__init__()
+        self._dataset = dataset
+        self._state: dict[str, Any] = {
+            "start": 0,  # of the window, in the endless order of examples
+            "carried": [],  # places in that order, of examples that wait since earlier windows
+            "batch": 0,  # of the window, to be handed out next
+            "examples": 0,
+            "filtered": 0,  # counted when a window is read
+            "blank": 0,
+            "settings": dataset.settings,
+        }
+        self._plans: list[BatchPlan] | None = None  # of the window; None: not read yet
+        self._examples: list[TokenExample] = []  # of the window, carried ones first
+        self._next_carried: list[int] = []
+        self._counted = False  # the window's filtered and blank pairs
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        barren = 0
+        while True:
+            if self._plans is None:
+                self._read_window()
+            assert self._plans is not None
+            if self._state["batch"] < len(self._plans):
+                break
+            barren = 0 if self._examples else barren + self._dataset.config.window
+            if barren >= 2 * self._dataset.num_examples:  # there is a whole epoch in these
+                raise DataError(
+                    f"none of the {self._dataset.num_examples:,} pairs can be trained on: each is "
+                    f"longer than data.max_length={self._dataset.config.max_length} tokens or has "
+                    "a blank side"
+                )
+            self._go_to_next_window()
+        plan = self._plans[self._state["batch"]]
+        self._state = self._state | {
+            "batch": self._state["batch"] + 1,
+            "examples": self._state["examples"] + sum(map(len, plan.rows)),
+        }
+        own = plan.rows[own_rows(len(plan.rows), *self._dataset.process)]
+        return fill_batch([[self._examples[i] for i in row] for row in own], plan.length)
+
+    def get_state(self) -> dict[str, Any]:
+        return self._state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if set(state) != set(self._state):
+            raise DataError(
+                f"a data iterator's state has the keys {sorted(self._state)}, not {sorted(state)}"
+            )
+        now = self._dataset.settings
+        saved = state["settings"]
+        if set(saved) != set(now):
+            raise DataError(f"a data iterator's settings are {sorted(now)}, not {sorted(saved)}")
+        differing = [f"{name} {saved[name]}, now {now[name]}" for name in now if saved[name] != now[name]]
+        if differing:
+            raise DataError(
+                f"the data iterator was saved with other data: {'; '.join(differing)}. Continue "
+                "with the data of the saved run, or start a new one"
+            )
+        self._state = dict(state)
+        self._plans = None
+        # A window is counted when its first batch is handed out.
+        self._counted = state["batch"] > 0
+
+    def _read_window(self) -> None:
+        config, state = self._dataset.config, self._state
+        window = range(state["start"], state["start"] + config.window)
+        places = [*state["carried"], *window]
+        found = self._dataset.tokens.read([self._dataset.order[place] for place in places])
+        kept_places, self._examples = [], []
+        filtered = blank = 0
+        for place, example in zip(places, found, strict=True):
+            if example is None:
+                blank += 1
+            elif _longest(example) > config.max_length:
+                filtered += 1
+            else:
+                kept_places.append(place)
+                self._examples.append(example)
+        if not self._counted:
+            self._state = state | {
+                "filtered": state["filtered"] + filtered,
+                "blank": state["blank"] + blank,
+            }
+            self._counted = True
+        lengths = np.array([[len(e[side]) for side in SIDES] for e in self._examples])
+        lengths = lengths.reshape(-1, 2).astype(np.int64)  # also where there is none
+        seed = config.seed + state["start"]
+        if config.batching == "packed":
+            self._plans, carried = plan_packed(lengths, config.max_length, config.tokens_per_batch, seed)
+        else:
+            self._plans, carried = plan_buckets(lengths, config.lengths, config.tokens_per_batch, seed)
+        self._next_carried = [kept_places[i] for i in carried]
+
+    def _go_to_next_window(self) -> None:
+        self._state = self._state | {
+            "start": self._state["start"] + self._dataset.config.window,
+            "carried": self._next_carried,
+            "batch": 0,
+        }
+        self._plans = None
+        self._counted = False
+
+
+def _close_all(iterators: list[grain.DatasetIterator]) -> None:
+    while iterators:
+        iterators.pop().close()
+
+
+def _longest(example: TokenExample) -> int:
+    return max(len(example[side]) for side in SIDES)

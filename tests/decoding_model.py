@@ -1,0 +1,73 @@
+"""A model for tests of decoding: its logits depend on all tokens so far, and a table holds them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax.decoding import beam_search, greedy_search
+
+PAD, START, EOS = 0, 1, 2
+STATES = 4099  # a prime: histories seldom meet in one state
+PENALTIES = (0.0, 0.6, 1.5, -0.8)
+
+
+# The model: a hash of all tokens so far chooses a row of a table of logits.
+def next_state(state, token):
+    return (state * 131 + token * 17 + 7) % STATES
+
+
+def hash_step(table):
+    def step(tokens, cache):
+        state = next_state(cache["state"], tokens)
+        return jnp.asarray(table)[state], {"state": state, "index": cache["index"] + 1}
+
+    return step
+
+
+def hash_cache(roots):
+    return {"state": jnp.asarray(roots, jnp.int32), "index": jnp.zeros((), jnp.int32)}
+
+
+def random_table(seed, vocab_size, masked=0.0, allowed=None):
+    rng = np.random.default_rng(seed)
+    table = rng.normal(0, 2, (STATES, vocab_size)).astype(np.float32)
+    table[rng.random(table.shape) < masked] = -np.inf
+    if allowed is not None:
+        table[:, [token for token in range(vocab_size) if token not in allowed]] = -np.inf
+    return table
+
+
+def log_softmax(table):
+    impossible = np.isneginf(table).all(axis=-1, keepdims=True)
+    safe = np.where(impossible, 0, table)
+    return np.where(impossible, -np.inf, np.asarray(jax.nn.log_softmax(safe))).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("beam_size", "length_penalty", "max_length"))
+def run_beam(table, roots, limits, beam_size, length_penalty, max_length):
+    return beam_search(
+        hash_step(table),
+        hash_cache(roots),
+        jnp.full(roots.shape, START),
+        beam_size=beam_size,
+        length_penalty=length_penalty,
+        max_length=max_length,
+        max_lengths=limits,
+        eos_id=EOS,
+        pad_id=PAD,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("max_length",))
+def run_greedy(table, roots, limits, max_length):
+    return greedy_search(
+        hash_step(table),
+        hash_cache(roots),
+        jnp.full(roots.shape, START),
+        max_length=max_length,
+        max_lengths=limits,
+        eos_id=EOS,
+        pad_id=PAD,
+    )

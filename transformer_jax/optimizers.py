@@ -1,0 +1,173 @@
+"""Learning-rate schedules and optimizers, by name, from one config section."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from transformer_jax.config import check_types
+from transformer_jax.types import PyTree
+
+# Parameters with these names are never decayed, whatever their rank: a bias of attention is
+# (H, K), and a scanned stack gives each bias and scale one more dimension.
+UNDECAYED_NAMES = ("bias", "scale")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Which optimizer, and the learning rate of each of its updates.
+
+    The defaults are the paper's (Vaswani et al. 2017, section 5.3), except ``peak_rate``: take
+    ``paper_peak_rate(d_model, warmup_steps)`` for equation 3.
+
+    ``adafactor`` (Shazeer and Stern 2018) multiplies the rate by each parameter's root mean square
+    and has that paper's own constants; it does not use ``b1``, ``b2`` and ``epsilon``.
+
+    Raises:
+      ValueError: a value out of range, or one the chosen optimizer or schedule would ignore.
+    """
+
+    name: Literal["adam", "adamw", "adafactor"] = "adam"
+    schedule: Literal["inverse_square_root", "cosine", "linear", "constant"] = "inverse_square_root"
+    peak_rate: float = 1e-3  # the rate of update number warmup_steps
+    warmup_steps: int = 4000  # updates; the rate rises linearly over them
+    end_rate_factor: float = 0.0  # cosine, linear: last rate / peak rate
+    b1: float = 0.9
+    b2: float = 0.98
+    epsilon: float = 1e-9
+    weight_decay: float = 0.0  # adamw: subtracts rate * weight_decay * parameter
+    clip_norm: float = 0.0  # largest global norm of the gradients; 0 does not clip
+
+    def __post_init__(self) -> None:
+        check_types(self, "optimizer")
+        if not 0 < self.peak_rate < math.inf:
+            raise ValueError(f"peak_rate={self.peak_rate} must be a positive number, such as 1e-3")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be 0 (no warm-up) or more")
+        if not 0 <= self.end_rate_factor <= 1:
+            raise ValueError(f"end_rate_factor={self.end_rate_factor} must be in [0, 1]")
+        if self.end_rate_factor and self.schedule not in ("cosine", "linear"):
+            raise ValueError(
+                f"end_rate_factor={self.end_rate_factor} is for the schedules cosine and linear: "
+                f"set it to 0 for schedule={self.schedule!r}"
+            )
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
+        if not 0 < self.epsilon < math.inf:
+            raise ValueError(f"epsilon={self.epsilon} must be a positive number, such as 1e-9")
+        for name in ("weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 (off) or positive")
+        if self.weight_decay and self.name != "adamw":
+            raise ValueError(
+                f"weight_decay={self.weight_decay} is for name='adamw': set it to 0 for name={self.name!r}"
+            )
+
+
+def paper_peak_rate(d_model: int, warmup_steps: int) -> float:
+    """The ``peak_rate`` that makes ``inverse_square_root`` equation 3 of Vaswani et al. 2017.
+
+    The equation's rate at update ``n``, ``d_model**-0.5 * min(n**-0.5, n * warmup_steps**-1.5)``,
+    peaks at ``n == warmup_steps`` with ``(d_model * warmup_steps)**-0.5``.
+
+    Raises:
+      ValueError: either number is below 1.
+    """
+    if d_model < 1 or warmup_steps < 1:
+        raise ValueError(f"{d_model=} and {warmup_steps=} must be at least 1")
+    return (d_model * warmup_steps) ** -0.5
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Builds the function from the count of updates made so far to the rate of the next update.
+
+    Update number ``n = count + 1`` counts from 1, so the first update (``count`` 0) already moves,
+    by ``peak_rate / warmup_steps``, and update number ``warmup_steps`` is made at ``peak_rate``.
+    For ``n > warmup_steps`` the rate is ``peak_rate`` times:
+
+    * ``inverse_square_root``: ``sqrt(max(warmup_steps, 1) / n)``;
+    * ``linear``, ``cosine``: from 1 down to ``end_rate_factor`` at ``n == num_steps``, along a
+      straight line or half a cosine wave, and constant from there on;
+    * ``constant``: 1.
+
+    Args:
+      config: schedule, peak and warm-up.
+      num_steps: updates in the whole training; only ``linear`` and ``cosine`` depend on it.
+
+    Raises:
+      ValueError: ``num_steps`` below 1, or a warm-up that leaves ``linear`` or ``cosine`` no step.
+    """
+    if num_steps < 1:
+        raise ValueError(f"{num_steps=} must be at least 1")
+    warmup = config.warmup_steps
+    decays = config.schedule in ("cosine", "linear")
+    if decays and warmup >= num_steps:
+        raise ValueError(
+            f"the {config.schedule} schedule falls from step warmup_steps={warmup} to the last, "
+            f"{num_steps}: set optimizer.warmup_steps to at most {num_steps - 1}"
+        )
+
+    def decay(n: jax.Array) -> jax.Array:
+        if config.schedule == "inverse_square_root":
+            return jnp.sqrt(max(warmup, 1) / n)
+        if not decays:
+            return jnp.ones_like(n)
+        done = jnp.clip((n - warmup) / (num_steps - warmup), 0.0, 1.0)
+        left = 1 - done if config.schedule == "linear" else 0.5 * (1 + jnp.cos(jnp.pi * done))
+        return config.end_rate_factor + (1 - config.end_rate_factor) * left
+
+    def schedule(count: Any) -> jax.Array:
+        n = jnp.asarray(count, jnp.float32) + 1
+        return config.peak_rate * jnp.where(n < warmup, n / max(warmup, 1), decay(n))
+
+    return schedule
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """Builds the optimizer: clipping (if any), then Adam, AdamW or Adafactor at the scheduled rate.
+
+    * ``adam``: Kingma and Ba 2015, with both bias corrections.
+    * ``adamw``: Loshchilov and Hutter 2019; see ``decay_mask`` for what is decayed.
+    * ``adafactor``: Shazeer and Stern 2018, factored, without momentum.
+
+    The count of updates lives in the optimizer's state, so a restored state continues its schedule.
+
+    Raises:
+      ValueError: as ``make_schedule``.
+    """
+    schedule = make_schedule(config, num_steps)
+    builders: dict[str, Callable[[], optax.GradientTransformation]] = {
+        "adam": lambda: optax.adam(schedule, b1=config.b1, b2=config.b2, eps=config.epsilon),
+        "adamw": lambda: optax.adamw(
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
+        ),
+        "adafactor": lambda: optax.adafactor(schedule),
+    }
+    optimizer = builders[config.name]()
+    if config.clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    return optimizer
+
+
+def decay_mask(params: PyTree) -> PyTree:
+    """A pytree of bools like ``params``: whether weight decay applies to each parameter.
+
+    It applies to matrices (kernels and embeddings), not to a parameter called ``bias`` or ``scale``
+    nor to anything with fewer than two dimensions.
+    """
+
+    def is_decayed(path: tuple[Any, ...], parameter: Any) -> bool:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return jnp.ndim(parameter) >= 2 and not (names and names[-1] in UNDECAYED_NAMES)
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)

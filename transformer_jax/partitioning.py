@@ -1,0 +1,270 @@
+"""Where arrays live: a mesh, a table from logical to mesh axes, shardings of states and batches.
+
+Models name the axes of their parameters (``"embed"``, ``"mlp"``, ...), never those of the machine.
+The table in ``MeshConfig.rules`` says over which mesh axis each is split:
+
+    data    copies of the model, each with its rows of the batch
+    fsdp    rows of the batch too, with parameters and optimizer state split (Zhao et al. 2023)
+    tensor  heads, feed-forward units and vocabulary split (Shoeybi et al. 2019)
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from flax.core import meta
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from transformer_jax.config import check_types
+from transformer_jax.types import PyTree
+
+Rules: TypeAlias = tuple[tuple[str, str | None], ...]
+Device: TypeAlias = Any  # jax.Device is not a type to type checkers
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # the rows of a batch are always split over both
+BATCH_AXIS = "batch"  # their logical name
+DEFAULT_RULES: Rules = (
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),  # d_model
+    ("heads", "tensor"),
+    ("head_size", None),
+    ("mlp", "tensor"),  # d_feedforward
+    ("layers", None),  # scanned
+    ("length", None),  # learned positions
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """The size of each mesh axis, and the mesh axis of each logical one.
+
+    Their product is the number of devices; one of them may be -1, which is what the others leave.
+    The batch's rows are always split over ``data`` and ``fsdp`` together, so ``"batch"`` has no
+    rule.
+
+    Raises:
+      ValueError: an impossible size, an unknown mesh axis, or two rules for one logical axis.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    rules: tuple[tuple[str, str | None], ...] = DEFAULT_RULES
+
+    def __post_init__(self) -> None:
+        check_types(self, "mesh")
+        sizes = {name: getattr(self, name) for name in MESH_AXES}
+        for name, size in sizes.items():
+            if size < 1 and size != -1:
+                raise ValueError(f"mesh.{name}={size} must be at least 1, or -1 for what is left")
+        if list(sizes.values()).count(-1) > 1:
+            raise ValueError(f"only one mesh axis may be -1 (what is left), not several: {_product(sizes)}")
+        check_rules(self.rules)
+
+
+def check_rules(rules: Rules) -> None:
+    """Raises ValueError for an unknown mesh axis, a second rule for an axis, or one for rows."""
+    seen: set[str] = set()
+    for logical, axis in rules:
+        if logical == BATCH_AXIS:
+            raise ValueError(f"mesh.rules must not name {BATCH_AXIS!r}: its rows are split over {BATCH_AXES}")
+        if axis is not None and axis not in MESH_AXES:
+            raise ValueError(
+                f"mesh.rules sends {logical!r} to an unknown mesh axis {axis!r}: it can be "
+                + ", ".join(map(repr, MESH_AXES))
+                + " or None (not split)"
+            )
+        if logical in seen:
+            raise ValueError(f"mesh.rules has two rules for {logical!r}")
+        seen.add(logical)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Device] | None = None) -> Mesh:
+    """Arranges devices in a mesh with the axes ``MESH_AXES``, all Auto (left to the compiler).
+
+    Args:
+      config: sizes of the axes.
+      devices: those to use; all devices of all processes by default.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices; it names sizes that do.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = {name: getattr(config, name) for name in MESH_AXES}
+    known = math.prod(size for size in sizes.values() if size != -1)
+    count = len(devices)
+    if -1 in sizes.values():
+        if count % known:
+            left = next(name for name, size in sizes.items() if size == -1)
+            raise ValueError(
+                f"mesh.{left}=-1 is what {_product(sizes, skip=left)} leaves of {count} device(s), "
+                f"but {known} does not divide {count}: the other sizes must multiply to one of "
+                + _divisors(count)
+            )
+        sizes = {name: count // known if size == -1 else size for name, size in sizes.items()}
+    elif known != count:
+        raise ValueError(
+            f"{_product(sizes)} makes {known}, but there are {count} device(s): choose sizes that "
+            f"multiply to {count} (each one of {_divisors(count)}), or mesh.data=-1 for what is "
+            "left"
+        )
+    return _auto_mesh(tuple(sizes.values()), devices)
+
+
+def state_shardings(mesh: Mesh, abstract_state: PyTree, rules: Rules = DEFAULT_RULES) -> PyTree:
+    """Says where each leaf of a state lives.
+
+    Args:
+      mesh: from ``make_mesh``.
+      abstract_state: what ``jax.eval_shape`` gives for ``model.init``, or for a function that
+        makes a whole training state from it: any pytree in which parameters, and whatever mirrors
+        them in the optimizer's state, are boxes of ``flax.linen.with_logical_partitioning``.
+      rules: the table from logical to mesh axes. Where two logical axes of a parameter have the
+        same mesh axis, the earlier rule has it, as in Flax.
+
+    Returns:
+      The same pytree with a ``NamedSharding`` in place of each leaf and of each box: the shardings
+      of ``unbox(state)``. A leaf without a box is whole on every device. So is one whose number of
+      dimensions is not that of its box's axis names, such as Adafactor's row and column statistics,
+      and so is a dimension of size 1.
+
+    Raises:
+      ValueError: a logical axis without a rule, or dimensions which their mesh axis does not divide
+        (all of them are listed).
+    """
+    check_rules(rules)
+    indivisible: list[str] = []
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names: tuple[str | None, ...] = ()
+        if isinstance(leaf, meta.Partitioned):
+            names, leaf = tuple(leaf.names), leaf.value
+        where = jax.tree_util.keystr(path)
+        _check_names(names, rules, where)
+        shape = np.shape(leaf)
+        if len(names) != len(shape):
+            return NamedSharding(mesh, PartitionSpec())
+        axes = _mesh_axes(names, shape, rules)
+        for name, size, axis in zip(names, shape, axes, strict=True):
+            if axis is not None and size % mesh.shape[axis]:
+                indivisible.append(f"{where}: {name}={size} over {axis}={mesh.shape[axis]}")
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    shardings = jax.tree_util.tree_map_with_path(sharding, abstract_state, is_leaf=_is_box)
+    if indivisible:
+        raise ValueError(
+            "these dimensions cannot be split evenly; change the mesh's sizes or the model's, or "
+            "map the logical axis to None in mesh.rules:\n  " + "\n  ".join(indivisible)
+        )
+    return shardings
+
+
+def unbox(state: PyTree) -> PyTree:
+    """The pytree with arrays in place of boxes (and, unlike Flax's, no sharding constraint)."""
+    return jax.tree.map(lambda leaf: leaf.value if _is_box(leaf) else leaf, state, is_leaf=_is_box)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over ``BATCH_AXES``, other dimensions whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def process_slice(mesh: Mesh) -> tuple[int, int]:
+    """Which part of each batch this process has to load.
+
+    Returns:
+      ``(index, count)``: part ``index`` of ``count`` equal ones. Processes which share the rows of
+      a batch (``tensor`` reaching over processes) have the same index, and must load the same rows.
+
+    Raises:
+      ValueError: processes would share a part of their rows only.
+    """
+    owners = np.array([device.process_index for device in mesh.devices.flat])
+    owners = owners.reshape(-1, mesh.shape["tensor"])  # a row of it is one part of the batch's rows
+    parts = {
+        process: frozenset(np.flatnonzero((owners == process).any(axis=1)).tolist())
+        for process in set(owners.flat)
+    }
+    groups = sorted(set(parts.values()), key=min)
+    if sum(map(len, groups)) != len(owners):
+        raise ValueError(
+            f"with {_product(mesh.shape)} some processes share a part of their rows only: let "
+            "mesh.tensor divide the devices of a process, or be a multiple of them"
+        )
+    return groups.index(parts[jax.process_index()]), len(groups)
+
+
+def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Puts this process's rows on its devices, as its part of global arrays.
+
+    Args:
+      mesh: from ``make_mesh``.
+      batch: arrays of the same B rows, those of this process: the part ``process_slice`` names.
+
+    Returns:
+      Arrays of ``B * count`` rows (``count`` of ``process_slice``), split over ``BATCH_AXES``.
+
+    Raises:
+      ValueError: an array has another number of rows, or the rows do not divide over the devices.
+    """
+    rows = {name: len(array) for name, array in batch.items()}
+    if len(set(rows.values())) != 1:
+        raise ValueError(f"the arrays of a batch must have the same number of rows, not {rows}")
+    _, count = process_slice(mesh)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] // count
+    size = next(iter(rows.values()))
+    if size % parts:
+        near = [n for n in (size // parts * parts, -(-size // parts) * parts) if n]
+        raise ValueError(
+            f"{size} rows do not divide over the {parts} part(s) of this process (mesh.data="
+            f"{mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']} over {count} part(s) of the "
+            f"processes): take {' or '.join(map(str, near))} rows"
+        )
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, meta.Partitioned)
+
+
+def _check_names(names: Iterable[str | None], rules: Rules, where: str) -> None:
+    known = [logical for logical, _ in rules]
+    for name in names:
+        if name is not None and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}" if near else f"it has {', '.join(known)}"
+            raise ValueError(
+                f"{where} has the logical axis {name!r}, for which mesh.rules has no rule: {hint}?"
+            )
+
+
+def _mesh_axes(names: Sequence[str | None], shape: Sequence[int], rules: Rules) -> list[str | None]:
+    axes: list[str | None] = [None] * len(names)
+    for logical, axis in rules:
+        for place, name in enumerate(names):
+            if name == logical and axis not in axes and shape[place] > 1:
+                axes[place] = axis
+    return axes
+
+
+def _divisors(count: int) -> str:
+    return ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+
+
+def _product(sizes: Mapping[str, int], skip: str = "") -> str:
+    return " x ".join(f"mesh.{name}={size}" for name, size in sizes.items() if name != skip)
+
+
+# What differs, or has differed, between the versions of JAX that are supported belongs here.
+
+
+def _auto_mesh(sizes: tuple[int, ...], devices: Sequence[Device]) -> Mesh:
+    # jax.make_mesh makes Explicit axes since JAX 0.9, with which Linen's logical constraints fail.
+    auto = (jax.sharding.AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=auto, devices=devices)

@@ -126,8 +126,9 @@ def check_keys(found: Iterable[str], known: Iterable[str], where: str) -> None:
 
 def check_types(section: Any, name: str) -> None:
     """Raises ConfigError where a field of the dataclass ``section`` has a value of another type."""
-    for field, hint in typing.get_type_hints(type(section)).items():
-        _check_type(getattr(section, field), hint, f"config.{name}.{field}")
+    hints = typing.get_type_hints(type(section))
+    for field in dataclasses.fields(section):
+        _check_type(getattr(section, field.name), hints[field.name], f"config.{name}.{field.name}")
 
 
 def _from_plain(value: Any, hint: Any, section: str) -> Any:

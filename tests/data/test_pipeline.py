@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from transformer_jax.config import ConfigError, read_section
+from transformer_jax.data import DataConfig, evaluation_batches, training_iterator
 from transformer_jax.data import pipeline as module
-from transformer_jax.data.pipeline import DataConfig, evaluation_batches, training_iterator
 from transformer_jax.data.sources import DataError, MemorySource
 from transformer_jax.types import BATCH_KEYS, EOS_ID, SIDES
 

@@ -270,7 +270,7 @@ def test_an_unprepared_data_set_tells_how_to_prepare_it(tmp_path):
         load_source(config, "train")
     message = str(error.value)
     assert "wmt14_translate/de-en" in message and str(tmp_path) in message
-    assert "transformer_jax[tfds]" in message and 'file_format="array_record"' in message
+    assert 'pip install -e ".[tfds]"' in message and 'file_format="array_record"' in message
     assert "\n" not in message
 
 

@@ -54,13 +54,6 @@ def test_any_text_comes_back(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_a_batch_is_encoded_as_each_text_is(tokenizer):
-    texts = [*TRICKY, *TEXTS[:50]]
-    for ids, text in zip(tokenizer.encode_batch(texts), texts, strict=True):
-        np.testing.assert_array_equal(ids, tokenizer.encode(text))
-        assert ids.dtype == np.int32
-
-
 def test_special_tokens_are_skipped_wherever_they_are(tokenizer):
     ids = tokenizer.encode("zwei drei").tolist()
     assert tokenizer.decode([1, *ids[:3], 3, 2, *ids[3:], 2, 0, 0]) == "zwei drei"

@@ -1,9 +1,10 @@
 """Text pairs to batches: sources, tokenizers, and the Grain pipeline with its replayable state."""
 
+from transformer_jax.data.evaluation import evaluation_batches
+from transformer_jax.data.packing import rows_per_batch
 from transformer_jax.data.pipeline import (
     DataConfig,
     TrainingIterator,
-    evaluation_batches,
     training_iterator,
 )
 from transformer_jax.data.sources import (
@@ -37,6 +38,7 @@ __all__ = [
     "data_folder",
     "evaluation_batches",
     "load_source",
+    "rows_per_batch",
     "train_tokenizer",
     "training_iterator",
     "training_texts",

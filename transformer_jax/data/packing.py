@@ -156,3 +156,8 @@ def _shuffled(items: list, seed: int) -> list:
     # Grain's permutation, because it is a fixed function of the seed in every version and place.
     last, seed = len(items) - 1, seed % 2**32
     return [items[index_shuffle(index, max_index=last, seed=seed, rounds=4)] for index in range(len(items))]
+
+
+def longest_side(example: TokenExample) -> int:
+    """Tokens of the longer side."""
+    return max(len(example[side]) for side in SIDES)

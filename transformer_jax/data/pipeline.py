@@ -1,4 +1,4 @@
-"""Batches for training, endless and replayable to the bit, and batches for evaluation.
+"""Batches for training, endless and replayable to the bit.
 
 How training batches come about::
 
@@ -7,10 +7,9 @@ How training batches come about::
       -> a plan of the window's batches (transformer_jax.data.packing)
       -> batches, filled in ahead of time by a thread
 
-Every process goes through the same plans and fills in its own rows, so the order of the data does
-not depend on how many processes there are. The state is where the window starts, what it carried
-over from earlier ones, and how many of its batches were handed out; from this the window is read
-and planned again.
+Every process goes through the same plans and fills in its own rows, so the order of the data does not
+depend on how many processes there are. The state is where the window starts, what it carried over from
+earlier ones, and how many of its batches were handed out; from this it is read and planned again.
 """
 
 import dataclasses
@@ -25,10 +24,10 @@ from transformer_jax.data.packing import (
     BatchPlan,
     check_processes,
     fill_batch,
+    longest_side,
     own_rows,
     plan_buckets,
     plan_packed,
-    rows_per_batch,
 )
 from transformer_jax.data.sources import DataError, Source, SourceConfig
 from transformer_jax.data.tokenizers import TokenizerConfig
@@ -36,7 +35,6 @@ from transformer_jax.types import SIDES, TextExample, TokenExample
 
 CACHED_EXAMPLES = 500_000  # token examples kept in memory, about 200 MB of single sentences
 PREFETCHED_BATCHES = 4
-EXTRA_LENGTH_MULTIPLE = 64  # of the one further length in evaluation
 
 Transform = Callable[[TextExample], TokenExample]
 
@@ -113,8 +111,8 @@ def training_iterator(
 class TrainingIterator:
     """Batches for ever: every example once an epoch, in a new order each epoch.
 
-    A pair is left out of training, and counted, if a side has more than ``max_length`` tokens or
-    is blank (nothing but white space). Examples that do not fill a batch wait for the next window.
+    A pair is left out, and counted, if a side has more than ``max_length`` tokens or is blank (nothing
+    but white space). Examples that do not fill a batch wait for the next window.
     """
 
     def __init__(self, windows: "_WindowedBatches", num_examples: int):
@@ -180,54 +178,6 @@ class TrainingIterator:
         if not self._open:
             raise ValueError("this data iterator is closed")
         return self._open[0]
-
-
-def evaluation_batches(
-    config: DataConfig,
-    source: Source,
-    transform: Transform,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """All of ``source`` once, grouped by length, nothing left out and never packed.
-
-    Rows per batch are those of training. Pairs above ``max_length`` share one further length:
-    their longest, rounded up to a multiple of 64. So there are at most ``len(lengths) + 1`` shapes.
-
-    Args:
-      config: how to batch; its ``source`` and ``tokenizer`` sections are not read here.
-      source: the split to evaluate.
-      transform: a pure function from a text example to a token example.
-      process_index: which of the processes this is.
-      process_count: processes that share every batch.
-
-    Returns:
-      For every batch the place in ``source`` of the example in each row (-1: an empty row, with
-      segments all 0) and the batch; of this process's rows, as many batches in every process.
-
-    Raises:
-      DataError: the rows of a batch cannot be shared equally among the processes.
-    """
-    examples = [transform(text) for text in source.read(range(len(source)))]
-    longest = np.array([_longest(example) for example in examples])
-    lengths = list(config.lengths)
-    if longest.max() > lengths[-1]:
-        lengths.append(-(-int(longest.max()) // EXTRA_LENGTH_MULTIPLE) * EXTRA_LENGTH_MULTIPLE)
-    check_processes(lengths, config.tokens_per_batch, process_index, process_count)
-    buckets = np.searchsorted(lengths, longest)
-    batches = []
-    for bucket, length in enumerate(lengths):
-        members = np.flatnonzero(buckets == bucket)
-        size = rows_per_batch(config.tokens_per_batch, length)
-        own = own_rows(size, process_index, process_count)
-        for start in range(0, len(members), size):
-            indices = np.full(size, -1)
-            found = members[start : start + size]
-            indices[: len(found)] = found
-            rows = [[examples[i]] if i >= 0 else [] for i in indices[own].tolist()]
-            batches.append((indices[own], fill_batch(rows, length)))
-    return batches
 
 
 class _TokenCache:
@@ -358,7 +308,7 @@ class _WindowedIterator(grain.DatasetIterator):
         for place, example in zip(places, found, strict=True):
             if example is None:
                 blank += 1
-            elif _longest(example) > config.max_length:
+            elif longest_side(example) > config.max_length:
                 filtered += 1
             else:
                 kept_places.append(place)
@@ -391,7 +341,3 @@ class _WindowedIterator(grain.DatasetIterator):
 def _close_all(iterators: list[grain.DatasetIterator]) -> None:
     while iterators:
         iterators.pop().close()
-
-
-def _longest(example: TokenExample) -> int:
-    return max(len(example[side]) for side in SIDES)

@@ -251,6 +251,8 @@ def _load_jsonl(config: SourceConfig, paths: list[str]) -> MemorySource:
                 raise DataError(f"{where}: there is no key {key!r}{_nearest(key, list(record))}")
             if not isinstance(record[key], str):
                 raise DataError(f"{where}: {key!r} must be a string, not {record[key]!r}")
+            if any(0xD800 <= ord(character) < 0xE000 for character in record[key]):
+                raise DataError(f"{where}: {key!r} has half of a surrogate pair, which is no character")
             side.append(record[key])
     return MemorySource(*texts)
 
@@ -322,7 +324,7 @@ def _how_to_prepare(name: str, folder: str) -> str:
     return (
         f"the TFDS data set {name} is not in {os.path.abspath(folder)} in the array_record format "
         f"(${DATA_VARIABLE} or config.data.source.folder sets the folder). Prepare it once, which "
-        'needs TensorFlow: pip install "transformer_jax[tfds]", then in Python: '
+        'needs TensorFlow: pip install -e ".[tfds]", then in Python: '
         f'import tensorflow_datasets as tfds; tfds.builder("{name}", data_dir="{folder}", '
         'file_format="array_record").download_and_prepare()'
     )

@@ -81,18 +81,14 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell this tokenizer from any other."""
-        content = json.dumps(json.loads(self._implementation.to_str()), sort_keys=True)
+        """16 hexadecimal digits that tell this vocabulary from any other."""
+        # Not the whole serialisation: another version of the library may add keys to it.
+        content = json.dumps(json.loads(self._implementation.to_str())["model"], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> Int32[np.ndarray, "_"]:
         """The ids of a text, without special tokens."""
         return np.array(self._implementation.encode(text).ids, np.int32)
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """``encode`` of every text, on all cores."""
-        encodings = self._implementation.encode_batch_fast(list(texts))
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of one-dimensional ids. Special tokens are skipped, wherever they are.
@@ -114,7 +110,8 @@ class Tokenizer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes ``tokenizer.json``, whole or not at all."""
         partial = f"{os.fspath(path)}.partial"
-        self._implementation.save(partial)
+        with open(partial, "w", encoding="utf-8") as file:  # the binding's errors have no type
+            file.write(self._implementation.to_str(pretty=True))
         os.replace(partial, path)
 
     @classmethod

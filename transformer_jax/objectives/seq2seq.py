@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ class Seq2Seq:
     Attributes:
       label_smoothing: epsilon_ls of section 5.4.
     """
+
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "accuracy")
 
     name: Literal["seq2seq"] = "seq2seq"
     label_smoothing: float = 0.1

@@ -1,5 +1,6 @@
 """The encoder–decoder against a NumPy oracle, and the properties that must hold for any parameters."""
 
+import collections
 import dataclasses
 import functools
 
@@ -8,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import transformer_jax as tj
 from tests.models import reference
+from transformer_jax.layers import dropout
+from transformer_jax.layers.feedforward import FeedForward
 
 CONFIG = tj.families.transformer.config(
     "tiny", vocab_size=23, d_model=16, num_heads=2, key_size=4, value_size=6, d_feedforward=24, max_length=12,
@@ -168,10 +172,76 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     variables = parameters(config)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
     logits = forward(config)
-    assert logits.dtype == jnp.bfloat16
+    assert logits.dtype == jnp.float32 and not np.array_equal(logits, forward(CONFIG, variables=variables))
     exact = np.asarray(forward(CONFIG, variables=variables))
     # Eight bits of mantissa: each of some dozen roundings in a row errs by up to 2**-9 of its size.
     assert np.abs(np.asarray(logits, np.float32) - exact).max() < 24 * 2**-9 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("share_embeddings", ["target", "none"])
+def test_unshared_embeddings_are_used_where_they_should_be(share_embeddings):
+    config = change(share_embeddings=share_embeddings)
+    params = parameters(config)["params"]
+    table, target = params["embedding"]["embedding"], params["target_embedding"]["embedding"]
+    shared = {name: value for name, value in params.items() if name in ("encoder", "decoder")}
+    shared["embedding"] = {"embedding": jnp.concatenate([table, target])}
+    # One table with the source's rows first and the target's after them is the same model.
+    both = tj.build(change(vocab_size=46, decoder_start_id=23 + CONFIG.decoder_start_id))
+    segments = {"inputs_segments": SOURCE > 0, "targets_segments": TARGET > 0}
+    segments = {name: value.astype(jnp.int32) for name, value in segments.items()}
+    expected = both.apply({"params": shared}, inputs=SOURCE, targets=TARGET + 23, **segments)[..., 23:]
+    if share_embeddings == "none":
+        hidden = np.linalg.lstsq(np.asarray(target), np.asarray(expected).reshape(-1, 23).T, rcond=None)[0].T
+        expected = (hidden @ params["logits_projection"]["kernel"]).reshape(expected.shape)
+        np.testing.assert_allclose(forward(config), expected, atol=1e-3)  # after solving for the hidden state
+    else:
+        close(forward(config), expected)
+
+
+def test_scaling_embeddings_multiplies_them_by_the_root_of_the_width():
+    params = parameters(CONFIG)["params"]
+    table = params["embedding"]["embedding"]
+    scaled = {"params": params | {"embedding": {"embedding": table * 4}}}  # d_model is 16
+    ours = forward(change(scale_embeddings=False), variables=scaled)
+    close(ours, np.asarray(forward(CONFIG)) * 4, rtol=1e-4)  # the logits share the table
+
+
+def test_biases_and_gelu_are_there_when_asked_for():
+    config = change(attention_bias=True, activation="gelu")
+    attention = parameters(config)["params"]["decoder"]["layer_0"]["context_attention"]
+    assert {name: attention[name]["bias"].shape for name in attention} == {
+        "query": (2, 4), "key": (2, 4), "value": (2, 6), "output": (16,),
+    }  # fmt: skip
+    layer = parameters(config)["params"]["encoder"]["layer_0"]["feedforward"]
+    layer = jax.tree.map(np.asarray, layer)
+    x = np.random.default_rng(0).normal(size=(1, 3, 16)).astype(np.float32)
+    hidden = x @ layer["hidden"]["kernel"] + layer["hidden"]["bias"]
+    gelu = hidden * stats.norm.cdf(hidden)
+    expected = gelu @ layer["output"]["kernel"] + layer["output"]["bias"]
+    module = FeedForward(24, "gelu", 0.0, jnp.dtype("float32"))
+    ours = module.apply({"params": layer}, jnp.asarray(x), train=False)
+    close(ours, expected)
+
+
+def test_dropout_is_where_the_paper_and_the_config_have_it(monkeypatch):
+    dropped = collections.Counter()
+
+    def record(x, seed, rate):
+        dropped[rate, x.shape[1:]] += 1
+        return x
+
+    monkeypatch.setattr(dropout, "_drop", record)
+    config = change(dropout=0.5, attention_dropout=0.4, feedforward_dropout=0.3)
+    forward(config, variables=parameters(CONFIG), train=True, rngs={"dropout": jax.random.key(0)})
+    assert dropped == {
+        (0.5, (5, 16)): 1 + 2 * 2,  # source: embeddings, and both sub-layers of each layer
+        (0.5, (4, 16)): 1 + 2 * 3,  # target, which has three sub-layers
+        (0.4, (2, 5, 5)): 2,  # attention weights
+        (0.4, (2, 4, 4)): 2,
+        (0.4, (2, 4, 5)): 2,
+        (0.3, (5, 24)): 2,  # hidden units
+        (0.3, (4, 24)): 2,
+    }
 
 
 def test_intermediates_are_sown_only_for_who_asks():

@@ -31,5 +31,10 @@ class Embedding(nn.Module):
 
     def attend(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Inner products of ``x`` with every row: the logits of a shared pre-softmax product."""
-        logits = x.reshape(-1, self.d_model) @ self.embedding.astype(self.dtype).T
+        # Float32 sums even of bfloat16 products: logits of 20 and more would be rounded to eighths.
+        logits = jnp.matmul(
+            x.reshape(-1, self.d_model),
+            self.embedding.astype(self.dtype).T,
+            preferred_element_type=jnp.float32,
+        )
         return logits.reshape(*x.shape[:-1], self.vocab_size)

@@ -197,7 +197,7 @@ class EncoderDecoder(nn.Module):
 
     def _logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         if self.config.share_embeddings == "none":
-            return self.logits_projection(x)
+            return self.logits_projection(x).astype(jnp.float32)
         return self.target_embedding.attend(x)
 
 

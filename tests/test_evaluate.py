@@ -1,0 +1,96 @@
+"""Scores against their definitions, and the right references beside the right translations."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training import tiny_experiment, write_corpus
+from transformer_jax import evaluate, partitioning
+from transformer_jax.data import evaluation_batches, load_source
+from transformer_jax.experiment import load_or_train_tokenizer, make_transform
+from transformer_jax.models import build
+from transformer_jax.partitioning import MeshConfig, make_mesh
+from transformer_jax.train_step import make_init
+from transformer_jax.translate import Translator
+
+
+def test_scores_of_known_translations():
+    references = ["the cat sat on the mat .", "a dog runs in the park ."]
+    perfect = evaluate.score_texts(references, references)
+    assert perfect["bleu"] == pytest.approx(100) and perfect["chrf"] == pytest.approx(100)
+    assert perfect["exact_match"] == 100
+    half = evaluate.score_texts(["the cat sat on the mat .", "A dog runs in the park ."], references)
+    assert half["exact_match"] == 50 and half["bleu_lowercase"] == pytest.approx(100) and half["bleu"] < 100
+    assert "tok:13a" in half["bleu_signature"] and "case:lc" in half["bleu_lowercase_signature"]
+
+
+def test_bleu_by_hand():
+    # Matches of 1- to 4-grams: 6/7, 4/6, 3/5, 2/4; both texts have seven tokens, so no brevity penalty.
+    score = evaluate.score_texts(["the cat sat on the red mat"], ["the cat sat on the big mat"])["bleu"]
+    assert score == pytest.approx(100 * (6 / 7 * 4 / 6 * 3 / 5 * 2 / 4) ** 0.25)
+
+
+def test_nothing_or_misaligned_texts_are_refused():
+    for hypotheses, references in (([], []), (["a"], ["a", "b"])):
+        with pytest.raises(ValueError, match="cannot be scored"):
+            evaluate.score_texts(hypotheses, references)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("setting")
+    write_corpus(folder)
+    experiment = tiny_experiment(folder)
+    tokenizer = load_or_train_tokenizer(folder, experiment)
+    return experiment, tokenizer, partitioning.unbox(make_init(experiment)()).params, folder
+
+
+def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
+    experiment, tokenizer, params, _ = setting
+    transform = make_transform(experiment.objective, tokenizer)
+    source = load_source(experiment.data.source, "test")
+    batches = [batch for _, batch in evaluation_batches(experiment.data, source, transform)]
+    apply = build(experiment.model).apply
+    metrics = evaluate.evaluate_loss(
+        evaluate.make_evaluate_step(experiment), experiment.objective, params, batches
+    )
+    total = count = 0
+    for i in range(len(source)):
+        example = {name: jax.numpy.asarray(array)[None] for name, array in transform(source[i]).items()}
+        log_probs = jax.nn.log_softmax(apply({"params": params}, **example))[0]
+        total -= float(log_probs[np.arange(log_probs.shape[0]), example["targets"][0]].sum())
+        count += log_probs.shape[0]
+    assert metrics["nll"] == pytest.approx(total / count, rel=1e-5)
+    assert metrics["perplexity"] == pytest.approx(np.exp(total / count), rel=1e-4)
+
+
+class Oracle(Translator):
+    """Translates by turning the words round, which is what the corpus does."""
+
+    def __init__(self):
+        pass
+
+    def translate(self, params, texts, first_number=0):
+        return [" ".join(text.split()[::-1]) for text in texts]
+
+
+def test_translations_meet_their_own_references(setting, tmp_path):
+    experiment, tokenizer, params, _ = setting
+    results, samples = evaluate.evaluate_run(
+        experiment, tokenizer, params, str(tmp_path), make_mesh(MeshConfig()), translator=Oracle()
+    )
+    assert results["exact_match"] == 100 and results["examples"] == 37
+    assert json.loads((tmp_path / "evaluation_test.json").read_text()) == results
+    references = [
+        example["targets"] for example in load_source(experiment.data.source, "test").read(range(37))
+    ]
+    assert (tmp_path / "translations_test.txt").read_text().splitlines() == references
+    assert "reference  =" in samples
+
+
+def test_samples_are_spread_out_and_marked():
+    text = evaluate.sample_text(list("abcde"), list("ABXDE"), list("ABCDE"), 3)
+    assert [line.split()[-1] for line in text.splitlines() if "source" in line] == ["a", "c", "e"]
+    assert text.count("≠") == 1

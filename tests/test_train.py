@@ -1,0 +1,365 @@
+"""One update, one run: accumulation, meshes, resuming, and what a run leaves behind."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training import OWN_WORDS, SIZES, tiny_experiment, write_corpus
+from transformer_jax import partitioning
+from transformer_jax.config import ConfigError
+from transformer_jax.data import (
+    DataError,
+    TokenizerConfig,
+    load_source,
+    train_tokenizer,
+    training_iterator,
+)
+from transformer_jax.experiment import load_or_train_tokenizer, make_transform
+from transformer_jax.objectives import Seq2Seq
+from transformer_jax.progress import MetricWriter, read_metrics
+from transformer_jax.train import StepLog, train
+from transformer_jax.train_step import compile_train_step
+from transformer_jax.translate import load_run
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    return folder
+
+
+def run_steps(experiment, tmp_path, num_steps, devices):
+    """Losses and final parameters of a few updates on a mesh of so many devices."""
+    mesh = partitioning.make_mesh(experiment.mesh, jax.devices()[:devices])
+    _, init, step = compile_train_step(experiment, mesh)
+    state = init()
+    tokenizer = load_or_train_tokenizer(tmp_path, experiment)
+    source = load_source(experiment.data.source, "train")
+    batches = training_iterator(experiment.data, source, make_transform(experiment.objective, tokenizer))
+    losses = []
+    for _ in range(num_steps):
+        state, sums = step(state, partitioning.shard_batch(mesh, next(batches)))
+        losses.append(float(sums["loss"]) / float(sums["tokens"]))
+    batches.close()
+    return np.array(losses), jax.device_get(state.params)
+
+
+def assert_equal_training(one, other):
+    np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
+    # Adam divides by the gradient's size, so rounding of a vanishing gradient can turn a whole update of
+    # rate 3e-3; such elements are few.
+    for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(other[1]), strict=True):
+        differing = np.abs(a - b) > 1e-5
+        assert differing.mean() < 0.02, differing.mean()
+
+
+@pytest.mark.parametrize(
+    "mesh", [dict(data=8), dict(data=2, fsdp=2, tensor=2)], ids=["data", "data-fsdp-tensor"]
+)
+def test_eight_devices_train_like_one(corpus, tmp_path, mesh):
+    plain = tiny_experiment(corpus, mesh=dict(data=1))
+    sharded = tiny_experiment(corpus, mesh=mesh)
+    assert_equal_training(run_steps(plain, tmp_path, 5, 1), run_steps(sharded, tmp_path, 5, 8))
+
+
+def test_accumulation_equals_one_large_batch(corpus, tmp_path):
+    plain = tiny_experiment(corpus, model=dict(dropout=0.0), mesh=dict(data=1))
+    parts = tiny_experiment(
+        corpus, model=dict(dropout=0.0), mesh=dict(data=1), train=dict(gradient_accumulation_steps=4)
+    )
+    assert_equal_training(run_steps(plain, tmp_path, 5, 1), run_steps(parts, tmp_path, 5, 1))
+
+
+def test_accumulation_on_eight_devices_equals_one_device(corpus, tmp_path):
+    micro = dict(train=dict(gradient_accumulation_steps=2), model=dict(dropout=0.0), data=dict(buckets=()))
+    micro["data"]["tokens_per_batch"] = 16 * 40
+    one = run_steps(tiny_experiment(corpus, mesh=dict(data=1), **micro), tmp_path, 3, 1)
+    eight = run_steps(tiny_experiment(corpus, mesh=dict(data=4, fsdp=2), **micro), tmp_path, 3, 8)
+    assert_equal_training(one, eight)
+
+
+def test_packing_trains_on_the_same_losses(corpus, tmp_path):
+    """One epoch at rate (almost) 0: each pair's loss is the same whether it has its row to itself."""
+    still = dict(schedule="constant", peak_rate=1e-12, warmup_steps=0)
+
+    def total_loss(num_steps, **data):
+        experiment = tiny_experiment(
+            corpus, model=dict(dropout=0.0), optimizer=still, data=data, mesh=dict(data=1)
+        )
+        mesh = partitioning.make_mesh(experiment.mesh, jax.devices()[:1])
+        _, init, step = compile_train_step(experiment, mesh)
+        tokenizer = load_or_train_tokenizer(tmp_path, experiment)
+        source = load_source(experiment.data.source, "train")
+        transform = make_transform(experiment.objective, tokenizer)
+        batches = training_iterator(experiment.data, source, transform)
+        state, nll, tokens = init(), 0.0, 0.0
+        while batches.examples < len(source):
+            state, sums = step(state, partitioning.shard_batch(mesh, next(batches)))
+            nll, tokens = nll + float(sums["nll"]), tokens + float(sums["tokens"])
+        exact = batches.examples == len(source)
+        batches.close()
+        return nll, tokens, exact
+
+    # 96 pairs in one window; 8 rows a batch divide them, and packed rows are taken as they come.
+    plain = total_loss(0, buckets=(), tokens_per_batch=8 * 40, window=96)
+    packed = total_loss(0, batching="packed", tokens_per_batch=8 * 40, buckets=(), window=96)
+    assert plain[2]
+    assert packed[0] / packed[1] == pytest.approx(plain[0] / plain[1], rel=0.02 if not packed[2] else 1e-5)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        dict(optimizer=dict(name="adamw", weight_decay=0.1)),
+        dict(optimizer=dict(name="adafactor", peak_rate=1e-2)),
+        dict(optimizer=dict(clip_norm=0.5)),
+        dict(optimizer=dict(schedule="cosine")),
+        dict(model=dict(dtype="bfloat16")),
+        dict(model=dict(scan_layers=True, remat=True, num_encoder_layers=2, num_decoder_layers=2)),
+        dict(model=dict(norm_position="pre", positions="learned", share_embeddings="none")),
+        dict(data=dict(batching="packed", buckets=())),
+        dict(mesh=dict(data=2, fsdp=2, tensor=2), optimizer=dict(name="adafactor", peak_rate=1e-2)),
+    ],
+    ids=lambda sections: "-".join(f"{k}" for section in sections.values() for k in section),
+)
+def test_every_way_of_training_learns(corpus, tmp_path, sections):
+    experiment = tiny_experiment(corpus, **({"mesh": dict(data=1), "train": dict(num_steps=25)} | sections))
+    losses, params = run_steps(experiment, tmp_path, 25, 8 if "mesh" in sections else 1)
+    assert losses[-5:].mean() < losses[:5].mean() - 0.5
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+
+
+def test_dropout_differs_from_step_to_step_and_seed_to_seed(corpus, tmp_path):
+    frozen = dict(schedule="constant", peak_rate=1e-12, warmup_steps=0)  # so that only dropout changes
+
+    def first_losses(seed):
+        experiment = tiny_experiment(
+            corpus, model=dict(dropout=0.5), optimizer=frozen, train=dict(seed=seed), mesh=dict(data=1),
+            data=dict(tokens_per_batch=4096, window=96, buckets=()),
+        )  # fmt: skip
+        return run_steps(experiment, tmp_path, 2, 1)[0]
+
+    losses = first_losses(0)
+    assert losses[0] != losses[1]
+    assert (first_losses(1) != losses).all()
+
+
+def final_params(workdir):
+    return load_run(str(workdir), average_last=1).params
+
+
+def test_a_whole_run_and_what_it_leaves_behind(corpus, tmp_path, capsys):
+    experiment = tiny_experiment(corpus)
+    summary = train(experiment, str(tmp_path / "run"))
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == 6 and summary["examples"] == SIZES["test"]
+    assert set(summary) >= {
+        "bleu",
+        "chrf",
+        "exact_match",
+        "loss",
+        "perplexity",
+        "training_seconds",
+        "bleu_signature",
+    }
+    records = read_metrics(tmp_path / "run")
+    assert [r["step"] for r in records if "train/loss" in r] == [2, 4, 6]
+    assert [r["step"] for r in records if "validation/loss" in r] == [3, 6]
+    assert len((tmp_path / "run" / "translations_test.txt").read_text().splitlines()) == SIZES["test"]
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    printed = capsys.readouterr()
+    assert "exact_match" in printed.out and "translation" in printed.out
+    assert "tokens/s" in printed.err
+
+    again = train(experiment, str(tmp_path / "run"))  # complete already: only evaluated again
+    for name in ("loss", "bleu", "exact_match"):
+        assert again[name] == summary[name]
+
+
+@pytest.mark.slow
+def test_a_run_continued_at_every_checkpoint_is_the_same_to_the_bit(corpus, tmp_path):
+    experiment = tiny_experiment(corpus, train=dict(num_steps=7))
+    train(experiment, str(tmp_path / "whole"))
+    for last in (2, 5, 7):
+        # inverse_square_root does not look at num_steps, so a shorter run is a beginning of the longer.
+        train(tiny_experiment(corpus, train=dict(num_steps=last)), str(tmp_path / "parts"))
+    whole, parts = (final_params(tmp_path / name) for name in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def test_another_experiments_folder_is_refused_and_untouched(corpus, tmp_path):
+    workdir = tmp_path / "run"
+    train(tiny_experiment(corpus, train=dict(num_steps=2)), str(workdir))
+    before = (workdir / "config.json").read_bytes()
+    other = tiny_experiment(corpus, model=dict(d_feedforward=64), optimizer=dict(peak_rate=1.0))
+    with pytest.raises(ConfigError, match=r"(?s)another experiment.*d_feedforward: 32 there, 64.*peak_rate"):
+        train(other, str(workdir))
+    assert (workdir / "config.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_run_cannot_go_back(corpus, tmp_path):
+    train(tiny_experiment(corpus, train=dict(num_steps=4)), str(tmp_path))
+    with pytest.raises(ConfigError, match=r"at step 4 already, beyond config.train.num_steps=2"):
+        train(tiny_experiment(corpus, train=dict(num_steps=2)), str(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_tokenizer_of_another_vocabulary_is_refused(corpus, tmp_path):
+    train(tiny_experiment(corpus, train=dict(num_steps=2)), str(tmp_path))
+    path = tmp_path / "tokenizer.json"
+    original = path.read_text()
+    train_tokenizer(TokenizerConfig(vocab_size=270), ["red blue"] * 9).save(path)
+    with pytest.raises(ConfigError, match=r"has 26[0-9] tokens, the model only config.model.vocab_size=260"):
+        train(tiny_experiment(corpus), str(tmp_path))
+    swapped = json.loads(original)  # of the same size, with two bytes changing places
+    vocabulary = swapped["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(swapped))
+    with pytest.raises(DataError, match="is not the tokenizer that the checkpoint was trained with"):
+        train(tiny_experiment(corpus), str(tmp_path))
+    with pytest.raises(DataError, match="put the original back"):
+        load_run(str(tmp_path))
+    path.unlink()
+    with pytest.raises(DataError, match="is missing, and the checkpoints"):
+        train(tiny_experiment(corpus), str(tmp_path))
+
+
+def test_the_tokenizer_sees_the_training_split_only(corpus, tmp_path):
+    section = dict(tokenizer=TokenizerConfig(kind="bpe", vocab_size=400))
+    experiment = tiny_experiment(corpus, data=section, model=dict(vocab_size=400))
+    tokenizer = load_or_train_tokenizer(tmp_path, experiment)
+    lengths = {split: len(tokenizer.encode(word)) for split, word in OWN_WORDS.items()}
+    assert lengths["train"] == 1 and lengths["validation"] > 1 and lengths["test"] > 1
+
+
+def test_an_untrained_folder_does_not_hold_an_experiment(corpus, tmp_path):
+    wrong = tiny_experiment(corpus, optimizer=dict(schedule="cosine", warmup_steps=6))
+    with pytest.raises(ValueError, match="warmup_steps to at most 5"):
+        train(wrong, str(tmp_path))
+    train(tiny_experiment(corpus, train=dict(num_steps=2)), str(tmp_path))
+    stored = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ConfigError):
+        train(tiny_experiment(corpus, train=dict(num_steps=1)), str(tmp_path))
+    assert (tmp_path / "config.json").read_bytes() == stored  # a refused value is not kept
+
+
+@pytest.mark.slow
+def test_continuing_on_another_mesh(corpus, tmp_path):
+    def parameters(name, first, then):
+        train(tiny_experiment(corpus, train=dict(num_steps=2), mesh=first), str(tmp_path / name))
+        train(tiny_experiment(corpus, train=dict(num_steps=4), mesh=then), str(tmp_path / name))
+        return final_params(tmp_path / name)
+
+    same = parameters("same", dict(data=8), dict(data=8))
+    other = parameters("other", dict(data=8), dict(data=2, fsdp=2, tensor=2))
+    assert_equal_training(([0.0], same), ([0.0], other))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["half", "garbled"])
+def test_a_damaged_checkpoint_is_said_and_made_again(corpus, tmp_path, damage, caplog):
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    for folder, steps in ((whole, 6), (damaged, 4)):
+        train(tiny_experiment(corpus, train=dict(num_steps=steps)), str(folder))
+    newest = damaged / "checkpoints" / "4"
+    if damage == "half":
+        next(newest.rglob("commit_success.txt")).unlink()
+    else:
+        for path in newest.rglob("*"):
+            if path.is_file() and path.stat().st_size > 1000:
+                path.write_bytes(path.read_bytes()[:500])
+    train(tiny_experiment(corpus), str(damaged))
+    assert "checkpoints/4" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, final_params(whole), final_params(damaged))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.target", "one line\n", "train.target"),
+        ("test.target", "one line\n", "test.target"),
+        ("validation.source", "", "validation"),
+        ("test.source", None, "test.source"),
+    ],
+)
+def test_bad_corpora_are_found_before_training(corpus, tmp_path, name, content, message):
+    shutil.copytree(corpus, tmp_path / "corpus")
+    path = tmp_path / "corpus" / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        train(tiny_experiment(tmp_path / "corpus"), str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_test_pair_longer_than_the_model_is_found_before_training(corpus, tmp_path):
+    shutil.copytree(corpus, tmp_path / "corpus")
+    for side in ("source", "target"):
+        with open(tmp_path / "corpus" / f"test.{side}", "a") as file:
+            file.write("x" * 60 + "\n")
+    with pytest.raises(DataError, match=r"pair 38 .* has 61 tokens .* takes 48"):
+        train(tiny_experiment(tmp_path / "corpus"), str(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_pairs_left_out_are_counted_to_the_end(corpus, tmp_path):
+    shutil.copytree(corpus, tmp_path / "corpus")
+    for side in ("source", "target"):
+        with open(tmp_path / "corpus" / f"train.{side}", "a") as file:
+            file.write("x" * 60 + "\n" + "\n")
+    experiment = tiny_experiment(tmp_path / "corpus", data=dict(window=98))
+    summary = train(experiment, str(tmp_path / "run"))
+    assert summary["pairs_too_long"] == 1 and summary["pairs_blank"] == 1
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (dict(train=dict(gradient_accumulation_steps=3)), "do not divide by"),
+        (dict(checkpoint=dict(best_metric="los")), "best_metric='los' must be one of loss"),
+        (dict(evaluate=dict(split="tset")), "'tset' must be one of train, validation, test"),
+        (dict(evaluate=dict(average_last=9)), "average_last=9 needs as many"),
+        (dict(evaluate=dict(beam_size=999)), "beam_size=999 is more than"),
+        (dict(model=dict(eos_id=5)), "eos_id=5 must be 2"),
+        (dict(data=dict(max_length=64)), "max_length=64 is longer"),
+        (dict(mesh=dict(data=3)), "8 device"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused_before_anything_is_written(corpus, tmp_path, sections, message):
+    with pytest.raises(ValueError, match=message):
+        train(tiny_experiment(corpus, **sections), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_falling_schedule_with_another_end_is_said(corpus, tmp_path, capsys):
+    optimizer = dict(schedule="linear", warmup_steps=1)
+    train(tiny_experiment(corpus, optimizer=optimizer, train=dict(num_steps=2)), str(tmp_path))
+    assert "schedule" not in capsys.readouterr().err
+    train(tiny_experiment(corpus, optimizer=optimizer, train=dict(num_steps=4)), str(tmp_path))
+    assert "num_steps was 2 and is 4: the linear schedule is another one" in capsys.readouterr().err
+
+
+def test_a_loss_that_explodes_stops_the_run_with_advice(corpus, tmp_path):
+    experiment = tiny_experiment(corpus, optimizer=dict(schedule="constant", peak_rate=1e30, warmup_steps=0))
+    with pytest.raises(FloatingPointError, match=r"config\.optimizer.peak_rate"):
+        train(experiment, str(tmp_path))
+
+
+def test_logged_loss_is_the_mean_over_the_tokens_of_several_steps(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        log = StepLog(Seq2Seq(), writer)
+        for loss, tokens in ((10.0, 1.0), (2.0, 3.0)):
+            sums = dict(loss=loss, nll=loss, correct=0.0, tokens=tokens, gradient_norm=5.0, rate=7.0)
+            log.add({name: jax.numpy.float32(value) for name, value in sums.items()})
+        log.write(9, {"speed": 1.0})
+    record = read_metrics(tmp_path)[0]
+    assert record["step"] == 9 and record["train/loss"] == 3.0 and record["train/speed"] == 1.0
+    assert record["train/gradient_norm"] == 5.0 and record["train/rate"] == 7.0
+    assert log.loss == pytest.approx(2 / 3) and log.total == {}

@@ -1,0 +1,59 @@
+"""A tiny experiment for tests of training, and its corpus."""
+
+import dataclasses
+import pathlib
+
+from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
+from transformer_jax.experiment import EvaluateConfig, Experiment, TrainConfig
+from transformer_jax.families import transformer
+from transformer_jax.objectives import Seq2Seq
+from transformer_jax.optimizers import OptimizerConfig
+
+WORDS = ["red", "blue", "green", "small", "large", "round", "old", "new", "fast", "slow"]
+
+
+# Each split has words that no other has, so that a mix-up cannot go unnoticed.
+OWN_WORDS = {"train": "apple", "validation": "pear", "test": "plum"}
+SIZES = {"train": 96, "validation": 40, "test": 37}
+
+
+def write_corpus(folder: pathlib.Path) -> None:
+    """Two aligned files a split: one or two short words, and the same words backwards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for offset, (split, own) in enumerate(OWN_WORDS.items()):
+        words = [*WORDS, own]
+        lines = [
+            [words[(i * 7 + j * (i % 5 + 1) + offset) % len(words)] for j in range(1 + i % 2)]
+            for i in range(SIZES[split])
+        ]
+        (folder / f"{split}.source").write_text("".join(" ".join(line) + "\n" for line in lines))
+        (folder / f"{split}.target").write_text("".join(" ".join(line[::-1]) + "\n" for line in lines))
+
+
+def tiny_experiment(folder: pathlib.Path, **sections: dict) -> Experiment:
+    """Trains in a second; ``train=dict(num_steps=...)`` and the like change keys of a section."""
+    files = {split: (f"{split}.source", f"{split}.target") for split in SIZES}
+    experiment = Experiment(
+        model=transformer.config(
+            "tiny", vocab_size=260, d_model=16, num_heads=2, key_size=8, value_size=8, d_feedforward=32,
+            num_encoder_layers=1, num_decoder_layers=1, max_length=48, dropout=0.1,
+        ),
+        objective=Seq2Seq(),
+        data=DataConfig(
+            source=SourceConfig(kind="text", folder=str(folder), **files),
+            tokenizer=TokenizerConfig(kind="byte"),
+            max_length=40,
+            buckets=(16,),
+            tokens_per_batch=256,
+            window=32,
+        ),
+        optimizer=OptimizerConfig(peak_rate=3e-3, warmup_steps=5),
+        train=TrainConfig(num_steps=6, log_every_steps=2, evaluate_every_steps=3),
+        checkpoint=CheckpointConfig(every_steps=2, keep_latest=3),
+        evaluate=EvaluateConfig(beam_size=1, extra_length=4, batch_size=64, num_samples=1, average_last=2),
+    )  # fmt: skip
+    return dataclasses.replace(
+        experiment,
+        **{name: dataclasses.replace(getattr(experiment, name), **keys) for name, keys in sections.items()},
+    )

@@ -1,0 +1,191 @@
+"""Scores a trained run on a split: loss and perplexity, then sacreBLEU, chrF and exact match of translations.
+
+    python -m transformer_jax.evaluate --workdir=runs/multi30k --split=test
+
+Prints a table, and writes the same figures to ``evaluation_SPLIT.json`` and the translations to
+``translations_SPLIT.txt`` in the run folder.
+"""
+
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import jax
+import numpy as np
+from absl import app, flags
+from jax.sharding import Mesh
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from transformer_jax import partitioning
+from transformer_jax.data import Source, Tokenizer, evaluation_batches, load_source
+from transformer_jax.experiment import EvaluateConfig, Experiment, make_transform, write_json
+from transformer_jax.models import build
+from transformer_jax.objectives.base import Apply, Objective, Sums
+from transformer_jax.progress import summary_table
+from transformer_jax.runtime import prepare_process
+from transformer_jax.translate import (
+    DECODING_FLAGS,
+    USER_ERRORS,
+    Translator,
+    define_run_flags,
+    load_run,
+    settings_from_flags,
+)
+from transformer_jax.types import Batch, PyTree
+
+Metrics = dict[str, float]
+
+
+def make_evaluate_step(experiment: Experiment) -> Callable[[PyTree, Batch], Sums]:
+    """The compiled function from parameters and a batch to the objective's sums, without dropout."""
+    apply = cast(Apply, build(experiment.model).apply)
+
+    def step(params: PyTree, batch: Batch) -> Sums:
+        return experiment.objective.loss(apply, params, batch, None)[1]
+
+    return jax.jit(step)
+
+
+def evaluate_loss(
+    step: Callable[[PyTree, Batch], Sums], objective: Objective, params: PyTree, batches: Iterable[Batch]
+) -> Metrics:
+    """The objective's metrics over all batches, each real token with the same weight."""
+    total: dict[str, float] = {}
+    for sums in [step(params, batch) for batch in batches]:  # all are sent off before one is waited for
+        for name, value in sums.items():
+            total[name] = total.get(name, 0.0) + float(value)
+    return objective.metrics(total)
+
+
+def score_texts(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """Corpus scores of translations, one reference each.
+
+    Returns:
+      ``bleu`` (Papineni et al. 2002; cased, on raw text, sacreBLEU's 13a tokens), ``bleu_lowercase`` (the
+      same, lower-cased), ``chrf`` (Popović 2015), each from 0 to 100 and with its ``_signature`` (Post
+      2018), and ``exact_match``: percentage of translations that equal their reference.
+
+    Raises:
+      ValueError: no texts, or as many of one as not of the other.
+    """
+    if not references or len(hypotheses) != len(references):
+        raise ValueError(
+            f"{len(hypotheses)} translations cannot be scored against {len(references)} references"
+        )
+    scores: dict[str, Any] = {}
+    metrics = {"bleu": BLEU(), "bleu_lowercase": BLEU(lowercase=True), "chrf": CHRF()}
+    for name, metric in metrics.items():
+        scores[name] = metric.corpus_score(list(hypotheses), [list(references)]).score
+        scores[f"{name}_signature"] = str(metric.get_signature())
+    matches = sum(map(str.__eq__, hypotheses, references))
+    scores["exact_match"] = 100 * matches / len(references)
+    return scores
+
+
+def translate_source(
+    translator: Translator, params: PyTree, source: Source
+) -> tuple[list[str], list[str], list[str]]:
+    """Inputs, translations and references of a whole source, in order."""
+    examples = source.read(range(len(source)))
+    inputs = [example["inputs"] for example in examples]
+    return inputs, translator.translate(params, inputs), [example["targets"] for example in examples]
+
+
+def sample_text(
+    inputs: Sequence[str], hypotheses: Sequence[str], references: Sequence[str], count: int
+) -> str:
+    """``count`` examples, evenly spaced, each as source, translation and reference."""
+    places = np.linspace(0, len(inputs) - 1, min(count, len(inputs)), dtype=int).tolist()
+    parts = []
+    for place in places:
+        mark = "=" if hypotheses[place] == references[place] else "≠"
+        parts.append(
+            f"  source       {inputs[place]}\n  translation  {hypotheses[place]}\n"
+            f"  reference  {mark} {references[place]}"
+        )
+    return "\n\n".join(parts)
+
+
+def evaluate_run(
+    experiment: Experiment,
+    tokenizer: Tokenizer,
+    params: PyTree,
+    workdir: str,
+    mesh: Mesh,
+    settings: EvaluateConfig | None = None,
+    translator: Translator | None = None,
+) -> tuple[dict[str, Any], str]:
+    """Everything there is to measure on ``settings.split``; the first process writes it down.
+
+    Args:
+      experiment: of the run.
+      tokenizer: of the run.
+      params: on the devices of ``mesh``.
+      workdir: the run folder, for ``evaluation_SPLIT.json`` and ``translations_SPLIT.txt``.
+      mesh: rows of sentences are split over its data axes.
+      settings: instead of the experiment's own.
+      translator: instead of one made for ``settings``.
+
+    Returns:
+      The figures, and sample translations as text.
+
+    Raises:
+      DataError: the split cannot be read, or has a pair longer than the model takes.
+    """
+    settings = settings or experiment.evaluate
+    source = load_source(experiment.data.source, settings.split)
+    transform = make_transform(experiment.objective, tokenizer)
+    limit = experiment.model.max_length
+    part, parts = partitioning.process_slice(mesh)
+    batches = evaluation_batches(
+        experiment.data, source, transform, limit, process_index=part, process_count=parts
+    )
+    results: dict[str, Any] = {"split": settings.split, "examples": len(source)}
+    results |= evaluate_loss(
+        make_evaluate_step(experiment),
+        experiment.objective,
+        params,
+        (partitioning.shard_batch(mesh, batch) for _, batch in batches),
+    )
+    start = time.monotonic()
+    translator = translator or Translator(experiment.model, tokenizer, settings, mesh)
+    inputs, hypotheses, references = translate_source(translator, params, source)
+    decoding = {name: getattr(settings, name) for name in DECODING_FLAGS}
+    if settings.temperature == 0:
+        decoding = {name: decoding[name] for name in ("beam_size", "length_penalty")}
+    results |= decoding | score_texts(hypotheses, references)
+    results["translation_seconds"] = time.monotonic() - start
+    if jax.process_index() == 0:
+        folder = pathlib.Path(workdir)
+        lines = "".join(text.replace("\n", " ") + "\n" for text in hypotheses)
+        (folder / f"translations_{settings.split}.txt").write_text(lines, encoding="utf-8")
+        write_json(folder / f"evaluation_{settings.split}.json", results)
+    return results, sample_text(inputs, hypotheses, references, settings.num_samples)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}: flags begin with --")
+    prepare_process()
+    try:
+        mesh = partitioning.make_mesh(partitioning.MeshConfig())
+        run = load_run(FLAGS.workdir, FLAGS.from_checkpoint, FLAGS.average_last, mesh)
+        settings = settings_from_flags(run.experiment.evaluate, split=FLAGS.split)
+        results, samples = evaluate_run(
+            run.experiment, run.tokenizer, run.params, FLAGS.workdir, mesh, settings
+        )
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+    print(samples, end="\n\n")
+    print(summary_table({"checkpoint steps": ", ".join(map(str, run.steps)), **results}))
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+    define_run_flags()
+    flags.DEFINE_string("split", None, "train, validation or test. Default: the run's config.")
+    app.run(main)

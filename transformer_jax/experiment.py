@@ -1,0 +1,329 @@
+"""An experiment: its sections as checked dataclasses, and the run folder that it leaves behind.
+
+A run folder (``workdir``) holds ``config.json``, ``tokenizer.json``, ``checkpoints/``, ``metrics.jsonl``,
+``tensorboard/`` and, at the end, ``summary.json``.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import ml_collections
+
+from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax.config import ConfigError, TransformerConfig, check_keys, check_types, read_section
+from transformer_jax.data import (
+    SPLITS,
+    DataConfig,
+    DataError,
+    Tokenizer,
+    load_source,
+    train_tokenizer,
+    training_texts,
+)
+from transformer_jax.models import build, example_inputs
+from transformer_jax.objectives import OBJECTIVES, Objective, Seq2Seq
+from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.partitioning import MeshConfig
+from transformer_jax.progress import say
+from transformer_jax.types import BOS_ID, EOS_ID, PAD_ID, PyTree
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_DATA_FILE = "tokenizer_data.json"  # the data section that the tokenizer was made for
+CHECKPOINTS_FOLDER = "checkpoints"
+SUMMARY_FILE = "summary.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    num_steps: int = 100_000  # optimizer updates
+    log_every_steps: int = 100
+    evaluate_every_steps: int = 1000  # loss on the validation split; also scores checkpoints
+    gradient_accumulation_steps: int = 1  # micro-batches of each batch, one after the other
+    seed: int = 0  # of the initial parameters and of dropout
+
+    def __post_init__(self) -> None:
+        check_types(self, "train")
+        for name in (
+            "num_steps",
+            "log_every_steps",
+            "evaluate_every_steps",
+            "gradient_accumulation_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"train.seed={self.seed} must be from 0 to 2**31 - 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """How a trained model translates and is scored."""
+
+    split: str = "test"
+    beam_size: int = 4  # 1 is greedy search
+    length_penalty: float = 0.6  # alpha of Wu et al. 2016, equation 14
+    temperature: float = 0.0  # above 0 samples instead of searching
+    top_k: int = 0  # sampling: from the so many most probable tokens; 0 is all
+    top_p: float = 1.0  # sampling: from the most probable tokens of at least this mass
+    seed: int = 0  # of sampling
+    extra_length: int = 50  # tokens that an output may have beyond its source, section 6.1
+    batch_size: int = 32  # sentences decoded at once
+    average_last: int = 1  # checkpoints whose parameters are averaged
+    num_samples: int = 4  # translations to show
+
+    def __post_init__(self) -> None:
+        check_types(self, "evaluate")
+        for name in ("beam_size", "batch_size", "average_last", "extra_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluate.{name}={getattr(self, name)} must be at least 1")
+        for name in ("num_samples", "temperature", "top_k", "seed"):
+            if not 0 <= getattr(self, name) < 2**31:
+                raise ValueError(f"evaluate.{name}={getattr(self, name)} must be from 0 to 2**31 - 1")
+        if not -5 <= self.length_penalty <= 5:
+            raise ValueError(f"evaluate.length_penalty={self.length_penalty} must be from -5 to 5")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"evaluate.top_p={self.top_p} must be above 0 and at most 1")
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            raise ValueError(
+                "evaluate.top_k and top_p are for sampling: set evaluate.temperature above 0, say 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run needs to know. Each section is read by the module that it configures."""
+
+    model: TransformerConfig
+    objective: Seq2Seq
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        tokenizer = self.data.tokenizer
+        is_trained = tokenizer.kind != "byte" and not tokenizer.path
+        if is_trained and tokenizer.vocab_size > self.model.vocab_size:
+            raise ConfigError(
+                f"config.data.tokenizer.vocab_size={tokenizer.vocab_size} does not fit into "
+                f"config.model.vocab_size={self.model.vocab_size}"
+            )
+        special = {"pad_id": PAD_ID, "decoder_start_id": BOS_ID, "eos_id": EOS_ID}
+        for name, number in special.items():
+            if getattr(self.model, name) != number:
+                raise ConfigError(
+                    f"config.model.{name}={getattr(self.model, name)} must be {number}, as in the tokenizers"
+                )
+        if self.checkpoint.best_metric not in self.objective.METRICS:
+            raise ConfigError(
+                f"config.checkpoint.best_metric={self.checkpoint.best_metric!r} must be one of "
+                + ", ".join(self.objective.METRICS)
+            )
+        if self.evaluate.split not in SPLITS:
+            raise ConfigError(
+                f"config.evaluate.split={self.evaluate.split!r} must be one of {', '.join(SPLITS)}"
+            )
+        for name in ("beam_size", "top_k"):
+            if getattr(self.evaluate, name) > self.model.vocab_size:
+                raise ConfigError(
+                    f"config.evaluate.{name}={getattr(self.evaluate, name)} is more than the vocabulary has "
+                    f"tokens: {self.model.vocab_size}"
+                )
+        if self.data.max_length > self.model.max_length:
+            raise ConfigError(
+                f"config.data.max_length={self.data.max_length} is longer than the model's sequences: raise "
+                f"config.model.max_length={self.model.max_length}, or lower it"
+            )
+        if self.evaluate.average_last > self.checkpoint.keep_latest:
+            raise ConfigError(
+                f"config.evaluate.average_last={self.evaluate.average_last} needs as many checkpoints, but "
+                f"config.checkpoint.keep_latest={self.checkpoint.keep_latest}"
+            )
+
+    def to_config_dict(self) -> ml_collections.ConfigDict:
+        """The sections with every key spelt out: what ``get_config`` of an experiment returns."""
+        return ml_collections.ConfigDict(dataclasses.asdict(self))
+
+
+# What a stored run may be continued with; any other change makes it another experiment.
+FREE_SECTIONS = ("checkpoint", "evaluate", "mesh")
+FREE_KEYS = ("train.num_steps", "train.log_every_steps", "train.evaluate_every_steps", "data.source.folder")
+
+
+def read_experiment(config: Any) -> Experiment:
+    """Checks a config and gives each of its sections a type.
+
+    Raises:
+      ConfigError: a section or key is unknown, misspelt, missing, of the wrong type, or does not fit.
+    """
+    sections: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Experiment)}
+    if not isinstance(config, Mapping | ml_collections.ConfigDict):
+        raise ConfigError(
+            "an experiment must be sections of keys, as to_config_dict() gives them, not a "
+            f"{type(config).__name__}"
+        )
+    found = dict(config.items())
+    check_keys(found, sections, "config")
+    if not isinstance(found["objective"], Mapping | ml_collections.ConfigDict):
+        raise ConfigError(f"config.objective must be a section of keys, not {found['objective']!r}")
+    objective: dict[str, Any] = dict(found["objective"].items())
+    if objective.get("name") not in OBJECTIVES:
+        raise ConfigError(f"config.objective.name must be one of {', '.join(OBJECTIVES)}")
+    sections["objective"] = OBJECTIVES[objective["name"]]
+    return Experiment(**{name: read_section(cls, found[name], name) for name, cls in sections.items()})
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _as_json(experiment: Experiment) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+
+
+def check_workdir(workdir: str | os.PathLike[str], experiment: Experiment) -> None:
+    """Refuses a run folder in which another experiment was trained.
+
+    A config without checkpoints was never trained with: it does not count, and will be replaced.
+
+    Raises:
+      ConfigError: the folder holds another experiment; the message lists what differs.
+    """
+    if not _has_checkpoints(workdir):
+        return
+    old, new = _flatten(_as_json(load_config(workdir))), _flatten(_as_json(experiment))
+    differing = [
+        f"config.{key}: {old[key]!r} there, {new[key]!r} here"
+        for key in new
+        if old[key] != new[key] and key not in FREE_KEYS and key.split(".")[0] not in FREE_SECTIONS
+    ]
+    if differing:
+        raise ConfigError(
+            f"{workdir} holds another experiment; use another --workdir, or undo\n  " + "\n  ".join(differing)
+        )
+
+
+def store_config(workdir: str | os.PathLike[str], experiment: Experiment) -> None:
+    """Writes ``config.json``, once everything else has turned out to fit."""
+    write_json(pathlib.Path(workdir) / CONFIG_FILE, _as_json(experiment))
+
+
+def _has_checkpoints(workdir: str | os.PathLike[str]) -> bool:
+    folder = pathlib.Path(workdir) / CHECKPOINTS_FOLDER
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def load_config(workdir: str | os.PathLike[str]) -> Experiment:
+    """Reads the experiment that a run folder holds.
+
+    Raises:
+      ConfigError: the folder holds no run, or its config is broken.
+    """
+    path = pathlib.Path(workdir) / CONFIG_FILE
+    try:
+        return read_experiment(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ConfigError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    partial_path = path.with_suffix(".partial")
+    partial_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial_path, path)
+
+
+def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> Tokenizer:
+    """The run's own tokenizer; if it has none yet, one trained on the training split and stored.
+
+    Raises:
+      ConfigError: its vocabulary does not fit the model.
+      DataError: the stored file is broken, or the training split cannot be read.
+    """
+    path = pathlib.Path(workdir) / TOKENIZER_FILE
+    if _has_checkpoints(workdir):
+        if not path.exists():
+            raise DataError(f"{path} is missing, and the checkpoints beside it can be used with no other")
+        tokenizer = Tokenizer.load(path)
+    elif path.exists() and _was_made_for(workdir, experiment):
+        tokenizer = Tokenizer.load(path)
+    else:
+        section = experiment.data.tokenizer
+        source = load_source(experiment.data.source, "train")
+        say("training the tokenizer on the training split")
+        tokenizer = train_tokenizer(section, training_texts(section, source))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(path)
+        write_json(path.with_name(TOKENIZER_DATA_FILE), _as_json(experiment)["data"])
+    if tokenizer.vocab_size > experiment.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer {path} has {tokenizer.vocab_size} tokens, the model only "
+            f"config.model.vocab_size={experiment.model.vocab_size}"
+        )
+    return tokenizer
+
+
+def _was_made_for(workdir: str | os.PathLike[str], experiment: Experiment) -> bool:
+    """Whether an untrained run's tokenizer comes from the same data with the same settings."""
+    path = pathlib.Path(workdir) / TOKENIZER_DATA_FILE
+    return path.exists() and json.loads(path.read_text(encoding="utf-8")) == _as_json(experiment)["data"]
+
+
+def make_transform(objective: Objective, tokenizer: Tokenizer) -> Any:
+    """The objective's host transform with its tokenizer."""
+    return partial(objective.transform, tokenizer=tokenizer)
+
+
+def abstract_params(config: TransformerConfig) -> PyTree:
+    """Shapes and logical axes of a model's parameters, without making any."""
+    return jax.eval_shape(build(config).init, jax.random.key(0), **example_inputs(config))["params"]
+
+
+def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
+    """The same experiment in seconds: a tiny model, short and few batches, ``num_steps`` steps.
+
+    What makes the experiment what it is stays: objective, kind of data, tokenizer, batching, optimizer and
+    schedule, placement of norms, sharing, scan and remat.
+    """
+    sizes = dict(d_model=16, num_heads=2, key_size=8, value_size=8, d_feedforward=32)
+    layers = dict(num_encoder_layers=2, num_decoder_layers=2)
+    vocab_size = 300
+    max_length = min(experiment.data.max_length, 64)
+    tokenizer = dataclasses.replace(experiment.data.tokenizer, vocab_size=vocab_size)
+    return dataclasses.replace(
+        experiment,
+        model=dataclasses.replace(experiment.model, vocab_size=vocab_size, max_length=128, **sizes, **layers),
+        data=dataclasses.replace(
+            experiment.data,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            buckets=(),
+            tokens_per_batch=512,
+            window=64,
+        ),
+        optimizer=dataclasses.replace(experiment.optimizer, warmup_steps=1),
+        train=dataclasses.replace(
+            experiment.train, num_steps=num_steps, log_every_steps=1, evaluate_every_steps=num_steps
+        ),
+        checkpoint=dataclasses.replace(experiment.checkpoint, every_steps=1),
+        evaluate=dataclasses.replace(experiment.evaluate, extra_length=4, batch_size=16, num_samples=1),
+    )

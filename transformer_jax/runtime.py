@@ -1,0 +1,37 @@
+"""Process-wide settings that the command-line programs make before they compute."""
+
+import ctypes
+import platform
+
+from absl import flags, logging
+
+# glibc's mallopt parameters (malloc.h).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+
+
+def prepare_process() -> None:
+    """What every program does first: ``keep_freed_memory``, and only warnings from libraries.
+
+    It must come before the first use of a JAX device, whose threads would otherwise get heaps of their own.
+    ``--verbosity=0`` shows what libraries have to say in ordinary operation.
+    """
+    keep_freed_memory()
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+
+
+def keep_freed_memory() -> None:
+    """Makes the C library keep memory that was freed, for the next to use; a no-op without glibc.
+
+    By default glibc gives every large buffer back to the kernel and asks for it again in the next step: the
+    kernel then zeroes each page anew, which costs a train step on two cores 10 to 15 % of its time. The
+    price is that the process does not shrink again.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    # Versions that refuse so high a threshold take 32 MiB; with none the other settings would do harm.
+    if not any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in (2**30, 2**25)):
+        return
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_ARENA_MAX, 1)  # arenas of other threads cannot hold large buffers

@@ -1,0 +1,345 @@
+"""Trains an experiment, on one device or many, and continues where an earlier run of it was stopped.
+
+    python -m transformer_jax.train --config=experiments/number_words.py --workdir=runs/numbers
+    python -m transformer_jax.train --config=... --workdir=... --config.train.num_steps=500
+    python -m transformer_jax.train --workdir=runs/numbers        # goes on, with the stored config
+
+Ctrl-C or SIGTERM writes a checkpoint, prints the command that continues, and exits with status 0; a
+second Ctrl-C stops at once. However a run was stopped, it ends with the same parameters, to the bit,
+as one that never was (on the same machine, devices and versions).
+"""
+
+import contextlib
+import pathlib
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from transformer_jax import evaluate, partitioning
+from transformer_jax.checkpoint import Checkpointer
+from transformer_jax.config import ConfigError
+from transformer_jax.data import (
+    Tokenizer,
+    TrainingIterator,
+    evaluation_batches,
+    load_source,
+    training_iterator,
+)
+from transformer_jax.experiment import (
+    CHECKPOINTS_FOLDER,
+    SUMMARY_FILE,
+    Experiment,
+    check_workdir,
+    load_config,
+    load_or_train_tokenizer,
+    make_transform,
+    read_experiment,
+    shrink,
+    store_config,
+    write_json,
+)
+from transformer_jax.objectives.base import Objective, Sums
+from transformer_jax.progress import MetricWriter, ProgressBar, say, summary_table
+from transformer_jax.runtime import prepare_process
+from transformer_jax.train_step import compile_train_step
+from transformer_jax.translate import USER_ERRORS, check_tokenizer
+from transformer_jax.types import Batch, PyTree
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[str]]:
+    """Yields a list that gets the name of the first SIGINT or SIGTERM; a second SIGINT interrupts.
+
+    In another thread than the main one, where Python cannot handle signals, it stays empty.
+    """
+    received: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def handle(number: int, _: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class StepLog:
+    """Metrics of the steps since the last line; a step's are fetched when the next is on its way."""
+
+    def __init__(self, objective: Objective, writer: MetricWriter) -> None:
+        self._objective, self._writer = objective, writer
+        self._waiting: Sums | None = None
+        self._latest: dict[str, float] = {}
+        self.total: dict[str, float] = {}  # of the steps since the last line; part of a checkpoint
+
+    @property
+    def loss(self) -> float:
+        """Loss per token of the latest step that is done; NaN before there is one."""
+        return self._latest["loss"] / self._latest["tokens"] if self._latest else float("nan")
+
+    def add(self, sums: Sums | None) -> None:
+        """Takes the sums of a step that was sent off, and fetches those of the step before it."""
+        if self._waiting is not None:
+            self._latest = {name: float(value) for name, value in jax.device_get(self._waiting).items()}
+            for name, value in self._latest.items():
+                self.total[name] = self.total.get(name, 0.0) + value
+        self._waiting = sums
+
+    def fetch(self, step: int) -> None:
+        """Waits for ``step``, the latest, and checks it: before it is written down or saved.
+
+        Raises:
+          FloatingPointError: the loss or the gradient is not finite.
+        """
+        self.add(None)
+        for name, value in self._latest.items():
+            if not np.isfinite(value):
+                raise FloatingPointError(
+                    f"the {name} became {value} at step {step}, which is not saved: lower "
+                    "config.optimizer.peak_rate, lengthen config.optimizer.warmup_steps, or set "
+                    "config.optimizer.clip_norm, and start again in another --workdir"
+                )
+
+    def write(self, step: int, extra: dict[str, float]) -> None:
+        """Writes means over the tokens of all steps up to ``step`` since the last call; see ``fetch``."""
+        self.fetch(step)
+        metrics = self._objective.metrics(self.total)
+        metrics |= {name: self._latest[name] for name in ("gradient_norm", "rate")}
+        self.total = {}
+        self._writer.write(step, metrics | extra, "train")
+
+
+def _on_first_process(action: Callable[[], Any]) -> None:
+    """Runs what writes to the run folder in one process, before the others go on."""
+    if jax.process_index() == 0:
+        action()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("run folder written")
+
+
+def _continue_command(workdir: str) -> str:
+    return shlex.join([sys.executable, "-m", "transformer_jax.train", f"--workdir={workdir}"])
+
+
+def _data_metrics(iterator: TrainingIterator) -> dict[str, float]:
+    return {
+        "epoch": iterator.epoch,
+        "pairs_too_long": float(iterator.filtered),
+        "pairs_blank": float(iterator.blank),
+    }
+
+
+def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
+    """Trains until ``config.train.num_steps``, or goes on from the run folder's last checkpoint.
+
+    Args:
+      config: an experiment, as its file's ``get_config`` returns it or read already.
+      workdir: the run folder; made if it is not there.
+
+    Returns:
+      The figures of the summary; ``{}`` if a signal stopped the run.
+
+    Raises:
+      ConfigError: the folder holds another experiment, or the config does not fit itself.
+      DataError: data or tokenizer cannot be used.
+      CheckpointError: a checkpoint cannot be written, or none of those there can be read.
+      FloatingPointError: the loss or its gradient became NaN or infinite.
+    """
+    experiment = config if isinstance(config, Experiment) else read_experiment(config)
+    settings = experiment.train
+    check_workdir(workdir, experiment)
+    is_first = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        stopped_by = stack.enter_context(stop_signals())
+        mesh = partitioning.make_mesh(experiment.mesh)
+        template, init, train_step = compile_train_step(experiment, mesh)
+        evaluate_step = evaluate.make_evaluate_step(experiment)
+        tokenizer = _prepare_folder(workdir, experiment)
+        iterator, validation = _open_data(experiment, tokenizer, mesh)
+        stack.callback(iterator.close)
+        checkpointer = stack.enter_context(
+            Checkpointer(f"{workdir}/{CHECKPOINTS_FOLDER}", experiment.checkpoint)
+        )
+        writer = stack.enter_context(MetricWriter(workdir, active=is_first))
+        log = StepLog(experiment.objective, writer)
+        step, seconds = 0, 0.0
+        if checkpointer.latest_step() is None:
+            state = init()
+        else:
+            restored = checkpointer.restore(template)
+            check_tokenizer(tokenizer, restored.data_state, workdir)
+            iterator.set_state(restored.data_state["iterator"])
+            step, state, seconds = restored.step, restored.state, restored.data_state["seconds"]
+            log.total = restored.data_state["log"]
+            _warn_of_new_schedule(workdir, experiment)
+            say(f"continuing at step {step:,} of {settings.num_steps:,}")
+        if step > settings.num_steps:
+            raise ConfigError(
+                f"{workdir} is at step {step} already, beyond config.train.num_steps={settings.num_steps}: "
+                "raise it"
+            )
+        writer.resume(step)
+        _on_first_process(lambda: store_config(workdir, experiment))
+        bar = stack.enter_context(ProgressBar(settings.num_steps, step, active=is_first))
+        first, began = step, time.monotonic() - seconds
+        while True:
+            done = step == settings.num_steps
+            scores = None
+            if step > first and (done or step % settings.evaluate_every_steps == 0):
+                batches = (partitioning.shard_batch(mesh, batch) for batch in validation)
+                scores = evaluate.evaluate_loss(evaluate_step, experiment.objective, state.params, batches)
+                writer.write(step, scores, "validation")
+                bar.print(_validation_line(step, scores))
+            if step > first and (done or stopped_by or scores or checkpointer.is_due(step)):
+                log.fetch(step)
+                data_state = {
+                    "log": log.total,
+                    "iterator": iterator.get_state(),
+                    "tokenizer": tokenizer.fingerprint,
+                    "seconds": time.monotonic() - began,
+                }
+                checkpointer.save(step, state, data_state, scores)
+            if done or stopped_by:
+                break
+            batch = next(iterator)
+            state, sums = train_step(state, partitioning.shard_batch(mesh, batch))
+            step += 1
+            log.add(sums)
+            bar.update(step, log.loss, _count_tokens(batch, mesh))
+            if step % settings.log_every_steps == 0 or step == settings.num_steps:
+                speed = {"tokens_per_second": bar.tokens_per_second}
+                log.write(step, speed | _data_metrics(iterator))
+        checkpointer.wait()
+        if not done:
+            saved = f"everything up to step {step} is saved" if step else "nothing was trained yet"
+            bar.print(f"{stopped_by[0]}: {saved}. To continue:\n  {_continue_command(workdir)}")
+            return {}
+        if stopped_by:
+            raise KeyboardInterrupt  # trained, but not scored: the same command does that
+        rows = {
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(template.params)),
+            "steps": step,
+            "training_seconds": time.monotonic() - began,
+            **_data_metrics(iterator),
+        }
+        last = min(experiment.evaluate.average_last, len(checkpointer.averageable_steps()))
+        averaged = checkpointer.average(template.params, last)
+    rows["averaged_steps"] = ", ".join(map(str, averaged.steps))
+    return _finish(experiment, tokenizer, averaged.params, workdir, mesh, rows)
+
+
+def _warn_of_new_schedule(workdir: str, experiment: Experiment) -> None:
+    before, now = load_config(workdir).train.num_steps, experiment.train.num_steps
+    if before != now and experiment.optimizer.schedule in ("cosine", "linear"):
+        say(
+            f"num_steps was {before:,} and is {now:,}: the {experiment.optimizer.schedule} schedule is "
+            "another one from here on, and the result not that of a run planned so from its start"
+        )
+
+
+def _prepare_folder(workdir: str, experiment: Experiment) -> Tokenizer:
+    """Has the first process make the tokenizer, if there is none yet; every process reads it."""
+    _on_first_process(lambda: load_or_train_tokenizer(workdir, experiment))
+    return load_or_train_tokenizer(workdir, experiment)
+
+
+def _open_data(
+    experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh
+) -> tuple[TrainingIterator, list[dict[str, np.ndarray]]]:
+    """The training batches and those of the validation split, this process's rows of them.
+
+    What is evaluated at the end is looked at as well: a mistake in it should not wait until then.
+    """
+    transform = make_transform(experiment.objective, tokenizer)
+    part, parts = partitioning.process_slice(mesh)
+    split = dict(process_index=part, process_count=parts)
+    batches = {}
+    for name in {experiment.evaluate.split, "validation"}:
+        source = load_source(experiment.data.source, name)
+        limit = experiment.model.max_length
+        batches[name] = evaluation_batches(experiment.data, source, transform, limit, **split)
+    source = load_source(experiment.data.source, "train")
+    iterator = training_iterator(experiment.data, source, transform, **split)
+    return iterator, [batch for _, batch in batches["validation"]]
+
+
+def _count_tokens(batch: Batch, mesh: Mesh) -> int:
+    """Real target tokens of a batch: exact with one process, else this one's times their number."""
+    return partitioning.process_slice(mesh)[1] * int(np.count_nonzero(batch["targets_segments"]))
+
+
+def _validation_line(step: int, scores: dict[str, float]) -> str:
+    return f"step {step:,}  validation  " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+
+
+def _finish(
+    experiment: Experiment,
+    tokenizer: Tokenizer,
+    params: PyTree,
+    workdir: str,
+    mesh: Mesh,
+    rows: dict[str, Any],
+) -> dict[str, Any]:
+    """Scores the trained parameters, prints samples and the summary, and stores the figures."""
+    results, samples = evaluate.evaluate_run(experiment, tokenizer, params, workdir, mesh)
+    summary = rows | results
+    if jax.process_index() == 0:
+        write_json(pathlib.Path(workdir) / SUMMARY_FILE, summary)
+        print(samples, end="\n\n")
+        print(summary_table(summary), flush=True)
+    return summary
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}: flags begin with --")
+    prepare_process()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # where train() does not handle it
+    try:
+        if FLAGS.config is None:
+            experiment = load_config(FLAGS.workdir)
+        else:
+            experiment = read_experiment(FLAGS.config)
+        train(shrink(experiment) if FLAGS.shrink else experiment, FLAGS.workdir)
+    except KeyboardInterrupt:
+        say(f"interrupted; what was saved is whole. To continue:\n  {_continue_command(FLAGS.workdir)}")
+    except (*USER_ERRORS, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "File of the experiment, such as experiments/number_words.py; change any of its keys with "
+        "--config.SECTION.KEY=VALUE. Without it the run in --workdir goes on as it was configured.",
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Folder of the run: config, checkpoints, metrics, summary.", required=True
+    )
+    flags.DEFINE_bool(
+        "shrink",
+        False,
+        "Train the experiment for two steps with a tiny model: does it run at all? Use a workdir of its own.",
+    )
+    app.run(main)

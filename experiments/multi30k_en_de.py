@@ -1,0 +1,59 @@
+"""Multi30k English to German: captions of photographs, 29,000 pairs (Elliott et al. 2016, task 1, raw text).
+
+    python -m transformer_jax.train --config=experiments/multi30k_en_de.py --workdir=runs/multi30k
+
+Data: the files named below, from github.com/multi30k/dataset (data/task1/raw), gzipped, in ``multi30k/``
+within ``$TRANSFORMER_JAX_DATA`` or ``data/``.
+
+Published: a text-only Transformer of 4 layers, width 128 and 2.6 million parameters has about 41.0 BLEU on
+test2016, lower-cased and tokenised (Wu et al. 2021, "Good for Misconceived Reasons"). A Hugging Face Marian
+of width 256 with 3 + 3 layers, trained with PyTorch for 20 minutes on 2 cores, reached 30.05 cased sacreBLEU.
+
+Measured here: @@M@@
+"""
+
+import ml_collections
+
+from transformer_jax import experiment, families
+from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
+from transformer_jax.objectives import Seq2Seq
+from transformer_jax.optimizers import OptimizerConfig
+
+VOCAB_SIZE = 6144
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Width 256, 3 + 3 layers, pre-norm; small batches and a falling rate, for 20 minutes on 2 cores."""
+    return experiment.Experiment(
+        model=families.transformer.config(
+            "tiny",
+            vocab_size=VOCAB_SIZE,
+            d_model=256,
+            num_heads=4,
+            key_size=64,
+            value_size=64,
+            d_feedforward=512,
+            num_encoder_layers=3,
+            num_decoder_layers=3,
+            norm_position="pre",
+            dropout=0.3,
+        ),
+        objective=Seq2Seq(label_smoothing=0.1),
+        data=DataConfig(
+            source=SourceConfig(
+                kind="text",
+                train=("multi30k/train.en.gz", "multi30k/train.de.gz"),
+                validation=("multi30k/val.en.gz", "multi30k/val.de.gz"),
+                test=("multi30k/test_2016_flickr.en.gz", "multi30k/test_2016_flickr.de.gz"),
+            ),
+            tokenizer=TokenizerConfig(kind="bpe", vocab_size=VOCAB_SIZE),
+            max_length=64,
+            buckets=(12, 16, 20, 24, 32),
+            tokens_per_batch=1536,
+        ),
+        optimizer=OptimizerConfig(schedule="cosine", peak_rate=2e-3, warmup_steps=400),
+        train=experiment.TrainConfig(num_steps=3600, log_every_steps=50, evaluate_every_steps=600),
+        checkpoint=CheckpointConfig(every_steps=200, keep_latest=5),
+        evaluate=experiment.EvaluateConfig(beam_size=4, average_last=5),
+    ).to_config_dict()

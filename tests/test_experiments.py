@@ -1,0 +1,141 @@
+"""Every file in experiments/ loads, is complete, and trains two steps when it is shrunk."""
+
+import ast
+import dataclasses
+import importlib.util
+import pathlib
+
+import pytest
+import tensorflow_datasets as tfds
+
+from transformer_jax.data import SPLITS
+from transformer_jax.experiment import Experiment, read_experiment, shrink
+from transformer_jax.train import train
+from transformer_jax.translate import DECODING_FLAGS
+
+FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
+LIBRARY = FOLDER.parent / "transformer_jax"
+FILES = sorted(path.name for path in FOLDER.glob("*.py"))
+VARIANTS = {"wmt14_en_de.py": ("base", "big"), "number_words.py": ("de", "fr", "es")}
+CASES = [(name, variant) for name in FILES for variant in VARIANTS.get(name, (None,))]
+
+PAIRS = [
+    (f"A small dog number {i} sees the {i % 7} cats.", f"Ein kleiner Hund Nummer {i} sieht {i % 7} Katzen.")
+    for i in range(80)
+]
+
+
+def module_of(name):
+    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), FOLDER / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def experiment_of(name, variant):
+    arguments = () if variant is None else (variant,)
+    return read_experiment(module_of(name).get_config(*arguments))
+
+
+def mock_builder(languages):
+    """A TFDS builder with the features of wmt14_translate or ted_hrlr_translate, and our few pairs."""
+
+    class Mock(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="mock")]  # noqa: RUF012
+
+        def _info(self):
+            features = tfds.features.Translation(languages=languages)
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples() for split in SPLITS}
+
+        def _generate_examples(self):
+            for number, texts in enumerate(PAIRS):
+                yield number, dict(zip(languages, texts, strict=True))
+
+    return Mock
+
+
+@pytest.fixture
+def with_data(tmp_path):
+    """The experiment with its corpus replaced by a few pairs of the same kind, features and names."""
+
+    def replace(experiment):
+        source = experiment.data.source
+        folder = tmp_path / "data"
+        if source.kind == "text":
+            for split in SPLITS:
+                for side, path in enumerate(getattr(source, split)):
+                    target = folder / path.removesuffix(".gz")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_text("".join(pair[side] + "\n" for pair in PAIRS))
+            names = {
+                split: tuple(path.removesuffix(".gz") for path in getattr(source, split)) for split in SPLITS
+            }
+            source = dataclasses.replace(source, folder=str(folder), **names)
+        elif not source.name.startswith("number_words"):
+            languages = (source.inputs_key, source.targets_key)
+            builder = mock_builder(languages)(config="mock", data_dir=str(folder), file_format="array_record")
+            builder.download_and_prepare()
+            source = dataclasses.replace(
+                source, folder=str(folder), name=builder.info.full_name.rsplit("/", 1)[0]
+            )
+        else:
+            return experiment
+        return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, source=source))
+
+    return replace
+
+
+@pytest.fixture(scope="session")
+def number_words_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("number_words")
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_loads_and_says_what_it_is(name, variant):
+    experiment = experiment_of(name, variant)
+    assert read_experiment(experiment.to_config_dict()) == experiment
+    text = module_of(name).__doc__
+    assert f"--config=experiments/{name}" in text
+    assert "Measured here" in text and "Published" in text
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_trains_two_steps_shrunk(name, variant, with_data, tmp_path, monkeypatch, number_words_folder):
+    monkeypatch.setenv("TRANSFORMER_JAX_DATA", str(number_words_folder))
+    experiment = with_data(shrink(experiment_of(name, variant)))
+    evaluation = dataclasses.replace(experiment.evaluate, beam_size=2, average_last=1)
+    experiment = dataclasses.replace(experiment, evaluate=evaluation)
+    summary = train(experiment, str(tmp_path / "run"))
+    assert summary["steps"] == 2 and summary["loss"] > 0
+
+
+def test_an_unknown_variant_is_named():
+    with pytest.raises(ValueError, match="must be one of base, big"):
+        module_of("wmt14_en_de.py").get_config("huge")
+
+
+def sections_of(cls, prefix):
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            yield from sections_of(field.type, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", cls, field.name
+
+
+@pytest.mark.parametrize(
+    ("key", "owner", "name"), [pytest.param(*case, id=case[0]) for case in sections_of(Experiment, "")]
+)
+def test_every_config_key_is_read_by_something(key, owner, name):
+    reads = 0
+    for path in LIBRARY.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name == owner.__name__:
+                node.body = []  # its own checks do not count
+            reads += isinstance(node, ast.Attribute) and node.attr == name
+    # Names of splits and decoding settings are read by their names in a list.
+    listed = {*SPLITS, *DECODING_FLAGS}
+    assert reads or name in listed, f"nothing reads config.{key}"

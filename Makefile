@@ -9,9 +9,9 @@ DEMO_WORKDIR ?= runs/demo
 # For example: make test PYTEST_ARGS='-k beam -x'
 PYTEST_ARGS ?=
 
-PY := $(VENV)/bin/python
+PY = $(VENV)/bin/python
 INSTALL_INPUTS := setup.cfg pyproject.toml $(wildcard constraints/*.txt)
-FORMATTED := transformer_jax experiments launch benchmarks tests
+FORMATTED := $(wildcard transformer_jax experiments launch benchmarks tests)
 
 ifeq ($(filter newest oldest,$(PINS)),)
   $(error PINS=$(PINS) is not a tested set: it is newest or oldest)

@@ -168,14 +168,14 @@ def read_experiment(config: Any) -> Experiment:
       ConfigError: a section or key is unknown, misspelt, missing, of the wrong type, or does not fit.
     """
     sections: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Experiment)}
-    if not isinstance(config, Mapping | ml_collections.ConfigDict):
+    if not hasattr(config, "items"):  # of a file that is not there, this raises the error of opening it
         raise ConfigError(
             "an experiment must be sections of keys, as to_config_dict() gives them, not a "
             f"{type(config).__name__}"
         )
     found = dict(config.items())
     check_keys(found, sections, "config")
-    if not isinstance(found["objective"], Mapping | ml_collections.ConfigDict):
+    if not hasattr(found["objective"], "items"):
         raise ConfigError(f"config.objective must be a section of keys, not {found['objective']!r}")
     objective: dict[str, Any] = dict(found["objective"].items())
     if objective.get("name") not in OBJECTIVES:

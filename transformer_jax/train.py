@@ -325,6 +325,15 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"error: {error}")
 
 
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Absl's parser, with one line for a config key that does not exist instead of a traceback."""
+    try:
+        return app.parse_flags_with_usage(list(argv))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace('"', "'").split())
+        sys.exit(f"error: --config cannot be read as the flags say: {reason}")
+
+
 FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
@@ -342,4 +351,4 @@ if __name__ == "__main__":
         False,
         "Train the experiment for two steps with a tiny model: does it run at all? Use a workdir of its own.",
     )
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)

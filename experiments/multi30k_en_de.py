@@ -9,7 +9,10 @@ Published: a text-only Transformer of 4 layers, width 128 and 2.6 million parame
 test2016, lower-cased and tokenised (Wu et al. 2021, "Good for Misconceived Reasons"). A Hugging Face Marian
 of width 256 with 3 + 3 layers, trained with PyTorch for 20 minutes on 2 cores, reached 30.05 cased sacreBLEU.
 
-Measured here: @@M@@
+Measured here with the command above (2 cores of a shared Intel Xeon with AVX-512, jax 0.10.2, 2026-11-22):
+1,151 s of training, compilation and validation included, 9.7 epochs; the mean of the last five checkpoints
+with beam 4 has 35.64 cased sacreBLEU on the raw text of test2016, 35.99 lower-cased, chrF 59.0. With
+``--config.train.num_steps=4000``: 36.81, 37.13 lower-cased, in 2,125 s on a busy machine.
 """
 
 import ml_collections

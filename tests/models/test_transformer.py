@@ -213,11 +213,11 @@ def test_biases_and_gelu_are_there_when_asked_for():
         "query": (2, 4), "key": (2, 4), "value": (2, 6), "output": (16,),
     }  # fmt: skip
     layer = parameters(config)["params"]["encoder"]["layer_0"]["feedforward"]
-    layer = jax.tree.map(np.asarray, layer)
+    numbers = jax.tree.map(np.asarray, layer)
     x = np.random.default_rng(0).normal(size=(1, 3, 16)).astype(np.float32)
-    hidden = x @ layer["hidden"]["kernel"] + layer["hidden"]["bias"]
+    hidden = x @ numbers["hidden"]["kernel"] + numbers["hidden"]["bias"]
     gelu = hidden * stats.norm.cdf(hidden)
-    expected = gelu @ layer["output"]["kernel"] + layer["output"]["bias"]
+    expected = gelu @ numbers["output"]["kernel"] + numbers["output"]["bias"]
     module = FeedForward(24, "gelu", 0.0, jnp.dtype("float32"))
     ours = module.apply({"params": layer}, jnp.asarray(x), train=False)
     close(ours, expected)

@@ -42,6 +42,6 @@ def test_training_learns_and_leaves_nothing_out(experiment, tmp_path):
     summary = train(experiment, str(tmp_path))
     losses = [record["train/nll"] for record in read_metrics(tmp_path) if "train/nll" in record]
     assert losses[0] > 0.9 * math.log(experiment.model.vocab_size)  # it starts from next to nothing
-    assert losses[-1] < losses[0] - 1
+    assert losses[-1] < losses[0] - 2
     assert summary["pairs_too_long"] == summary["pairs_blank"] == 0
-    assert summary["examples"] == 1_000 and summary["chrf"] > 1
+    assert summary["examples"] == 1_000 and summary["chrf"] > 5

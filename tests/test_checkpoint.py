@@ -3,9 +3,6 @@
 import dataclasses
 import math
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tests.processes import run_python
 from transformer_jax.checkpoint import (
     CheckpointConfig,
     Checkpointer,
@@ -139,19 +137,6 @@ def test_one_device_reads_what_eight_wrote(tmp_path: Path, single_device_environ
     """
     done = run_python(program, tmp_path, single_device_environment)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
-
-
-def run_python(
-    program: str, directory: Path, environment: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
-    root = str(Path(__file__).parent.parent)
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), str(directory)],
-        env={**environment, "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
 
 
 def test_the_state_may_be_donated_while_it_is_written(tmp_path: Path) -> None:

@@ -4,9 +4,6 @@ import dataclasses
 import logging
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.processes import run_python
 from transformer_jax.checkpoint import CheckpointConfig, Checkpointer, CheckpointError
 
 CONFIG = CheckpointConfig(every_steps=10, keep_latest=3, keep_best=0)
@@ -170,19 +168,6 @@ def test_an_average_passes_over_a_damaged_one(copied: Path) -> None:
     assert_same(found.params, make_state(10)["params"])
     with pytest.raises(CheckpointError, match="has 1 whole"):
         Checkpointer(copied, CONFIG).average(TEMPLATE["params"], last=2)
-
-
-def run_python(
-    program: str, directory: Path, environment: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
-    root = str(Path(__file__).parent.parent)
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), str(directory)],
-        env={**environment, "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
 
 
 def test_a_failed_write_surfaces_and_the_next_can_succeed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from transformer_jax.data import SPLITS
 from transformer_jax.experiment import Experiment, read_experiment, shrink
+from transformer_jax.partitioning import MESH_AXES
 from transformer_jax.train import train
 from transformer_jax.translate import DECODING_FLAGS
 
@@ -40,7 +41,7 @@ def experiment_of(name, variant):
 def mock_builder(languages):
     """A TFDS builder with the features of wmt14_translate or ted_hrlr_translate, and our few pairs."""
 
-    class Mock(tfds.core.GeneratorBasedBuilder):
+    class Mock(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="mock")]  # noqa: RUF012
 
@@ -136,6 +137,6 @@ def test_every_config_key_is_read_by_something(key, owner, name):
             if isinstance(node, ast.ClassDef) and node.name == owner.__name__:
                 node.body = []  # its own checks do not count
             reads += isinstance(node, ast.Attribute) and node.attr == name
-    # Names of splits and decoding settings are read by their names in a list.
-    listed = {*SPLITS, *DECODING_FLAGS}
+    # Names of splits, decoding settings and mesh axes are read by their names in a list.
+    listed = {*SPLITS, *DECODING_FLAGS, *MESH_AXES}
     assert reads or name in listed, f"nothing reads config.{key}"

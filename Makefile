@@ -29,7 +29,7 @@ demo: $(VENV)/installed-$(PINS)-core  ## train the default experiment, print its
 	$(PY) -m transformer_jax.train --config=experiments/number_words.py --workdir=$(DEMO_WORKDIR)
 
 test: $(VENV)/installed-$(PINS)-dev  ## all fast tests
-	$(PY) -m pytest -m 'not slow' $(PYTEST_ARGS)
+	$(PY) -m pytest -m 'not slow' -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
 
 slow: $(VENV)/installed-$(PINS)-dev  ## the tests that take minutes
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)

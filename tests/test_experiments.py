@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from transformer_jax.data import SPLITS
+from transformer_jax.data.datasets.number_words import number_words
 from transformer_jax.experiment import Experiment, read_experiment, shrink
 from transformer_jax.partitioning import MESH_AXES
 from transformer_jax.train import train
@@ -90,11 +91,6 @@ def with_data(tmp_path):
     return replace
 
 
-@pytest.fixture(scope="session")
-def number_words_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("number_words")
-
-
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_loads_and_says_what_it_is(name, variant):
     experiment = experiment_of(name, variant)
@@ -105,8 +101,9 @@ def test_loads_and_says_what_it_is(name, variant):
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
-def test_trains_two_steps_shrunk(name, variant, with_data, tmp_path, monkeypatch, number_words_folder):
-    monkeypatch.setenv("TRANSFORMER_JAX_DATA", str(number_words_folder))
+def test_trains_two_steps_shrunk(name, variant, with_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRANSFORMER_JAX_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(number_words, "SPLIT_SIZES", {"train": 2_000, "validation": 20, "test": 20})
     experiment = with_data(shrink(experiment_of(name, variant)))
     evaluation = dataclasses.replace(experiment.evaluate, beam_size=2, average_last=1)
     experiment = dataclasses.replace(experiment, evaluate=evaluation)

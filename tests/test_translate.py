@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models import reference
 from tests.training import tiny_experiment, write_corpus
 from transformer_jax.checkpoint import CheckpointError
 from transformer_jax.config import ConfigError
@@ -33,16 +34,14 @@ def parts(tmp_path_factory):
 
 
 def plain_greedy(config, tokenizer, params, text, extra_length):
-    """The whole forward pass again for every token of one sentence."""
-    source = jnp.array([[*tokenizer.encode(text).tolist(), config.eos_id]])
-    limit = min(source.shape[1] + extra_length, config.max_length)
+    """The whole forward pass again, in NumPy, for every token of one sentence."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    source = [*tokenizer.encode(text).tolist(), config.eos_id]
+    limit = min(len(source) + extra_length, config.max_length)
     output = []
     while len(output) < limit and config.eos_id not in output:
-        target = jnp.array([[*output, config.pad_id]])  # the last place is what is predicted
-        logits = build(config).apply(
-            {"params": params}, inputs=source, targets=target, targets_segments=jnp.ones_like(target)
-        )
-        output.append(int(logits[0, -1].argmax()))
+        target = [*output, config.pad_id]  # the last place is what is predicted
+        output.append(int(reference.logits(params, config, source, target)[-1].argmax()))
     return tokenizer.decode(output)
 
 

@@ -308,7 +308,9 @@ def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
     layers = dict(num_encoder_layers=2, num_decoder_layers=2)
     vocab_size = 300
     max_length = min(experiment.data.max_length, 64)
-    tokenizer = dataclasses.replace(experiment.data.tokenizer, vocab_size=vocab_size)
+    tokenizer = dataclasses.replace(
+        experiment.data.tokenizer, vocab_size=vocab_size, max_training_examples=1_000
+    )
     return dataclasses.replace(
         experiment,
         model=dataclasses.replace(experiment.model, vocab_size=vocab_size, max_length=128, **sizes, **layers),

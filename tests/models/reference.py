@@ -50,8 +50,14 @@ def embed(tokens, table, positions):
 
 
 def stack(x, params, config, visible, context=None):
-    for number in range(2):
-        layer = take(params["layers"], number) if "layers" in params else params[f"layer_{number}"]
+    scanned = params.get("layers")
+    num_layers = (
+        len(scanned["feedforward_norm"]["scale"])
+        if scanned
+        else sum(name.startswith("layer_") for name in params)
+    )
+    for number in range(num_layers):
+        layer = take(scanned, number) if scanned else params[f"layer_{number}"]
         x = block(x, layer, config, visible, context)
     if config.norm_position == "pre":
         x = layer_norm(x, params["final_norm"], config.norm_epsilon)
@@ -79,7 +85,7 @@ def take(tree, index):
 
 
 def logits(params, config, source, target):
-    """Logits (L, V) of one unpadded pair under a model with two layers on each side."""
+    """Logits (L, V) of one unpadded pair."""
     table = params["embedding"]["embedding"]
     shifted = [config.decoder_start_id, *target[:-1]]
     learned = "embed_inputs" in params

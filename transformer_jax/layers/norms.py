@@ -1,19 +1,30 @@
 """Layer normalisation (Ba et al. 2016)."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from transformer_jax.layers.parameters import parameter
 
 
-def layer_norm(epsilon: float, dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
+class LayerNorm(nn.Module):
     """``scale * (x - mean) / sqrt(variance + epsilon) + bias`` over the last axis.
 
-    Statistics are float32 whatever ``dtype`` is; scale and bias carry the logical axis ``embed``.
+    Statistics are float32 whatever ``dtype`` is. ``nn.LayerNorm`` computes the same, but multiplies
+    ``scale`` by the deviation first, which on a CPU writes and reads one more array as large as ``x``.
     """
-    return nn.LayerNorm(
-        epsilon=epsilon,
-        dtype=dtype,
-        use_fast_variance=False,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",)),
-        name=name,
-    )
+
+    epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        shape = x.shape[-1:]
+        scale = parameter(self, "scale", nn.initializers.ones_init(), shape, ("embed",))
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), shape, ("embed",))
+        x = x.astype(jnp.float32)
+        row = (1,) * (x.ndim - 1) + shape
+        centred = x - x.mean(-1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
+        return (centred * inverse * scale.reshape(row) + bias.reshape(row)).astype(self.dtype)

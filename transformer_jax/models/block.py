@@ -11,7 +11,7 @@ from transformer_jax.layers.attention import KeyValue, MultiHeadAttention
 from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.feedforward import FeedForward
 from transformer_jax.layers.masks import Mask
-from transformer_jax.layers.norms import layer_norm
+from transformer_jax.layers.norms import LayerNorm
 
 
 class Block(nn.Module):
@@ -62,7 +62,7 @@ class Block(nn.Module):
         cached = None
 
         def residual(x, name: str, sublayer: Callable):
-            norm = layer_norm(config.norm_epsilon, jnp.dtype(config.dtype), name)
+            norm = LayerNorm(config.norm_epsilon, jnp.dtype(config.dtype), name=name)
             dropout = Dropout(config.dropout)
             if config.norm_position == "pre":
                 return x + dropout(sublayer(norm(x)), train=train)

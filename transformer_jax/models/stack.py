@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from transformer_jax.config import TransformerConfig
 from transformer_jax.layers.attention import KeyValue
 from transformer_jax.layers.masks import Mask
-from transformer_jax.layers.norms import layer_norm
+from transformer_jax.layers.norms import LayerNorm
 from transformer_jax.models.block import Block
 
 # A tuple with one entry a layer; or, of scanned layers, one KeyValue with the layers on axis 0.
@@ -33,7 +33,7 @@ class Stack(nn.Module):
         else:
             self.layer = [Block(self.config, self.cross_attention) for _ in range(self.num_layers)]
         if self.config.norm_position == "pre":
-            self.final_norm = layer_norm(self.config.norm_epsilon, jnp.dtype(self.config.dtype))
+            self.final_norm = LayerNorm(self.config.norm_epsilon, jnp.dtype(self.config.dtype))
 
     def _scan(self, body):
         return nn.scan(

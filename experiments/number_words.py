@@ -30,7 +30,7 @@ def get_config(language: str = "de") -> ml_collections.ConfigDict:
         objective=Seq2Seq(label_smoothing=0.1),
         data=DataConfig(
             source=SourceConfig(kind="tfds", name=f"number_words/{language}"),
-            tokenizer=TokenizerConfig(kind="bpe", vocab_size=VOCAB_SIZE),
+            tokenizer=TokenizerConfig(kind="bpe", vocab_size=VOCAB_SIZE, max_training_examples=20_000),
             max_length=64,
             buckets=(16, 24, 32),
             tokens_per_batch=4096,

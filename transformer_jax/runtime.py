@@ -24,8 +24,7 @@ def keep_freed_memory() -> None:
     """Makes the C library keep memory that was freed, for the next to use; a no-op without glibc.
 
     By default glibc gives every large buffer back to the kernel and asks for it again in the next step: the
-    kernel then zeroes each page anew, which costs a train step on two cores 10 to 15 % of its time. The
-    price is that the process does not shrink again.
+    kernel then zeroes each page anew. The price of keeping them is that the process does not shrink again.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -10,8 +10,8 @@ MASKED_SCORE = -1e30  # finite: a query that may see nothing gets equal weights,
 
 
 def attention_weights(
-    query: Float[Array, "B L H K"],
-    key: Float[Array, "B S H K"],
+    query: Float[Array, "B H L K"],
+    key: Float[Array, "B H S K"],
     *,
     mask: Bool[Array, "#B 1 #L S"] | None = None,
     bias: Float[Array, "#B #H #L S"] | None = None,
@@ -20,7 +20,7 @@ def attention_weights(
 
     The softmax is float32; the result has the type of ``query``. Where ``mask`` is False the weight is 0.
     """
-    scores = jnp.einsum("blhk,bshk->bhls", query * query.shape[-1] ** -0.5, key)
+    scores = jnp.einsum("bhlk,bhsk->bhls", query * query.shape[-1] ** -0.5, key)
     scores = scores.astype(jnp.float32)
     if bias is not None:
         scores += bias.astype(jnp.float32)
@@ -39,5 +39,7 @@ def dot_product_attention(
     on_weights: Callable[[Float[Array, "B H L S"]], Float[Array, "B H L S"]] = lambda weights: weights,
 ) -> Float[Array, "B L H W"]:
     """``softmax(Q K^T / sqrt(K)) V``; ``on_weights`` sees and may change the weights (dropout, sowing)."""
+    # Heads before positions, once: a CPU would transpose again for each of the six products of a train step.
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     weights = on_weights(attention_weights(query, key, mask=mask, bias=bias))
-    return jnp.einsum("bhls,bshw->blhw", weights, value)
+    return jnp.einsum("bhls,bhsw->bhlw", weights, value).swapaxes(1, 2)

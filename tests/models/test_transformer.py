@@ -178,6 +178,12 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     assert np.abs(np.asarray(logits, np.float32) - exact).max() < 24 * 2**-9 * np.abs(exact).max()
 
 
+@pytest.mark.parametrize("share_embeddings", ["all", "none"])
+def test_logits_are_summed_in_float32_whatever_their_factors_are(share_embeddings):
+    logits = np.asarray(forward(change(dtype="bfloat16", share_embeddings=share_embeddings)))
+    assert not np.array_equal(logits, logits.astype(jnp.bfloat16).astype(np.float32))
+
+
 @pytest.mark.parametrize("share_embeddings", ["target", "none"])
 def test_unshared_embeddings_are_used_where_they_should_be(share_embeddings):
     config = change(share_embeddings=share_embeddings)
@@ -267,7 +273,8 @@ def test_a_sequence_longer_than_the_model_is_refused():
 
 
 def test_a_token_outside_the_vocabulary_gives_nan_not_another_token():
-    assert np.isnan(forward(CONFIG, source=jnp.array([[23, 2]]), target=TARGET[:1])).any()
+    for token in (23, -1, -100):
+        assert np.isnan(forward(CONFIG, source=jnp.array([[token, 2]]), target=TARGET[:1])).any()
 
 
 def test_build_and_init_as_any_flax_user_expects():

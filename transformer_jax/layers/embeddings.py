@@ -26,6 +26,7 @@ class Embedding(nn.Module):
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         """Rows of the table; a token outside the vocabulary gives NaN rather than another token's row."""
+        tokens = jnp.where(tokens < 0, self.vocab_size, tokens)  # which would count from the end
         x = self.embedding.astype(self.dtype).at[tokens].get(mode="fill", fill_value=jnp.nan)
         return x * jnp.asarray(self.d_model**0.5, self.dtype) if self.scale else x
 

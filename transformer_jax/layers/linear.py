@@ -18,6 +18,7 @@ class Linear(nn.Module):
     Attributes:
       inputs, outputs: sizes of the contracted and of the new axes.
       axes: logical axis names of W, one for each of ``inputs + outputs``.
+      dtype: of the factors; of the sums too, unless there is an ``output_dtype``.
     """
 
     inputs: tuple[int, ...]
@@ -25,6 +26,7 @@ class Linear(nn.Module):
     axes: tuple[str, ...]
     use_bias: bool
     dtype: jnp.dtype
+    output_dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -36,7 +38,7 @@ class Linear(nn.Module):
         )
         kernel = parameter(self, "kernel", init, self.inputs + self.outputs, self.axes)
         matrix = kernel.astype(self.dtype).reshape(math.prod(self.inputs), math.prod(self.outputs))
-        y = x.reshape(-1, matrix.shape[0]) @ matrix
+        y = jnp.matmul(x.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=self.output_dtype)
         y = y.reshape(*rows, *self.outputs)
         if self.use_bias:
             zeros = nn.initializers.zeros_init()

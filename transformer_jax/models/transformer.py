@@ -74,7 +74,12 @@ class EncoderDecoder(nn.Module):
         self.decoder = Stack(config, config.num_decoder_layers, cross_attention=True)
         if config.share_embeddings == "none":
             self.logits_projection = Linear(
-                (config.d_model,), (config.vocab_size,), ("embed", "vocab"), False, jnp.dtype(config.dtype)
+                (config.d_model,),
+                (config.vocab_size,),
+                ("embed", "vocab"),
+                False,
+                jnp.dtype(config.dtype),
+                output_dtype=jnp.dtype(jnp.float32),  # as Embedding.attend
             )
 
     def _embedding(self) -> Embedding:
@@ -197,7 +202,7 @@ class EncoderDecoder(nn.Module):
 
     def _logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         if self.config.share_embeddings == "none":
-            return self.logits_projection(x).astype(jnp.float32)
+            return self.logits_projection(x)
         return self.target_embedding.attend(x)
 
 

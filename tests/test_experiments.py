@@ -11,8 +11,9 @@ import tensorflow_datasets as tfds
 from transformer_jax.data import SPLITS
 from transformer_jax.data.datasets.number_words import number_words
 from transformer_jax.experiment import Experiment, read_experiment, shrink
-from transformer_jax.partitioning import MESH_AXES
+from transformer_jax.partitioning import MESH_AXES, make_mesh
 from transformer_jax.train import train
+from transformer_jax.train_step import compile_train_step
 from transformer_jax.translate import DECODING_FLAGS
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
@@ -25,6 +26,9 @@ PAIRS = [
     (f"A small dog number {i} sees the {i % 7} cats.", f"Ein kleiner Hund Nummer {i} sieht {i % 7} Katzen.")
     for i in range(80)
 ]
+
+
+LONG_PAIR = ("A small dog sees a cat. " * 20, "Ein kleiner Hund sieht eine Katze. " * 20)  # newstest has such
 
 
 def module_of(name):
@@ -41,6 +45,7 @@ def experiment_of(name, variant):
 
 def mock_builder(languages):
     """A TFDS builder with the features of wmt14_translate or ted_hrlr_translate, and our few pairs."""
+    pairs = [*PAIRS, LONG_PAIR] if "pt" in languages else PAIRS
 
     class Mock(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -54,7 +59,7 @@ def mock_builder(languages):
             return {split: self._generate_examples() for split in SPLITS}
 
         def _generate_examples(self):
-            for number, texts in enumerate(PAIRS):
+            for number, texts in enumerate(pairs):
                 yield number, dict(zip(languages, texts, strict=True))
 
     return Mock
@@ -109,6 +114,19 @@ def test_trains_two_steps_shrunk(name, variant, with_data, tmp_path, monkeypatch
     experiment = dataclasses.replace(experiment, evaluate=evaluation)
     summary = train(experiment, str(tmp_path / "run"))
     assert summary["steps"] == 2 and summary["loss"] > 0
+
+
+def test_shrinking_makes_anything_small():
+    experiment = experiment_of("wmt14_en_de.py", "big")
+    tokenizer = dataclasses.replace(experiment.data.tokenizer, path="large.json")
+    experiment = dataclasses.replace(
+        experiment,
+        data=dataclasses.replace(experiment.data, tokenizer=tokenizer),
+        train=dataclasses.replace(experiment.train, gradient_accumulation_steps=16),
+    )
+    small = shrink(experiment)
+    assert small.data.tokenizer.path == ""
+    compile_train_step(small, make_mesh(small.mesh))  # its rows divide over eight devices
 
 
 def test_an_unknown_variant_is_named():

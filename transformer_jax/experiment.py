@@ -130,6 +130,12 @@ class Experiment:
                 f"config.checkpoint.best_metric={self.checkpoint.best_metric!r} must be one of "
                 + ", ".join(self.objective.METRICS)
             )
+        best_mode = "max" if self.checkpoint.best_metric in self.objective.HIGHER_IS_BETTER else "min"
+        if self.checkpoint.best_mode != best_mode:
+            raise ConfigError(
+                f"config.checkpoint.best_metric={self.checkpoint.best_metric!r} needs "
+                f"config.checkpoint.best_mode={best_mode!r}"
+            )
         if self.evaluate.split not in SPLITS:
             raise ConfigError(
                 f"config.evaluate.split={self.evaluate.split!r} must be one of {', '.join(SPLITS)}"
@@ -299,7 +305,7 @@ def abstract_params(config: TransformerConfig) -> PyTree:
 
 
 def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
-    """The same experiment in seconds: a tiny model, short and few batches, ``num_steps`` steps.
+    """The same experiment in seconds: a tiny model, short batches, ``num_steps`` steps.
 
     What makes the experiment what it is stays: objective, kind of data, tokenizer, batching, optimizer and
     schedule, placement of norms, sharing, scan and remat.
@@ -307,24 +313,31 @@ def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
     sizes = dict(d_model=16, num_heads=2, key_size=8, value_size=8, d_feedforward=32)
     layers = dict(num_encoder_layers=2, num_decoder_layers=2)
     vocab_size = 300
-    max_length = min(experiment.data.max_length, 64)
+    accumulation = min(experiment.train.gradient_accumulation_steps, 2)
     tokenizer = dataclasses.replace(
-        experiment.data.tokenizer, vocab_size=vocab_size, max_training_examples=1_000
+        experiment.data.tokenizer, path="", vocab_size=vocab_size, max_training_examples=1_000
     )
     return dataclasses.replace(
         experiment,
-        model=dataclasses.replace(experiment.model, vocab_size=vocab_size, max_length=128, **sizes, **layers),
+        # Sequences of any length: a text has many tokens of so small a vocabulary.
+        model=dataclasses.replace(
+            experiment.model, vocab_size=vocab_size, max_length=4096, **sizes, **layers
+        ),
         data=dataclasses.replace(
             experiment.data,
             tokenizer=tokenizer,
-            max_length=max_length,
+            max_length=min(experiment.data.max_length, 64),
             buckets=(),
-            tokens_per_batch=512,
+            tokens_per_batch=512 * accumulation,
             window=64,
         ),
         optimizer=dataclasses.replace(experiment.optimizer, warmup_steps=1),
         train=dataclasses.replace(
-            experiment.train, num_steps=num_steps, log_every_steps=1, evaluate_every_steps=num_steps
+            experiment.train,
+            num_steps=num_steps,
+            log_every_steps=1,
+            evaluate_every_steps=num_steps,
+            gradient_accumulation_steps=accumulation,
         ),
         checkpoint=dataclasses.replace(experiment.checkpoint, every_steps=1),
         evaluate=dataclasses.replace(experiment.evaluate, extra_length=4, batch_size=16, num_samples=1),

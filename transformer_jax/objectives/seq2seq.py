@@ -23,6 +23,7 @@ class Seq2Seq:
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "accuracy")
+    HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     name: Literal["seq2seq"] = "seq2seq"
     label_smoothing: float = 0.1

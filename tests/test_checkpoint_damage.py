@@ -170,6 +170,23 @@ def test_an_average_passes_over_a_damaged_one(copied: Path) -> None:
         Checkpointer(copied, CONFIG).average(TEMPLATE["params"], last=2)
 
 
+def test_an_average_of_fewer_takes_what_is_whole_of_the_last_ones(copied: Path) -> None:
+    truncate(largest_array(copied / "20"))
+    found = Checkpointer(copied, CONFIG).average(TEMPLATE["params"], last=2, or_fewer=True)
+    assert found.steps == (10,) and [skip.step for skip in found.skipped] == [20]
+    # Not one that is older than the last that were asked for.
+    with pytest.raises(CheckpointError, match="cannot average the last 1 "):
+        Checkpointer(copied, CONFIG).average(TEMPLATE["params"], last=1, or_fewer=True)
+
+
+def test_an_average_tells_of_a_newer_half_written_one(copied: Path) -> None:
+    (copied / "20" / "commit_success.txt").unlink()
+    checkpointer = Checkpointer(copied, CONFIG)
+    assert [path.name for path in checkpointer.half_written()] == ["20"]
+    found = checkpointer.average(TEMPLATE["params"], last=1)
+    assert found.steps == (10,) and [skip.step for skip in found.skipped] == [20]
+
+
 def test_a_failed_write_surfaces_and_the_next_can_succeed(tmp_path: Path) -> None:
     directory, state = tmp_path / "checkpoints", {"params": jnp.zeros(2)}
     before = set(threading.enumerate())

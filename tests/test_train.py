@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -17,12 +18,16 @@ from transformer_jax.data import (
     train_tokenizer,
     training_iterator,
 )
+from transformer_jax.data.packing import fill_batch, plan_packed
+from transformer_jax.evaluate import make_evaluate_step
 from transformer_jax.experiment import load_or_train_tokenizer, make_transform
+from transformer_jax.models import build, example_inputs
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.progress import MetricWriter, read_metrics
 from transformer_jax.train import StepLog, train
 from transformer_jax.train_step import compile_train_step
 from transformer_jax.translate import load_run
+from transformer_jax.types import SIDES
 
 
 @pytest.fixture(scope="module")
@@ -82,33 +87,27 @@ def test_accumulation_on_eight_devices_equals_one_device(corpus, tmp_path):
     assert_equal_training(one, eight)
 
 
-def test_packing_trains_on_the_same_losses(corpus, tmp_path):
-    """One epoch at rate (almost) 0: each pair's loss is the same whether it has its row to itself."""
-    still = dict(schedule="constant", peak_rate=1e-12, warmup_steps=0)
-
-    def total_loss(num_steps, **data):
-        experiment = tiny_experiment(
-            corpus, model=dict(dropout=0.0), optimizer=still, data=data, mesh=dict(data=1)
-        )
-        mesh = partitioning.make_mesh(experiment.mesh, jax.devices()[:1])
-        _, init, step = compile_train_step(experiment, mesh)
-        tokenizer = load_or_train_tokenizer(tmp_path, experiment)
-        source = load_source(experiment.data.source, "train")
-        transform = make_transform(experiment.objective, tokenizer)
-        batches = training_iterator(experiment.data, source, transform)
-        state, nll, tokens = init(), 0.0, 0.0
-        while batches.examples < len(source):
-            state, sums = step(state, partitioning.shard_batch(mesh, next(batches)))
-            nll, tokens = nll + float(sums["nll"]), tokens + float(sums["tokens"])
-        exact = batches.examples == len(source)
-        batches.close()
-        return nll, tokens, exact
-
-    # 96 pairs in one window; 8 rows a batch divide them, and packed rows are taken as they come.
-    plain = total_loss(0, buckets=(), tokens_per_batch=8 * 40, window=96)
-    packed = total_loss(0, batching="packed", tokens_per_batch=8 * 40, buckets=(), window=96)
-    assert plain[2]
-    assert packed[0] / packed[1] == pytest.approx(plain[0] / plain[1], rel=0.02 if not packed[2] else 1e-5)
+def test_a_packed_pair_has_the_loss_it_has_alone(corpus, tmp_path):
+    """One packed batch against the same pairs in rows of their own, under the same parameters."""
+    experiment = tiny_experiment(corpus, model=dict(dropout=0.0), mesh=dict(data=1))
+    tokenizer = load_or_train_tokenizer(tmp_path, experiment)
+    transform = make_transform(experiment.objective, tokenizer)
+    source = load_source(experiment.data.source, "train")
+    examples = [transform(text) for text in source.read(range(48))]
+    lengths = np.array([[len(example[side]) for side in ("inputs", "targets")] for example in examples])
+    plans, _ = plan_packed(lengths, 40, 8 * 40, 0)
+    rows = plans[0].rows
+    packed = fill_batch([[examples[i] for i in row] for row in rows], 40)
+    alone = fill_batch([[examples[i]] for row in rows for i in row], 40)
+    assert len(alone["inputs"]) > 2 * len(rows)  # or nothing was packed
+    variables = build(experiment.model).init(jax.random.key(3), **example_inputs(experiment.model))
+    # Larger than at the start, so that seeing a neighbour would make a difference.
+    params = jax.tree.map(lambda leaf: 3 * leaf, nn.meta.unbox(variables)["params"])
+    step = make_evaluate_step(experiment)
+    sums = [{name: float(value) for name, value in step(params, batch).items()} for batch in (packed, alone)]
+    assert sums[0] == pytest.approx(sums[1], rel=1e-5)  # float32 sums of a few hundred terms
+    broken = packed | {f"{side}_segments": np.minimum(packed[f"{side}_segments"], 1) for side in SIDES}
+    assert float(step(params, broken)["nll"]) != pytest.approx(sums[1]["nll"], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -323,6 +322,7 @@ def test_pairs_left_out_are_counted_to_the_end(corpus, tmp_path):
     [
         (dict(train=dict(gradient_accumulation_steps=3)), "do not divide by"),
         (dict(checkpoint=dict(best_metric="los")), "best_metric='los' must be one of loss"),
+        (dict(checkpoint=dict(best_metric="accuracy")), "'accuracy' needs config.checkpoint.best_mode='max'"),
         (dict(evaluate=dict(split="tset")), "'tset' must be one of train, validation, test"),
         (dict(evaluate=dict(average_last=9)), "average_last=9 needs as many"),
         (dict(evaluate=dict(beam_size=999)), "beam_size=999 is more than"),

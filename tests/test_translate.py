@@ -1,6 +1,7 @@
 """Batched, cached, compiled translation against the plainest possible decoding."""
 
 import dataclasses
+import shutil
 
 import flax.linen as nn
 import jax
@@ -130,6 +131,12 @@ def test_load_run_reads_what_is_asked_for(run):
     one, two = (load_run(str(run), step).params for step in ("6", "4"))
     mean = load_run(str(run), average_last=2).params
     jax.tree.map(lambda a, b, m: np.testing.assert_allclose((a + b) / 2, m, atol=1e-7), one, two, mean)
+
+
+def test_a_run_without_a_checkpoint_is_named(run, tmp_path):
+    shutil.copy(run / "config.json", tmp_path)
+    with pytest.raises(CheckpointError, match="has no checkpoint yet: training writes one every 2 steps"):
+        load_run(str(tmp_path))
 
 
 @pytest.mark.parametrize(

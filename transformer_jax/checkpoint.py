@@ -128,6 +128,11 @@ class Checkpointer:
         """The steps with a committed checkpoint, oldest first; not one that is being written."""
         return [step for step, committed in files.find_steps(self.directory).items() if committed]
 
+    def half_written(self) -> list[epath.Path]:
+        """Folders of checkpoints that were never committed; the next ``save`` removes them."""
+        found = files.find_steps(self.directory)
+        return [self.directory / str(step) for step, committed in found.items() if not committed]
+
     def averageable_steps(self) -> list[int]:
         """The newest step and those on schedule, oldest first: the same however often a run was stopped."""
         steps = self.steps()
@@ -255,17 +260,20 @@ class Checkpointer:
         found, params, data, skipped = self._read_newest(template, (PARAMS,), step)
         return RestoredParams((found,), params, data["processes"][0], skipped)
 
-    def average(self, template: PyTree, last: int) -> RestoredParams:
+    def average(self, template: PyTree, last: int, or_fewer: bool = False) -> RestoredParams:
         """The float32 mean of the last whole checkpoints' parameters (section 6.1 of the paper).
 
-        Those are the newest one and, before it, those saved at multiples of ``every_steps``.
+        Those are the newest one and, before it, those saved at multiples of ``every_steps``. Newer ones
+        that are half-written or damaged are warned about and returned in ``skipped``.
 
         Args:
           template: the parameters as ``jax.ShapeDtypeStruct``s.
           last: how many checkpoints, at least 1.
+          or_fewer: take those of the last ``last`` that are there and whole, if there is one; without
+            it, damaged ones are made up for by older ones.
 
         Raises:
-          CheckpointError: fewer are there and whole; the message says how many.
+          CheckpointError: too few are there and whole; the message says how many.
         """
         if last < 1:
             raise ValueError(f"{last=} checkpoints cannot be averaged: it must be at least 1")
@@ -273,7 +281,13 @@ class Checkpointer:
         used: list[int] = []
         data_states: list[dict[str, Any]] = []
         skipped: list[Skipped] = []
-        for step in reversed(self.averageable_steps()):
+        steps = self.averageable_steps()
+        if or_fewer:
+            steps = steps[-last:]
+        for step, committed in files.find_steps(self.directory).items():
+            if not committed and step > max(steps, default=0) and step != self._writing:
+                skipped.append(self._skip(step, files.HALF_WRITTEN))
+        for step in reversed(steps):
             try:
                 files.check_readable(self.directory / str(step), (PARAMS,))
                 params = files.read_state(self.directory / str(step), template, (PARAMS,))
@@ -286,8 +300,10 @@ class Checkpointer:
             used.append(step)
             data_states.append(data["processes"][0])
             if len(used) == last:
-                mean = jax.tree.map(lambda leaf: leaf / last, total)
-                return RestoredParams(tuple(used), mean, data_states[0], tuple(skipped))
+                break
+        if len(used) == last or (used and or_fewer):
+            mean = jax.tree.map(lambda leaf: leaf / len(used), total)
+            return RestoredParams(tuple(used), mean, data_states[0], tuple(skipped))
         raise CheckpointError(
             f"cannot average the last {last} checkpoints: {self.directory} has {len(used)} whole "
             f"one(s); ask for at most that, or train with checkpoint.keep_latest={last}"
@@ -306,7 +322,7 @@ class Checkpointer:
                 continue
             try:
                 if not found[candidate]:
-                    raise files.DamagedError(f"half-written: it has no {files.COMMIT_FILE}")
+                    raise files.DamagedError(files.HALF_WRITTEN)
                 path = self.directory / str(candidate)
                 files.check_readable(path, prefix)
                 state = files.read_state(path, template, prefix)
@@ -316,8 +332,7 @@ class Checkpointer:
                     raise CheckpointError(f"{self.directory}/{step} is damaged: {error}") from error
                 skipped.append(self._skip(candidate, str(error)))
         reasons = "".join(f"\n  step {skip.step}: {skip.reason}" for skip in skipped)
-        colon = ":" if reasons else ""
-        raise CheckpointError(f"{self.directory} has no whole checkpoint{colon}{reasons}")
+        raise CheckpointError(f"{self.directory} has no whole checkpoint{':' if reasons else ''}{reasons}")
 
     def _skip(self, step: int, reason: str) -> Skipped:
         _log.warning("skipping the checkpoint %s/%d: %s", self.directory, step, reason)
@@ -334,8 +349,7 @@ class Checkpointer:
 
     def _rank(self, metrics: Mapping[int, Mapping[str, float]]) -> list[int]:
         """Scored steps, best first and the newest of equals first; NaN is no score."""
-        sign = 1 if self.config.best_mode == "min" else -1
-        name = self.config.best_metric
+        sign, name = 1 if self.config.best_mode == "min" else -1, self.config.best_metric
         scores = {step: sign * each[name] for step, each in metrics.items() if name in each}
         scores = {step: score for step, score in scores.items() if not np.isnan(score)}
         return sorted(scores, key=lambda step: (scores[step], -step))
@@ -383,14 +397,4 @@ class Checkpointer:
         path, whole = self.directory / str(step), self.steps()
         if jax.process_index() == 0 and step not in whole and path.exists():
             path.rmtree()  # it may be what fills the disk
-        kept = "there is no other one"
-        if whole:
-            kept = f"the checkpoints of step(s) {', '.join(map(str, whole))} are whole"
-        what = f"could not write the checkpoint {path} ({files.first_line(error)}); {kept}"
-        if not files.is_disk_full(error):
-            return CheckpointError(what)
-        return CheckpointError(
-            f"the disk is full (or a quota or a limit on file sizes is reached): {what}. Free some "
-            "space, or lower checkpoint.keep_latest and checkpoint.keep_best, then run the same "
-            "command again: it continues from the latest whole checkpoint"
-        )
+        return CheckpointError(files.why_not_written(path, whole, error))

@@ -23,6 +23,7 @@ from orbax.checkpoint.options import AsyncOptions, AtomicityMode, AtomicityOptio
 from transformer_jax.types import PyTree
 
 COMMIT_FILE = "commit_success.txt"  # Orbax's name for it
+HALF_WRITTEN = f"half-written: it has no {COMMIT_FILE}"
 DATA_FILE = "data.json"
 _MAX_LISTED = 20  # leaves in one message
 _MAX_LINE = 400  # characters of another library's message
@@ -353,3 +354,18 @@ def _is_not_orbax_chatter(record: logging.LogRecord) -> bool:
     # Orbax warns in ordinary saves, and what goes wrong is raised. --verbosity=0 shows it all.
     told = absl_logging.get_verbosity() >= absl_logging.INFO
     return told or f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def why_not_written(path: epath.Path, whole: Sequence[int], error: Exception) -> str:
+    """What to tell a user whose checkpoint ``path`` could not be written; ``whole`` are the steps left."""
+    kept = "there is no other one"
+    if whole:
+        kept = f"the checkpoints of step(s) {', '.join(map(str, whole))} are whole"
+    what = f"could not write the checkpoint {path} ({first_line(error)}); {kept}"
+    if not is_disk_full(error):
+        return what
+    return (
+        f"the disk is full (or a quota or a limit on file sizes is reached): {what}. Free some "
+        "space, or lower checkpoint.keep_latest and checkpoint.keep_best, then run the same "
+        "command again: it continues from the latest whole checkpoint"
+    )

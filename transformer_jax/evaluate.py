@@ -141,7 +141,13 @@ def evaluate_run(
     limit = experiment.model.max_length
     part, parts = partitioning.process_slice(mesh)
     batches = evaluation_batches(
-        experiment.data, source, transform, limit, process_index=part, process_count=parts
+        experiment.data,
+        source,
+        transform,
+        limit,
+        process_index=part,
+        process_count=parts,
+        row_multiple=partitioning.num_batch_shards(mesh),
     )
     results: dict[str, Any] = {"split": settings.split, "examples": len(source)}
     results |= evaluate_loss(

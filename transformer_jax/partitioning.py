@@ -116,6 +116,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Device] | None = None) -> Me
     return _auto_mesh(tuple(sizes.values()), devices)
 
 
+def num_batch_shards(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def state_shardings(mesh: Mesh, abstract_state: PyTree, rules: Rules = DEFAULT_RULES) -> PyTree:
     """Says where each leaf of a state lives.
 

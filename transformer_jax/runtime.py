@@ -1,7 +1,10 @@
 """Process-wide settings that the command-line programs make before they compute."""
 
 import ctypes
+import io
 import platform
+import sys
+from typing import cast
 
 from absl import flags, logging
 
@@ -10,12 +13,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def prepare_process() -> None:
-    """What every program does first: ``keep_freed_memory``, and only warnings from libraries.
+    """What every program does first: ``keep_freed_memory``, UTF-8 output, only warnings from libraries.
 
     It must come before the first use of a JAX device, whose threads would otherwise get heaps of their own.
     ``--verbosity=0`` shows what libraries have to say in ordinary operation.
     """
     keep_freed_memory()
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(encoding="utf-8")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
 

@@ -10,6 +10,7 @@ as one that never was (on the same machine, devices and versions).
 """
 
 import contextlib
+import os
 import pathlib
 import shlex
 import signal
@@ -38,6 +39,7 @@ from transformer_jax.data import (
 )
 from transformer_jax.experiment import (
     CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
     SUMMARY_FILE,
     Experiment,
     check_workdir,
@@ -61,6 +63,8 @@ from transformer_jax.types import Batch, PyTree
 def stop_signals() -> Iterator[list[str]]:
     """Yields a list that gets the name of the first SIGINT or SIGTERM; a second SIGINT interrupts.
 
+    The first is acknowledged at once: it may take a step, or the preparations, until it has an effect.
+
     In another thread than the main one, where Python cannot handle signals, it stays empty.
     """
     received: list[str] = []
@@ -72,6 +76,8 @@ def stop_signals() -> Iterator[list[str]]:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(signal.Signals(number).name)
+        # Not print, which must not be entered again by a signal that comes while it writes.
+        os.write(2, f"\n{received[0]}: stopping as soon as all can be saved\n".encode())
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -136,7 +142,9 @@ def _on_first_process(action: Callable[[], Any]) -> None:
 
 
 def _continue_command(workdir: str) -> str:
-    return shlex.join([sys.executable, "-m", "transformer_jax.train", f"--workdir={workdir}"])
+    is_stored = (pathlib.Path(workdir) / CONFIG_FILE).exists()
+    arguments = [f"--workdir={workdir}"] if is_stored else sys.argv[1:]
+    return shlex.join([sys.executable, "-m", "transformer_jax.train", *arguments])
 
 
 def _data_metrics(iterator: TrainingIterator) -> dict[str, float]:
@@ -182,6 +190,8 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
         log = StepLog(experiment.objective, writer)
         step, seconds = 0, 0.0
         if checkpointer.latest_step() is None:
+            for path in checkpointer.half_written():
+                say(f"{path} is half-written, and there is no other checkpoint: starting from the beginning")
             state = init()
         else:
             restored = checkpointer.restore(template)
@@ -240,8 +250,7 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
             "training_seconds": time.monotonic() - began,
             **_data_metrics(iterator),
         }
-        last = min(experiment.evaluate.average_last, len(checkpointer.averageable_steps()))
-        averaged = checkpointer.average(template.params, last)
+        averaged = checkpointer.average(template.params, experiment.evaluate.average_last, or_fewer=True)
     rows["averaged_steps"] = ", ".join(map(str, averaged.steps))
     return _finish(experiment, tokenizer, averaged.params, workdir, mesh, rows)
 
@@ -271,11 +280,14 @@ def _open_data(
     transform = make_transform(experiment.objective, tokenizer)
     part, parts = partitioning.process_slice(mesh)
     split = dict(process_index=part, process_count=parts)
+    shards = partitioning.num_batch_shards(mesh)
     batches = {}
     for name in {experiment.evaluate.split, "validation"}:
         source = load_source(experiment.data.source, name)
         limit = experiment.model.max_length
-        batches[name] = evaluation_batches(experiment.data, source, transform, limit, **split)
+        batches[name] = evaluation_batches(
+            experiment.data, source, transform, limit, **split, row_multiple=shards
+        )
     source = load_source(experiment.data.source, "train")
     iterator = training_iterator(experiment.data, source, transform, **split)
     return iterator, [batch for _, batch in batches["validation"]]
@@ -326,10 +338,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Absl's parser, with one line for a config key that does not exist instead of a traceback."""
+    """Absl's parser, with one line for a config that cannot be read instead of a traceback."""
     try:
-        return app.parse_flags_with_usage(list(argv))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return FLAGS(list(argv))
+    except flags.Error as error:  # of a get_config that raised, the last line of its traceback
+        lines = str(error).strip().splitlines()
+        reason = lines[-1] if any(line.startswith("Traceback") for line in lines) else str(error)
+        sys.exit(f"error: {reason} (--help explains the flags)")
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         reason = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace('"', "'").split())
         sys.exit(f"error: --config cannot be read as the flags say: {reason}")
 

@@ -124,7 +124,7 @@ def compile_train_step(experiment: Experiment, mesh: Mesh) -> tuple[PyTree, Call
 
 def _check_rows(experiment: Experiment, mesh: Mesh) -> None:
     data, micro = experiment.data, experiment.train.gradient_accumulation_steps
-    shares = mesh.shape["data"] * mesh.shape["fsdp"] * micro
+    shares = partitioning.num_batch_shards(mesh) * micro
     for length in data.lengths:
         rows = rows_per_batch(data.tokens_per_batch, length)
         if rows % shares:

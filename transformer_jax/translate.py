@@ -9,7 +9,6 @@ last five checkpoints.
 """
 
 import dataclasses
-import io
 import itertools
 import os
 import sys
@@ -67,7 +66,7 @@ def load_run(
       workdir: the run folder.
       from_checkpoint: "latest", "best" or a step.
       average_last: mean of the last so many checkpoints, only with "latest"; None takes what the
-        run's config says, or as many as there are.
+        run's config says, or as many of them as there are and can be read.
       mesh: a copy of the parameters goes to each of its devices; by default to this process's first.
 
     Raises:
@@ -80,11 +79,14 @@ def load_run(
         partitioning.unbox(abstract_params(experiment.model)),
     )
     with Checkpointer(f"{workdir}/{CHECKPOINTS_FOLDER}", experiment.checkpoint) as checkpointer:
+        if not checkpointer.steps():
+            raise CheckpointError(
+                f"{workdir} has no checkpoint yet: training writes one every "
+                f"{experiment.checkpoint.every_steps} steps and at its end"
+            )
         if from_checkpoint == "latest":
-            if average_last is None:
-                there = len(checkpointer.averageable_steps())
-                average_last = min(experiment.evaluate.average_last, max(there, 1))
-            restored = checkpointer.average(template, average_last)
+            last = experiment.evaluate.average_last if average_last is None else average_last
+            restored = checkpointer.average(template, last, or_fewer=average_last is None)
         elif average_last is not None and average_last > 1:
             raise ConfigError(f"--average_last={average_last} goes with --from_checkpoint=latest only")
         else:
@@ -195,7 +197,7 @@ class Translator:
             ids[row] = number
         if self._mesh is None:
             return tokens, limits, ids
-        parts = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        parts = partitioning.num_batch_shards(self._mesh)
         rows_spec = PartitionSpec(partitioning.BATCH_AXES if rows % parts == 0 else None)
         sharding = NamedSharding(self._mesh, rows_spec)
         return tuple(jax.device_put(array, sharding) for array in (tokens, limits, ids))
@@ -320,7 +322,6 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"text comes from standard input, not from {argv[1:]}")
     prepare_process()
-    cast(io.TextIOWrapper, sys.stdout).reconfigure(encoding="utf-8")
     try:
         mesh = partitioning.make_mesh(partitioning.MeshConfig())
         run = load_run(FLAGS.workdir, FLAGS.from_checkpoint, FLAGS.average_last, mesh)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from transformer_jax.data.packing import check_processes, fill_batch, longest_side, own_rows, rows_per_batch
+from transformer_jax.data.packing import fill_batch, longest_side, own_rows, rows_per_batch
 from transformer_jax.data.pipeline import DataConfig, Transform
 from transformer_jax.data.sources import DataError, Source
 
@@ -17,12 +17,13 @@ def evaluation_batches(
     *,
     process_index: int = 0,
     process_count: int = 1,
+    row_multiple: int = 1,
 ) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """All of ``source`` once, grouped by length, nothing left out and never packed.
 
-    Rows per batch are those of training. Pairs above ``max_length`` share one further length:
-    their longest, rounded up to a multiple of 64 but not above ``longest_allowed``. So there are at
-    most ``len(lengths) + 1`` shapes.
+    Rows per batch are those of training, rounded up to a multiple of ``row_multiple``. Pairs above
+    ``max_length`` share one further length: their longest, rounded up to a multiple of 64 but not
+    above ``longest_allowed``. So there are at most ``len(lengths) + 1`` shapes.
 
     Args:
       config: how to batch; its ``source`` and ``tokenizer`` sections are not read here.
@@ -31,15 +32,18 @@ def evaluation_batches(
       longest_allowed: tokens of a side that the model takes; None takes any number.
       process_index: which of the processes this is.
       process_count: processes that share every batch.
+      row_multiple: parts that a batch is split into, over all processes.
 
     Returns:
       For every batch the place in ``source`` of the example in each row (-1: an empty row, with
       segments all 0) and the batch; of this process's rows, as many batches in every process.
 
     Raises:
-      DataError: the rows of a batch cannot be shared equally among the processes, or a pair is longer
-        than ``longest_allowed``.
+      DataError: a pair is longer than ``longest_allowed``.
+      ValueError: ``process_count`` does not divide ``row_multiple``.
     """
+    if row_multiple % process_count:
+        raise ValueError(f"{row_multiple=} must be a multiple of {process_count=}")
     examples = [transform(text) for text in source.read(range(len(source)))]
     longest = np.array([longest_side(example) for example in examples])
     lengths = list(config.lengths)
@@ -52,12 +56,11 @@ def evaluation_batches(
     if top > lengths[-1]:
         rounded = -(-top // EXTRA_LENGTH_MULTIPLE) * EXTRA_LENGTH_MULTIPLE
         lengths.append(rounded if longest_allowed is None else min(rounded, longest_allowed))
-    check_processes(lengths, config.tokens_per_batch, process_index, process_count)
     buckets = np.searchsorted(lengths, longest)
     batches = []
     for bucket, length in enumerate(lengths):
         members = np.flatnonzero(buckets == bucket)
-        size = rows_per_batch(config.tokens_per_batch, length)
+        size = -(-rows_per_batch(config.tokens_per_batch, length) // row_multiple) * row_multiple
         own = own_rows(size, process_index, process_count)
         for start in range(0, len(members), size):
             indices = np.full(size, -1)

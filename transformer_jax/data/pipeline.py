@@ -151,12 +151,12 @@ class TrainingIterator:
 
     @property
     def filtered(self) -> int:
-        """Pairs left out for their length, in what was read so far, every epoch counted."""
+        """Pairs left out for their length, in what was read of the first epoch; the others are alike."""
         return self._iterator.get_state()["filtered"]
 
     @property
     def blank(self) -> int:
-        """Pairs left out for a blank side, in what was read so far, every epoch counted."""
+        """Pairs left out for a blank side, in what was read of the first epoch; the others are alike."""
         return self._iterator.get_state()["blank"]
 
     @property
@@ -167,7 +167,7 @@ class TrainingIterator:
     @property
     def epoch(self) -> float:
         """How many times the data were gone through, for display: 2.5 is half-way the third."""
-        return (self.examples + self.filtered + self.blank) / self._num_examples
+        return self.examples / max(1, self._num_examples - self.filtered - self.blank)
 
     def close(self) -> None:
         """Stops the thread; the iterator cannot be used any more."""
@@ -306,10 +306,11 @@ class _WindowedIterator(grain.DatasetIterator):
         kept_places, self._examples = [], []
         filtered = blank = 0
         for place, example in zip(places, found, strict=True):
+            is_first_epoch = place < self._dataset.num_examples
             if example is None:
-                blank += 1
+                blank += is_first_epoch
             elif longest_side(example) > config.max_length:
-                filtered += 1
+                filtered += is_first_epoch
             else:
                 kept_places.append(place)
                 self._examples.append(example)

@@ -142,16 +142,31 @@ def sections_of(cls, prefix):
             yield f"{prefix}{field.name}", cls, field.name
 
 
+def readers_of(name, owner, section, tree):
+    """Where a module reads the field ``name`` of a section."""
+    holders = {section, "config", "_config", "settings", "_settings", "section"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name == owner.__name__:
+            # Its methods count, its own checks do not.
+            methods = [item for item in node.body if getattr(item, "name", "") != "__post_init__"]
+            yield from readers_of(name, owner, "self", ast.Module(methods, []))
+            node.body = []
+        elif isinstance(node, ast.Attribute) and node.attr == name:
+            holder = getattr(node.value, "id", getattr(node.value, "attr", ""))
+            yield from [node] if holder in holders else []
+
+
 @pytest.mark.parametrize(
     ("key", "owner", "name"), [pytest.param(*case, id=case[0]) for case in sections_of(Experiment, "")]
 )
 def test_every_config_key_is_read_by_something(key, owner, name):
-    reads = 0
-    for path in LIBRARY.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef) and node.name == owner.__name__:
-                node.body = []  # its own checks do not count
-            reads += isinstance(node, ast.Attribute) and node.attr == name
+    section = key.split(".")[-2]
+    texts = [path.read_text() for path in LIBRARY.rglob("*.py")]
+    # "config" is this section only where its class, or the section by its name, is at hand.
+    trees = [ast.parse(text) for text in texts if owner.__name__ in text or f".{section}" in text]
     # Names of splits, decoding settings and mesh axes are read by their names in a list.
     listed = {*SPLITS, *DECODING_FLAGS, *MESH_AXES}
+    if key == "objective.name":
+        return  # read_experiment chooses the class of the section by it, before there is one
+    reads = any(node for tree in trees for node in readers_of(name, owner, section, tree))
     assert reads or name in listed, f"nothing reads config.{key}"

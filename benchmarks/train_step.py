@@ -8,6 +8,9 @@ tokens; the peer is ``torch.nn.Transformer`` with ``torch.optim.Adam`` in eager 
 process of its own, as its users run it, and they take turns: while one makes its steps the other waits. The
 figure is the ratio of the median step times; other work on the machine falls on both alike.
 
+A third process makes nothing but the step's matrix products, in JAX, forwards and backwards: no
+implementation on top of the same products can be faster than that.
+
 ``--same_malloc`` gives PyTorch's process the memory settings that this project's trainer makes
 (transformer_jax/runtime.py), which eager PyTorch does not make by itself.
 """
@@ -26,7 +29,7 @@ import numpy as np
 VOCAB_SIZE, D_MODEL, NUM_HEADS, D_FEEDFORWARD, NUM_LAYERS = 8192, 512, 8, 2048, 6
 ROWS, LENGTH, DROPOUT, SMOOTHING, RATE = 16, 64, 0.1, 0.1, 1e-4
 MAX_LENGTH = 512
-SIDES = ("jax", "torch")
+SIDES = ("jax", "torch", "products")
 
 
 def random_tokens() -> tuple[np.ndarray, np.ndarray]:
@@ -81,6 +84,49 @@ def jax_step() -> tuple[Callable[[], float], dict[str, object]]:
 
     count = sum(leaf.size for leaf in jax.tree.leaves(template.params))
     return run, {"version": f"jax {jax.__version__}", "parameters": count}
+
+
+def products_step() -> tuple[Callable[[], float], dict[str, object]]:
+    """The matrix products of a step: ``x W``, ``dy W^T``, ``x^T dy`` of each map, and those of attention."""
+    import jax
+
+    from transformer_jax.runtime import keep_freed_memory
+
+    keep_freed_memory()
+    rows, head_size, attentions = ROWS * LENGTH, D_MODEL // NUM_HEADS, 3 * NUM_LAYERS
+    maps = {  # inputs, outputs: how many; encoder and decoder
+        (D_MODEL, D_MODEL): 4 * attentions,
+        (D_MODEL, D_FEEDFORWARD): 2 * NUM_LAYERS,
+        (D_FEEDFORWARD, D_MODEL): 2 * NUM_LAYERS,
+        (D_MODEL, VOCAB_SIZE): 1,
+    }
+    rng = np.random.default_rng(0)
+    map_arrays, head_arrays, multiplications = [], [], 0
+    for (inputs, outputs), count in maps.items():
+        shapes = ((rows, inputs), (inputs, outputs), (rows, outputs))  # x, W, dy
+        map_arrays += [[rng.random(shape, np.float32) for shape in shapes] for _ in range(count)]
+        multiplications += count * 3 * rows * inputs * outputs
+    for _ in range(attentions):
+        heads = rng.random((4, ROWS * NUM_HEADS, LENGTH, head_size), np.float32)  # Q, K, V, gradient
+        weights = rng.random((2, ROWS * NUM_HEADS, LENGTH, LENGTH), np.float32)  # and gradient
+        head_arrays.append((*heads, *weights))
+        multiplications += 6 * ROWS * NUM_HEADS * LENGTH**2 * head_size
+
+    @jax.jit
+    def products(map_arrays, head_arrays):
+        results = [(x @ w, dy @ w.T, x.T @ dy) for x, w, dy in map_arrays]
+        swap = lambda a: a.swapaxes(-1, -2)  # noqa: E731
+        for q, k, v, dy, weights, dw in head_arrays:
+            results += [(q @ swap(k), weights @ v), (swap(weights) @ dy, dy @ swap(v), dw @ k, swap(dw) @ q)]
+        return results
+
+    arrays = jax.device_put((map_arrays, head_arrays))
+
+    def run() -> float:
+        jax.block_until_ready(products(*arrays))
+        return 0.0
+
+    return run, {"version": f"jax {jax.__version__}", "gigaflop": 2e-9 * multiplications}
 
 
 def torch_step() -> tuple[Callable[[], float], dict[str, object]]:
@@ -138,7 +184,7 @@ def worker(side: str, same_malloc: bool) -> None:
         from transformer_jax.runtime import keep_freed_memory
 
         keep_freed_memory()
-    run, facts = {"jax": jax_step, "torch": torch_step}[side]()
+    run, facts = {"jax": jax_step, "torch": torch_step, "products": products_step}[side]()
     losses = [run() for _ in range(3)]  # compiled, memory touched
     print(json.dumps(facts | {"first_losses": losses}), flush=True)
     for line in sys.stdin:
@@ -169,7 +215,7 @@ def main() -> None:
         line = process.stdout.readline()
         if not line:
             sys.exit(f"error: the {side} side did not start; see its message above")
-        print(f"{side:6} {line.strip()}")
+        print(f"{side:8} {line.strip()}")
     for number in range(arguments.rounds):
         for side in SIDES:
             process = processes[side]
@@ -187,8 +233,9 @@ def main() -> None:
     for side in SIDES:
         spread = f"{min(seconds[side]):.3f} to {max(seconds[side]):.3f}"
         print(
-            f"{side:6} median {medians[side]:.3f} s a step ({spread}), {tokens / medians[side]:,.0f} tokens/s"
+            f"{side:8} median {medians[side]:.3f} s a step ({spread}), {tokens / medians[side]:,.0f} tokens/s"
         )
+    print(f"products alone: {medians['products'] / medians['jax']:.0%} of the jax step")
     print(f"ratio  {medians['torch'] / medians['jax']:.2f} x as fast as PyTorch eager")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import flax.linen as nn
 import jax
@@ -20,11 +21,11 @@ from transformer_jax.data import (
 )
 from transformer_jax.data.packing import fill_batch, plan_packed
 from transformer_jax.evaluate import make_evaluate_step
-from transformer_jax.experiment import load_or_train_tokenizer, make_transform
+from transformer_jax.experiment import load_or_train_tokenizer, make_transform, store_config
 from transformer_jax.models import build, example_inputs
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.progress import MetricWriter, read_metrics
-from transformer_jax.train import StepLog, train
+from transformer_jax.train import StepLog, _continue_command, train
 from transformer_jax.train_step import compile_train_step
 from transformer_jax.translate import load_run
 from transformer_jax.types import SIDES
@@ -295,6 +296,22 @@ def test_bad_corpora_are_found_before_training(corpus, tmp_path, name, content, 
     with pytest.raises(DataError, match=message):
         train(tiny_experiment(tmp_path / "corpus"), str(tmp_path / "run"))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_command_that_continues_names_the_config_until_it_is_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "--config=mine.py", f"--workdir={tmp_path}"])
+    assert _continue_command(str(tmp_path)).endswith(f"--config=mine.py --workdir={tmp_path}")
+    (tmp_path / "config.json").touch()
+    assert _continue_command(str(tmp_path)).endswith(f"transformer_jax.train --workdir={tmp_path}")
+
+
+def test_a_run_whose_only_checkpoint_is_half_written_says_so_and_starts_again(corpus, tmp_path, capsys):
+    experiment = tiny_experiment(corpus, train=dict(num_steps=1), checkpoint=dict(keep_latest=2))
+    load_or_train_tokenizer(tmp_path, experiment)
+    store_config(tmp_path, experiment)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    assert train(experiment, str(tmp_path))["steps"] == 1
+    assert "checkpoints/1 is half-written, and there is no other" in capsys.readouterr().err
 
 
 def test_a_test_pair_longer_than_the_model_is_found_before_training(corpus, tmp_path):

@@ -112,10 +112,12 @@ def products_step() -> tuple[Callable[[], float], dict[str, object]]:
         head_arrays.append((*heads, *weights))
         multiplications += 6 * ROWS * NUM_HEADS * LENGTH**2 * head_size
 
+    def swap(matrices):
+        return matrices.swapaxes(-1, -2)
+
     @jax.jit
     def products(map_arrays, head_arrays):
         results = [(x @ w, dy @ w.T, x.T @ dy) for x, w, dy in map_arrays]
-        swap = lambda a: a.swapaxes(-1, -2)  # noqa: E731
         for q, k, v, dy, weights, dw in head_arrays:
             results += [(q @ swap(k), weights @ v), (swap(weights) @ dy, dy @ swap(v), dw @ k, swap(dw) @ q)]
         return results

@@ -311,7 +311,7 @@ def test_a_run_whose_only_checkpoint_is_half_written_says_so_and_starts_again(co
     store_config(tmp_path, experiment)
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     assert train(experiment, str(tmp_path))["steps"] == 1
-    assert "checkpoints/1 is half-written, and there is no other" in capsys.readouterr().err
+    assert "checkpoint of step 1 is half-written, and there is no other" in capsys.readouterr().err
 
 
 def test_a_test_pair_longer_than_the_model_is_found_before_training(corpus, tmp_path):

@@ -128,10 +128,10 @@ class Checkpointer:
         """The steps with a committed checkpoint, oldest first; not one that is being written."""
         return [step for step, committed in files.find_steps(self.directory).items() if committed]
 
-    def half_written(self) -> list[epath.Path]:
-        """Folders of checkpoints that were never committed; the next ``save`` removes them."""
+    def half_written_steps(self) -> list[int]:
+        """The steps with a checkpoint that was never committed; the next ``save`` removes them."""
         found = files.find_steps(self.directory)
-        return [self.directory / str(step) for step, committed in found.items() if not committed]
+        return [step for step, committed in found.items() if not committed and step != self._writing]
 
     def averageable_steps(self) -> list[int]:
         """The newest step and those on schedule, oldest first: the same however often a run was stopped."""
@@ -284,9 +284,8 @@ class Checkpointer:
         steps = self.averageable_steps()
         if or_fewer:
             steps = steps[-last:]
-        for step, committed in files.find_steps(self.directory).items():
-            if not committed and step > max(steps, default=0) and step != self._writing:
-                skipped.append(self._skip(step, files.HALF_WRITTEN))
+        newer = [step for step in self.half_written_steps() if step > max(steps, default=0)]
+        skipped += [self._skip(step, files.HALF_WRITTEN) for step in newer]
         for step in reversed(steps):
             try:
                 files.check_readable(self.directory / str(step), (PARAMS,))

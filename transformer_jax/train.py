@@ -190,8 +190,8 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
         log = StepLog(experiment.objective, writer)
         step, seconds = 0, 0.0
         if checkpointer.latest_step() is None:
-            for path in checkpointer.half_written():
-                say(f"{path} is half-written, and there is no other checkpoint: starting from the beginning")
+            for half in checkpointer.half_written_steps():
+                say(f"the checkpoint of step {half} is half-written, and there is no other: starting anew")
             state = init()
         else:
             restored = checkpointer.restore(template)

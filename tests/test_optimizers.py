@@ -73,7 +73,7 @@ def test_paper_peak_rate_is_the_highest_rate() -> None:
 
 @pytest.mark.parametrize("schedule", ["inverse_square_root", "cosine", "linear", "constant"])
 def test_warmup_rises_in_equal_steps_to_the_peak(schedule: str) -> None:
-    config = OptimizerConfig(schedule=schedule, peak_rate=0.3, warmup_steps=6)  # pyright: ignore[reportArgumentType]
+    config = OptimizerConfig(schedule=schedule, peak_rate=0.3, warmup_steps=6)
     np.testing.assert_allclose(rates(config, NUM_STEPS, 6), 0.3 * np.arange(1, 7) / 6, rtol=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_no_warmup_starts_at_the_peak() -> None:
 @pytest.mark.parametrize(("name", "weight_decay"), [("adam", 0.0), ("adamw", 0.1)])
 def test_adam_and_adamw_for_seven_steps(name: str, weight_decay: float, rng: np.random.Generator) -> None:
     config = OptimizerConfig(
-        name=name,  # pyright: ignore[reportArgumentType]
+        name=name,
         peak_rate=0.05,
         warmup_steps=3,
         weight_decay=weight_decay,

@@ -24,7 +24,7 @@ def read_events(workdir: pathlib.Path) -> list:
         while place < len(data):
             (length,) = struct.unpack_from("<Q", data, place)
             place += 12
-            events.append(event_pb2.Event.FromString(data[place : place + length]))  # pyright: ignore
+            events.append(event_pb2.Event.FromString(data[place : place + length]))
             place += length + 4
     return events
 
@@ -135,7 +135,7 @@ def test_full_disk_is_an_error_that_loses_nothing(
     class FullDisk(io.FileIO):
         """Takes nine bytes of a second record, then has no space left."""
 
-        def write(self, data) -> int:  # type: ignore[override]
+        def write(self, data) -> int:
             if self.tell() == 0:
                 return super().write(data)
             if len(data) > 40:

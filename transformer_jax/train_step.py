@@ -61,7 +61,9 @@ def make_train_step(experiment: Experiment) -> Step:
     parts = experiment.train.gradient_accumulation_steps
 
     def loss_gradient(params: PyTree, batch: Batch, rng: jax.Array, *, mean: bool) -> tuple[Sums, PyTree]:
-        loss = lambda params: objective.loss(apply, params, batch, rng)  # noqa: E731
+        def loss(params: PyTree) -> tuple[jax.Array, Sums]:
+            return objective.loss(apply, params, batch, rng)
+
         total, pullback, sums = jax.vjp(loss, params, has_aux=True)
         # A mean from the start saves a pass over all gradients.
         return sums, pullback(1 / sums["tokens"] if mean else jnp.ones_like(total))[0]

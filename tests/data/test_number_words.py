@@ -1,7 +1,5 @@
 """The number_words TFDS data set: the words, the splits, and preparing it through TFDS itself."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -67,9 +65,7 @@ def test_plain_tfds_prepares_and_reads_it(language, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SPLIT_SIZES", sizes)
     builder = tfds.builder(f"number_words/{language}", data_dir=tmp_path)
     builder.download_and_prepare()
-    records: dict[str, Any] = dict(
-        tfds.data_source(f"number_words/{language}", data_dir=tmp_path)  # type: ignore[call-overload]
-    )
+    records = dict(tfds.data_source(f"number_words/{language}", data_dir=tmp_path))
     seen = []
     for split, size in sizes.items():
         assert len(records[split]) == size

@@ -260,7 +260,7 @@ def _load_jsonl(config: SourceConfig, paths: list[str]) -> MemorySource:
 def _load_tfds(config: SourceConfig, split: str) -> TfdsSource:
     builder = _prepared_builder(config.name, data_folder(config.folder))
     for key in (config.inputs_key, config.targets_key):
-        feature = builder.info.features
+        feature: Any = builder.info.features
         for part in key.split("/"):
             known = list(feature) if isinstance(feature, tfds.features.FeaturesDict) else []
             if part not in known:
@@ -268,7 +268,7 @@ def _load_tfds(config: SourceConfig, split: str) -> TfdsSource:
                     f"{config.name} has no feature {key!r}{_nearest(part, known)}; set "
                     "config.data.source.inputs_key and targets_key to its text features"
                 )
-            feature = feature[part]  # type: ignore[index]
+            feature = feature[part]
         if not isinstance(feature, tfds.features.Text):
             raise DataError(f"the feature {key!r} of {config.name} is not text but {feature}")
     try:

@@ -48,8 +48,11 @@ class Stack(nn.Module):
         """Every layer's keys and values of ``context``, for decoding step by step."""
         if not self.config.scan_layers:
             return tuple(block.project_context(context) for block in self.layer)
-        body = lambda block, carry, _: (carry, block.project_context(context))  # noqa: E731
-        return self._scan(body)(self.layers, (), None)[1]
+
+        def project(block, carry, _):
+            return carry, block.project_context(context)
+
+        return self._scan(project)(self.layers, (), None)[1]
 
     def __call__(
         self,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def run_python(
-    program: str, directory: Path, environment: dict[str, str]
+    program: str, directory: Path, environment: dict[str, str], *arguments: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs ``program`` with ``directory`` as its argument and this checkout on its path."""
+    """Runs ``program`` with ``directory`` and ``arguments`` as its own and this checkout on its path."""
     root = str(Path(__file__).parent.parent)
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), str(directory)],
+        [sys.executable, "-c", textwrap.dedent(program), str(directory), *arguments],
         env={**environment, "PYTHONPATH": root},
         capture_output=True,
         text=True,

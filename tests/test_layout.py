@@ -18,22 +18,23 @@ CODE_FOLDERS = (PACKAGE, "experiments", "launch", "benchmarks", "tests")
 # Imports point one way. A module may import those named beside it and its own siblings (a folder of
 # transformer_jax counts as one module). A new module gets its place here and in docs/design.md.
 BASIC = "types config"
-PARTS = f"{BASIC} objectives data decoding partitioning optimizers checkpoint progress runtime"
+PARTS = f"{BASIC} files objectives data decoding partitioning optimizers checkpoint progress runtime"
 WHOLE = f"{PARTS} layers models families pretrained experiment"
 MAY_IMPORT = {
     "types": "",
     "config": "types",
+    "files": "",
     "layers": "types",
     "models": "types config layers",
     "families": BASIC,
     "objectives": BASIC,
-    "data": BASIC,
+    "data": f"{BASIC} files",
     "decoding": BASIC,
     "partitioning": BASIC,
     "optimizers": BASIC,
     "checkpoint_files": BASIC,
     "checkpoint": f"{BASIC} checkpoint_files",
-    "progress": BASIC,
+    "progress": f"{BASIC} files",
     "runtime": BASIC,
     "pretrained": f"{BASIC} families models",
     "experiment": f"{PARTS} models families pretrained",

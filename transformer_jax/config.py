@@ -13,6 +13,7 @@ from transformer_jax.types import BOS_ID, EOS_ID, PAD_ID
 
 Section = TypeVar("Section")
 
+_MAX_LISTED = 20  # names in one message
 _UNIONS = (typing.Union, types.UnionType)
 
 
@@ -109,7 +110,10 @@ def read_section(cls: type[Section], values: Any, section: str) -> Section:
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"config.{section}: {error}") from error
+        where = f"config.{section}"
+        outer, _, own = where.rpartition(".")
+        names_itself = str(error).startswith(f"{own}.")
+        raise ConfigError(f"{outer}.{error}" if names_itself else f"{where}: {error}") from error
 
 
 def check_keys(found: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -117,7 +121,7 @@ def check_keys(found: Iterable[str], known: Iterable[str], where: str) -> None:
     found, known = list(found), list(known)
     for name in found:
         if name not in known:
-            hint = _nearest(name, known) or "it has " + ", ".join(known)
+            hint = nearest(name, known)
             raise ConfigError(f"{where} has no key {name!r}: {hint}")
     missing = [name for name in known if name not in found]
     if missing:
@@ -154,14 +158,17 @@ def _check_type(value: Any, hint: Any, where: str) -> None:
     wanted = str(hint).replace("typing.", "") if typing.get_origin(hint) else hint.__name__
     message = f"{where} must be {wanted}, not {value!r} of type {type(value).__name__}"
     if typing.get_origin(hint) is Literal:
-        near = _nearest(value, typing.get_args(hint))
-        message += f": {near}" if near else ""
+        message += ": " + nearest(value, typing.get_args(hint))
     raise ConfigError(message)
 
 
-def _nearest(name: Any, known: Iterable[Any]) -> str:
-    near = difflib.get_close_matches(str(name), map(str, known), n=1)
-    return f"did you mean {near[0]!r}?" if near else ""
+def nearest(name: Any, known: Iterable[Any]) -> str:
+    """What to say of a name that is not among ``known``: the nearest one, else what there is."""
+    names = list(map(str, known))
+    near = difflib.get_close_matches(str(name), names, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"it has {', '.join(names[:_MAX_LISTED]) or 'none'}"
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -9,7 +9,6 @@ The table in ``MeshConfig.rules`` says over which mesh axis each is split:
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -19,7 +18,7 @@ import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from transformer_jax.config import check_types
+from transformer_jax.config import check_types, nearest
 from transformer_jax.types import PyTree
 
 Rules: TypeAlias = tuple[tuple[str, str | None], ...]
@@ -242,10 +241,9 @@ def _check_names(names: Iterable[str | None], rules: Rules, where: str) -> None:
     known = [logical for logical, _ in rules]
     for name in names:
         if name is not None and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}" if near else f"it has {', '.join(known)}"
             raise ValueError(
-                f"{where} has the logical axis {name!r}, for which mesh.rules has no rule: {hint}?"
+                f"{where} has the logical axis {name!r}, for which mesh.rules has no rule: "
+                + nearest(name, known)
             )
 
 

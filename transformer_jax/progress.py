@@ -18,6 +18,8 @@ from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
+from transformer_jax.files import write_whole
+
 # Made at import time from their descriptions, where a type checker cannot see them.
 Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # pyright: ignore
 Summary = summary_pb2.Summary  # pyright: ignore
@@ -180,12 +182,7 @@ class MetricWriter:
             else:
                 kept.append(line)
         if later or unreadable:
-            replacement = self.path.with_suffix(".jsonl.new")
-            with replacement.open("wb") as file:
-                file.writelines(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            replacement.replace(self.path)
+            write_whole(self.path, b"".join(kept))
         if unreadable:  # a process that was killed leaves one half line, a machine that fell more
             logging.warning("%s: removed %d half-written line(s)", self.path, unreadable)
         if later:

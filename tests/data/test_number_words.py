@@ -1,5 +1,7 @@
 """The number_words TFDS data set: the words, the splits, and preparing it through TFDS itself."""
 
+import tempfile
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -75,6 +77,12 @@ def test_plain_tfds_prepares_and_reads_it(language, tmp_path, monkeypatch):
             assert record["inputs"].decode() == num2words(number, lang="en")
             assert record["targets"].decode() == num2words(number, lang=language)
     assert len(set(seen)) == len(seen)
+
+
+def test_a_builder_leaves_nothing_among_the_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    module.NumberWords(config="de", data_dir=tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_german_is_the_default_config():

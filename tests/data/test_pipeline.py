@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from collections import Counter
 from typing import Any
 
@@ -12,6 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from tests.processes import run_python
 from transformer_jax.config import ConfigError, read_section
 from transformer_jax.data import DataConfig, evaluation_batches, training_iterator
 from transformer_jax.data import pipeline as module
@@ -288,9 +287,9 @@ print("done")
 """
 
 
-def test_a_program_ends_quietly_with_the_thread_at_work():
-    command = [sys.executable, "-W", "error", "-c", PROGRAM]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+def test_a_program_ends_quietly_with_the_thread_at_work(tmp_path, single_device_environment):
+    environment = single_device_environment | {"PYTHONWARNINGS": "error"}
+    ended = run_python(PROGRAM, tmp_path, environment)
     assert (ended.returncode, ended.stdout) == (0, "done\n")
     # Grain itself warns, when it is imported, of an older jaxlib.
     assert "Exception" not in ended.stderr and "Traceback" not in ended.stderr

@@ -4,12 +4,14 @@ import dataclasses
 import gzip
 import json
 import os
+import re
 import sys
 from typing import Any
 
 import pytest
-import tensorflow_datasets as tfds
 
+from tests.mock_dataset import mock_translate
+from tests.processes import run_python
 from transformer_jax.config import ConfigError, read_section
 from transformer_jax.data.datasets.number_words import number_words
 from transformer_jax.data.sources import (
@@ -17,6 +19,7 @@ from transformer_jax.data.sources import (
     MemorySource,
     Source,
     SourceConfig,
+    TfdsSource,
     data_folder,
     load_source,
     read_lines,
@@ -31,7 +34,7 @@ PAIRS = [
 
 
 def examples(source):
-    return [(source[i]["inputs"], source[i]["targets"]) for i in range(len(source))]
+    return [(example["inputs"], example["targets"]) for example in source.read(range(len(source)))]
 
 
 def write(path, text, encoding="utf-8"):
@@ -54,7 +57,7 @@ def test_aligned_text_files(tmp_path, suffix, line_end, last_end):
     source = load_source(text_config(tmp_path, train=(f"a.en{suffix}", f"a.de{suffix}")), "train")
     assert isinstance(source, Source)
     assert examples(source) == PAIRS
-    assert source.read([3, 0]) == [source[3], source[0]]
+    assert source.read([3, 0]) == [{"inputs": PAIRS[i][0], "targets": PAIRS[i][1]} for i in (3, 0)]
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz"])
@@ -213,10 +216,9 @@ def test_number_words_is_prepared_on_first_use_and_reused(tmp_path, small_number
     assert examples(load_source(config, "test")) == examples(first)
     assert len(load_source(config, "train")) == 1_200
     assert not prepared
-    assert first.read([5, 2]) == [first[5], first[2]]
+    in_order = first.read(range(20))
+    assert first.read([5, 2]) == [in_order[5], in_order[2]]
     assert "tensorflow" not in sys.modules
-    with pytest.raises(IndexError):
-        first[20]
 
 
 def test_losing_the_race_to_prepare_is_no_error(tmp_path, small_number_words, monkeypatch):
@@ -230,13 +232,42 @@ def test_losing_the_race_to_prepare_is_no_error(tmp_path, small_number_words, mo
     assert len(load_source(SourceConfig(folder=str(tmp_path)), "test")) == 20
 
 
-def test_a_full_disk_while_preparing(tmp_path, monkeypatch):
-    def fail(self):
-        raise OSError(28, "No space left on device")
+PREPARE_ON_A_FULL_DISK = """
+import resource, signal, sys
+from transformer_jax.data import DataError, SourceConfig, load_source
+from transformer_jax.data.datasets.number_words import number_words
 
-    monkeypatch.setattr(number_words.NumberWords, "download_and_prepare", fail)
-    with pytest.raises(DataError, match=r"No space left on device; set .*TRANSFORMER_JAX_DATA"):
-        load_source(SourceConfig(folder=str(tmp_path)), "test")
+number_words.SPLIT_SIZES = {"train": 1_200, "validation": 20, "test": 20}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    load_source(SourceConfig(folder=sys.argv[1]), "test")
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("most_bytes", [0, 10_000])  # no file at all, and not the records
+def test_a_full_disk_while_preparing(tmp_path, single_device_environment, most_bytes):
+    ended = run_python(PREPARE_ON_A_FULL_DISK, tmp_path, single_device_environment, str(most_bytes))
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"cannot prepare .*File too large.*; set .*TRANSFORMER_JAX_DATA", ended.stdout)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"no folder .*/none, where 'a.en' should be"):
+        load_source(text_config(tmp_path / "none"), "train")
+
+
+def test_text_that_is_not_utf8_within_tfds_is_named():
+    class Records:
+        def __getitems__(self, indices):
+            return [{"en": b"good", "de": b"bad \xff" if i == 7 else b"gut"} for i in indices]
+
+    source = TfdsSource("some/data, train", Records(), "en", "de")
+    assert len(source.read([1, 2])) == 2
+    with pytest.raises(DataError, match=r"example 7 of some/data, train: the feature 'de' is not UTF-8"):
+        source.read([1, 7])
 
 
 def test_nothing_is_written_into_a_read_only_folder(tmp_path, small_number_words):
@@ -274,35 +305,14 @@ def test_an_unprepared_data_set_tells_how_to_prepare_it(tmp_path):
     assert "\n" not in message
 
 
-class MockTranslate(tfds.core.GeneratorBasedBuilder):
-    """The features of wmt14_translate and ted_hrlr_translate, and the same within another."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        translation = tfds.features.Translation(languages=("de", "en"))
-        nested = tfds.features.Translation(languages=("de", "en"))
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="A mock.",
-            features=tfds.features.FeaturesDict({**translation, "nested": nested}),
-        )
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(), "test": self._generate_examples()}
-
-    def _generate_examples(self):
-        for i, (en, de) in enumerate(PAIRS):
-            yield i, {"de": de, "en": en, "nested": {"de": de, "en": en}}
-
-
 @pytest.mark.parametrize("prefix", ["", "nested/"])
 def test_catalogue_features_without_their_code(tmp_path, prefix):
-    MockTranslate(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    mock = mock_translate(("en", "de"), PAIRS)
+    mock(config="mock", data_dir=tmp_path, file_format="array_record").download_and_prepare()
     # A name without code is what a data set prepared elsewhere looks like.
     os.rename(tmp_path / "mock_translate", tmp_path / "other_translate")
     config = SourceConfig(
-        name="other_translate",
+        name="other_translate/mock",
         folder=str(tmp_path),
         train=("train[:3]",),
         inputs_key=f"{prefix}en",

@@ -1,14 +1,15 @@
 """Tokenizers: every text comes back, special tokens keep out, files hold all there is."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
+from tests.processes import run_python
 from transformer_jax.config import ConfigError, read_section
 from transformer_jax.data import tokenizers as module
 from transformer_jax.data.datasets.number_words.number_words import number_words
@@ -104,13 +105,14 @@ def test_a_word_is_one_token_wherever_it_stands():
 PRINT_FINGERPRINT = """
 import sys
 from transformer_jax.data.tokenizers import TokenizerConfig, train_tokenizer
-print(train_tokenizer(TokenizerConfig("bpe", 300), sys.argv[1:]).fingerprint)
+print(train_tokenizer(TokenizerConfig("bpe", 300), sys.argv[2:]).fingerprint)
 """
 
 
-def test_bpe_is_the_same_in_every_process():
-    command = [sys.executable, "-c", PRINT_FINGERPRINT, *TEXTS[:100]]
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def test_bpe_is_the_same_in_every_process(tmp_path, single_device_environment):
+    ended = run_python(PRINT_FINGERPRINT, tmp_path, single_device_environment, *TEXTS[:100])
+    assert ended.returncode == 0, ended.stderr
+    found = ended.stdout.strip()
     here = train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=300), TEXTS[:100])
     assert found == here.fingerprint
     assert here.fingerprint != train_tokenizer(TokenizerConfig("bpe", 301), TEXTS).fingerprint
@@ -168,3 +170,17 @@ def test_impossible_configs(changes, message):
     values = {"kind": "bpe", "vocab_size": 300, "max_training_examples": 10, "path": ""}
     with pytest.raises(ConfigError, match=message):
         read_section(TokenizerConfig, values | changes, "data.tokenizer")
+
+
+def test_a_file_from_elsewhere_neither_adds_nor_cuts_tokens(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    plain = train_tokenizer(TokenizerConfig(kind="byte"), [])
+    plain.save(path)
+    implementation = tokenizers.Tokenizer.from_file(str(path))
+    implementation.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    implementation.enable_truncation(4)
+    implementation.enable_padding(length=9)
+    implementation.save(str(path))
+    np.testing.assert_array_equal(Tokenizer.load(path).encode("abcdefgh"), plain.encode("abcdefgh"))

@@ -3,7 +3,6 @@
 import jax
 import pytest
 
-import transformer_jax as tj
 from transformer_jax.config import ConfigError
 from transformer_jax.experiment import abstract_params
 from transformer_jax.families import transformer
@@ -29,6 +28,8 @@ COUNTS = {
     "C-feedforward-4096": (88_236_032, 90),
     "D-dropout-0.0": (63_045_632, 65),
     "D-dropout-0.2": (63_045_632, 65),
+    "D-smoothing-0.0": (63_045_632, 65),
+    "D-smoothing-0.2": (63_045_632, 65),
     "E-learned-positions": (63_569_920, 65),
 }
 
@@ -73,9 +74,5 @@ def test_unknown_variants_and_fields_are_named():
         transformer.config("base", num_head=3)
 
 
-def test_readme_usage():
-    config = tj.families.transformer.config("tiny", vocab_size=100)
-    model = tj.build(config)
-    variables = model.init(jax.random.key(0), **tj.example_inputs(config))
-    source = target = jax.numpy.array([[5, 6, 2]])
-    assert model.apply(variables, inputs=source, targets=target).shape == (1, 3, 100)
+def test_label_smoothing_is_of_rows_that_there_are():
+    assert set(transformer.LABEL_SMOOTHING) == {name for name in transformer.VARIANTS if "smoothing" in name}

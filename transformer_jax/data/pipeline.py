@@ -20,6 +20,7 @@ from typing import Any, Literal
 import grain
 import numpy as np
 
+from transformer_jax.config import check_types
 from transformer_jax.data.packing import (
     BatchPlan,
     check_processes,
@@ -61,8 +62,7 @@ class DataConfig:
     seed: int = 0  # of the order of the examples
 
     def __post_init__(self) -> None:
-        if self.batching not in ("buckets", "packed"):
-            raise ValueError(f"data.batching={self.batching!r} must be 'buckets' or 'packed'")
+        check_types(self, "data")
         for name in ("max_length", "tokens_per_batch", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")

@@ -11,7 +11,6 @@ corpora, and would push the two sides out of step.
 
 import codecs
 import dataclasses
-import difflib
 import gzip
 import json
 import os
@@ -23,6 +22,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core import read_only_builder
 
+from transformer_jax.config import check_types, nearest
 from transformer_jax.data.datasets import number_words
 from transformer_jax.types import SIDES, TextExample
 
@@ -65,8 +65,7 @@ class SourceConfig:
     encoding: str = "utf-8"  # of files
 
     def __post_init__(self) -> None:
-        if self.kind not in ("tfds", "text", "tsv", "jsonl"):
-            raise ValueError(f"source.kind={self.kind!r} must be one of tfds, text, tsv, jsonl")
+        check_types(self, "data.source")
         names = 2 if self.kind == "text" else 1
         for split in SPLITS:
             found = getattr(self, split)
@@ -94,8 +93,6 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> TextExample: ...
-
     def read(self, indices: Sequence[int]) -> list[TextExample]:
         """The examples at ``indices``: several at once, because that is much faster in TFDS."""
         ...
@@ -112,38 +109,36 @@ class MemorySource:
     def __len__(self) -> int:
         return len(self._inputs)
 
-    def __getitem__(self, index: int) -> TextExample:
-        return {"inputs": self._inputs[index], "targets": self._targets[index]}
-
     def read(self, indices: Sequence[int]) -> list[TextExample]:
-        return [self[index] for index in indices]
+        return [{"inputs": self._inputs[i], "targets": self._targets[i]} for i in indices]
 
 
 class TfdsSource:
     """A prepared TFDS split, read from disk by index and without TensorFlow."""
 
-    def __init__(self, records: Any, inputs_key: str, targets_key: str):
-        self._records = records
+    def __init__(self, name: str, records: Any, inputs_key: str, targets_key: str):
+        self._name, self._records = name, records
         self._keys = (inputs_key.split("/"), targets_key.split("/"))
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> TextExample:
-        if not 0 <= index < len(self):  # TFDS raises ValueError, which ends no loop
-            raise IndexError(f"{index=} is outside a source of {len(self):,} examples")
-        return self._example(self._records[index])
-
     def read(self, indices: Sequence[int]) -> list[TextExample]:
-        return [self._example(record) for record in self._records.__getitems__(list(indices))]
+        records = self._records.__getitems__(list(indices))
+        return [self._example(index, record) for index, record in zip(indices, records, strict=True)]
 
-    def _example(self, record: Any) -> TextExample:
+    def _example(self, index: int, record: Any) -> TextExample:
         example = {}
         for side, keys in zip(SIDES, self._keys, strict=True):
             value = record
             for key in keys:
                 value = value[key]
-            example[side] = value.decode("utf-8")  # TFDS stores text as UTF-8 bytes
+            try:
+                example[side] = value.decode("utf-8")  # as TFDS stores text
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"example {index} of {self._name}: the feature {'/'.join(keys)!r} is not UTF-8: {error}"
+                ) from error
         return example
 
 
@@ -163,7 +158,7 @@ def load_source(config: SourceConfig, split: str) -> Source:
         misaligned, or a line cannot be decoded or parsed.
     """
     if split not in SPLITS:
-        raise DataError(f"there is no split {split!r}{_nearest(split, SPLITS)}")
+        raise DataError(f"there is no split {split!r}: {nearest(split, SPLITS)}")
     names = getattr(config, split)
     if not names:
         raise DataError(f"the source has no {split} split: set config.data.source.{split}")
@@ -248,7 +243,7 @@ def _load_jsonl(config: SourceConfig, paths: list[str]) -> MemorySource:
             raise DataError(f"{where}: must be a JSON object, not {line[:50]!r}")
         for key, side in zip(keys, texts, strict=True):
             if key not in record:
-                raise DataError(f"{where}: there is no key {key!r}{_nearest(key, list(record))}")
+                raise DataError(f"{where}: there is no key {key!r}: {nearest(key, list(record))}")
             if not isinstance(record[key], str):
                 raise DataError(f"{where}: {key!r} must be a string, not {record[key]!r}")
             if any(0xD800 <= ord(character) < 0xE000 for character in record[key]):
@@ -265,7 +260,7 @@ def _load_tfds(config: SourceConfig, split: str) -> TfdsSource:
             known = list(feature) if isinstance(feature, tfds.features.FeaturesDict) else []
             if part not in known:
                 raise DataError(
-                    f"{config.name} has no feature {key!r}{_nearest(part, known)}; set "
+                    f"{config.name} has no feature {key!r}: {nearest(part, known)}; set "
                     "config.data.source.inputs_key and targets_key to its text features"
                 )
             feature = feature[part]
@@ -277,9 +272,9 @@ def _load_tfds(config: SourceConfig, split: str) -> TfdsSource:
         raise DataError(_how_to_prepare(config.name, data_folder(config.folder))) from error
     except (ValueError, KeyError) as error:
         raise DataError(
-            f"{config.name} has no split {split!r}{_nearest(split, list(builder.info.splits))}"
+            f"{config.name} has no split {split!r}: {nearest(split, list(builder.info.splits))}"
         ) from error
-    return TfdsSource(records, config.inputs_key, config.targets_key)
+    return TfdsSource(f"{config.name}, {split}", records, config.inputs_key, config.targets_key)
 
 
 def _prepared_builder(name: str, folder: str) -> Any:
@@ -296,14 +291,14 @@ def _prepared_builder(name: str, folder: str) -> Any:
     variant = variant or variants[0]
     if variant not in variants:
         known = [f"{base_name}/{known}" for known in variants]
-        raise DataError(f"there is no data set {name!r}{_nearest(name, known)}")
+        raise DataError(f"there is no data set {name!r}: {nearest(name, known)}")
     # Root may write everywhere, but a folder that nobody may write to was made so on purpose.
     if os.path.isdir(folder) and not os.stat(folder).st_mode & 0o222:
         raise DataError(_cannot_prepare(name, folder, "the folder is read-only"))
     logging.info("Preparing %s in %s.", name, os.path.abspath(folder))
     try:
         builder_class(config=variant, data_dir=folder).download_and_prepare()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # array_record knows no other error than RuntimeError
         # TFDS writes beside the final place and renames: losing the race against another process
         # that prepares the same leaves a whole data set, any other failure leaves none.
         try:
@@ -334,17 +329,10 @@ def _cannot_open(path: str, error: OSError) -> str:
     folder, name = os.path.split(os.path.abspath(path))
     if not isinstance(error, FileNotFoundError):
         return f"cannot read {path}: {error.strerror}"
-    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    if f"{name}.gz" in there:  # nearer than any other name
-        there = [f"{name}.gz"]
-    return (
-        f"there is no file {name!r} in {folder}{_nearest(name, there)} (the folder is "
-        f"config.data.source.folder, else ${DATA_VARIABLE}, else data/)"
-    )
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f": did you mean {near[0]!r}?"
-    return ": there is " + ", ".join(known[:20]) if known else ""
+    what = f"there is no folder {folder}, where {name!r} should be"
+    if os.path.isdir(folder):
+        there = sorted(os.listdir(folder))
+        if f"{name}.gz" in there:  # nearer than any other name
+            there = [f"{name}.gz"]
+        what = f"there is no file {name!r} in {folder}: {nearest(name, there)}"
+    return f"{what} (the data folder is config.data.source.folder, else ${DATA_VARIABLE}, else data/)"

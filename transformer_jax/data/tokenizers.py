@@ -19,8 +19,10 @@ from absl import logging
 from jaxtyping import Int32
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from transformer_jax.config import check_types
 from transformer_jax.data.sources import DataError, Source
-from transformer_jax.types import SIDES, SPECIAL_TOKENS
+from transformer_jax.files import write_whole
+from transformer_jax.types import SIDES, SPECIAL_TOKENS, UNK_ID
 
 NUM_BYTES = 256
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + NUM_BYTES
@@ -48,15 +50,16 @@ class TokenizerConfig:
     path: str = ""  # of a tokenizer.json to use instead of training one
 
     def __post_init__(self) -> None:
-        if self.kind not in ("byte", "bpe", "unigram"):
-            raise ValueError(f"tokenizer.kind={self.kind!r} must be one of byte, bpe, unigram")
+        check_types(self, "data.tokenizer")
         if self.kind != "byte" and self.vocab_size <= MIN_VOCAB_SIZE:
             raise ValueError(
                 f"tokenizer.vocab_size={self.vocab_size} must be above {MIN_VOCAB_SIZE}: "
                 f"{len(SPECIAL_TOKENS)} special tokens and {NUM_BYTES} bytes come first"
             )
         if self.max_training_examples < 1:
-            raise ValueError(f"{self.max_training_examples=} must be at least 1")
+            raise ValueError(
+                f"tokenizer.max_training_examples={self.max_training_examples} must be at least 1"
+            )
 
 
 class Tokenizer:
@@ -72,6 +75,9 @@ class Tokenizer:
             raise DataError(f"the tokenizer's first tokens are {found}, but they must be {SPECIAL_TOKENS}")
         # Otherwise "<eos>" within a text would end it. This is not stored in the file.
         implementation.encode_special_tokens = True
+        # A file from elsewhere may say that texts are cut or filled up.
+        implementation.no_truncation()
+        implementation.no_padding()
         self._implementation = implementation
 
     @property
@@ -88,7 +94,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> Int32[np.ndarray, "_"]:
         """The ids of a text, without special tokens."""
-        return np.array(self._implementation.encode(text).ids, np.int32)
+        return np.array(self._implementation.encode(text, add_special_tokens=False).ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of one-dimensional ids. Special tokens are skipped, wherever they are.
@@ -108,11 +114,12 @@ class Tokenizer:
         return self._implementation.decode(kept, skip_special_tokens=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes ``tokenizer.json``, whole or not at all."""
-        partial = f"{os.fspath(path)}.partial"
-        with open(partial, "w", encoding="utf-8") as file:  # the binding's errors have no type
-            file.write(self._implementation.to_str(pretty=True))
-        os.replace(partial, path)
+        """Writes ``tokenizer.json``, whole or not at all.
+
+        Raises:
+          OSError: as ``files.write_whole``.
+        """
+        write_whole(path, self._implementation.to_str(pretty=True))  # the binding's errors have no type
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
@@ -175,7 +182,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         trainer = trainers.UnigramTrainer(
             vocab_size=config.vocab_size,
             special_tokens=special,
-            unk_token=SPECIAL_TOKENS[3],
+            unk_token=SPECIAL_TOKENS[UNK_ID],
             initial_alphabet=alphabet,
             show_progress=False,
         )

@@ -8,7 +8,7 @@ from transformer_jax.config import ConfigError, TransformerConfig
 PAPER_VOCAB_SIZE = 37_000  # section 5.1, "about 37000 tokens": shared by English and German
 
 BASE: dict[str, Any] = {}  # the defaults of TransformerConfig
-BIG: dict[str, Any] = dict(d_model=1024, num_heads=16, d_feedforward=4096, dropout=0.3, max_length=512)
+BIG: dict[str, Any] = dict(d_model=1024, num_heads=16, d_feedforward=4096, dropout=0.3)
 
 
 def _heads(num_heads: int, size: int) -> dict[str, Any]:
@@ -39,8 +39,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "C-feedforward-4096": dict(d_feedforward=4096),
     "D-dropout-0.0": dict(dropout=0.0),
     "D-dropout-0.2": dict(dropout=0.2),
+    "D-smoothing-0.0": BASE,
+    "D-smoothing-0.2": BASE,
     "E-learned-positions": dict(positions="learned"),
 }
+
+# What a row changes in training, not in the model; elsewhere it is 0.1 (section 5.4).
+LABEL_SMOOTHING = {"D-smoothing-0.0": 0.0, "D-smoothing-0.2": 0.2}
 
 
 def config(variant: str, *, vocab_size: int = PAPER_VOCAB_SIZE, **changes: Any) -> TransformerConfig:

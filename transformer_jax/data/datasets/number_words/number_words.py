@@ -64,6 +64,13 @@ def _cached_words(number: int, language: str) -> str:
     return num2words(number, lang=language)
 
 
+class LocalInfo(tfds.core.DatasetInfo):
+    """The description of a data set that is made here."""
+
+    def initialize_from_bucket(self) -> None:
+        """Nothing: TFDS would ask the network, and leave an empty folder among the temporary files."""
+
+
 class NumberWords(tfds.core.GeneratorBasedBuilder):
     """The TFDS builder of ``number_words/de`` (the default), ``/fr`` and ``/es``.
 
@@ -90,7 +97,7 @@ class NumberWords(tfds.core.GeneratorBasedBuilder):
         super().__init__(file_format=file_format, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return LocalInfo(
             builder=self,
             description=__doc__,
             features=tfds.features.FeaturesDict(

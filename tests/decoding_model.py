@@ -71,3 +71,39 @@ def run_greedy(table, roots, limits, max_length):
         eos_id=EOS,
         pad_id=PAD,
     )
+
+
+# Beam search as its docstring has it, with lists: for the model above and for any other.
+def score(log_prob, length, alpha):
+    return log_prob / np.float32((5 + length) / 6) ** np.float32(alpha)
+
+
+def next_of(log_probs, root):
+    """The function from a tuple of tokens to the log-probabilities of the next, of one row."""
+
+    def next_log_probs(tokens):
+        return log_probs[functools.reduce(next_state, (START, *tokens), root)]
+
+    return next_log_probs
+
+
+def reference_beam(next_log_probs, limit, alpha, beam_size):
+    """(tokens, log P, score) of at most ``beam_size`` outputs, best first."""
+    live, ended = [((), np.float32(0))], []
+    for _ in range(limit):
+        candidates = []
+        for place, (tokens, total) in enumerate(live):
+            for token, log_prob in enumerate(next_log_probs(tokens)):
+                if log_prob > -np.inf:
+                    sort_key = (-(total + log_prob), place, -log_prob, token)
+                    candidates.append((sort_key, (*tokens, token), total + log_prob))
+        candidates.sort()
+        for _, tokens, total in candidates[:beam_size]:
+            if tokens[-1] == EOS:
+                ended.append((tokens, total, score(total, len(tokens), alpha)))
+        ended = sorted(ended, key=lambda h: -h[2])[:beam_size]  # stable: who came first stays first
+        live = [c[1:] for c in candidates if c[1][-1] != EOS][:beam_size]
+        if len(ended) == beam_size or not live:
+            return ended
+    rest = [(tokens, total, score(total, limit, alpha)) for tokens, total in live]
+    return (ended + rest)[:beam_size]

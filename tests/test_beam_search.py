@@ -16,10 +16,13 @@ from tests.decoding_model import (
     START,
     STATES,
     log_softmax,
+    next_of,
     next_state,
     random_table,
+    reference_beam,
     run_beam,
     run_greedy,
+    score,
 )
 from transformer_jax.decoding import beam_search, repeat_rows
 
@@ -42,10 +45,6 @@ def history_step(table, roots):
     return step
 
 
-def score(log_prob, length, alpha):
-    return log_prob / np.float32((5 + length) / 6) ** np.float32(alpha)
-
-
 # Oracle 1: all sequences there are.
 def exhaustive(log_probs, root, limit, alpha):
     """(tokens, log P, score) of every output, ended ones first, each kind by score."""
@@ -64,29 +63,6 @@ def exhaustive(log_probs, root, limit, alpha):
 
     visit((), root, np.float32(0))
     return sorted(ended, key=lambda h: -h[2]) + sorted(cut, key=lambda h: -h[2])
-
-
-# Oracle 2: the docstring of beam_search, with lists.
-def reference_beam(log_probs, root, limit, alpha, beam_size):
-    live, ended = [((), root, np.float32(0))], []
-    for _ in range(limit):
-        candidates = []
-        for place, (tokens, state, total) in enumerate(live):
-            state = next_state(state, tokens[-1] if tokens else START)
-            for token, log_prob in enumerate(log_probs[state]):
-                if log_prob > -np.inf:
-                    sort_key = (-(total + log_prob), place, -log_prob, token)
-                    candidates.append((sort_key, (*tokens, token), state, total + log_prob))
-        candidates.sort()
-        for _, tokens, _, total in candidates[:beam_size]:
-            if tokens[-1] == EOS:
-                ended.append((tokens, total, score(total, len(tokens), alpha)))
-        ended = sorted(ended, key=lambda h: -h[2])[:beam_size]  # stable: who came first stays first
-        live = [c[1:] for c in candidates if c[1][-1] != EOS][:beam_size]
-        if len(ended) == beam_size or not live:
-            return ended
-    rest = [(tokens, total, score(total, limit, alpha)) for tokens, _, total in live]
-    return (ended + rest)[:beam_size]
 
 
 def check_hypotheses(decoded, row, expected):
@@ -131,7 +107,7 @@ def test_small_beams_are_what_the_docstring_says(beam_size, vocab_size, alpha):
         decoded = run_beam(table, roots, limits, beam_size, alpha, 8)
         for row, root in enumerate(roots):
             limit = int(min(limits[row], 8))
-            expected = reference_beam(log_softmax(table), root, limit, alpha, beam_size)
+            expected = reference_beam(next_of(log_softmax(table), root), limit, alpha, beam_size)
             check_hypotheses(decoded, row, expected)
 
 
@@ -150,9 +126,9 @@ def test_ties_are_broken_as_the_docstring_says(data):
     greedy = run_greedy(table, roots, limits, 6)
     for row, root in enumerate(roots):
         limit = int(limits[row])
-        expected = reference_beam(log_softmax(table), root, limit, 0.0, beam_size)
+        expected = reference_beam(next_of(log_softmax(table), root), limit, 0.0, beam_size)
         check_hypotheses(decoded, row, expected)
-        expected = reference_beam(log_softmax(table), root, limit, 0.0, 1)
+        expected = reference_beam(next_of(log_softmax(table), root), limit, 0.0, 1)
         check_hypotheses([leaf[:, None] for leaf in greedy], row, expected)
     assert not any(np.isnan(leaf).any() for leaf in (*decoded[2:], *greedy[2:]))
 

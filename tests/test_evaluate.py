@@ -13,7 +13,7 @@ from transformer_jax.experiment import load_or_train_tokenizer, make_transform
 from transformer_jax.models import build
 from transformer_jax.partitioning import MeshConfig, make_mesh
 from transformer_jax.train_step import make_init
-from transformer_jax.translate import Translator
+from transformer_jax.translate import TrainedRun, Translator
 
 
 def test_scores_of_known_translations():
@@ -30,6 +30,13 @@ def test_bleu_by_hand():
     # Matches of 1- to 4-grams: 6/7, 4/6, 3/5, 2/4; both texts have seven tokens, so no brevity penalty.
     score = evaluate.score_texts(["the cat sat on the red mat"], ["the cat sat on the big mat"])["bleu"]
     assert score == pytest.approx(100 * (6 / 7 * 4 / 6 * 3 / 5 * 2 / 4) ** 0.25)
+
+
+def test_chrf_by_hand():
+    # "abc" for "abd": 2 of 3 characters and 1 of 2 pairs agree, and no triple; there are no longer ones. chrF
+    # averages precision and recall over these orders, and both are alike.
+    score = evaluate.score_texts(["abc"], ["abd"])["chrf"]
+    assert score == pytest.approx(100 * (2 / 3 + 1 / 2 + 0) / 3)
 
 
 def test_nothing_or_misaligned_texts_are_refused():
@@ -58,7 +65,8 @@ def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
     )
     total = count = 0
     for i in range(len(source)):
-        example = {name: jax.numpy.asarray(array)[None] for name, array in transform(source[i]).items()}
+        (text,) = source.read([i])
+        example = {name: jax.numpy.asarray(array)[None] for name, array in transform(text).items()}
         log_probs = jax.nn.log_softmax(apply({"params": params}, **example))[0]
         total -= float(log_probs[np.arange(log_probs.shape[0]), example["targets"][0]].sum())
         count += log_probs.shape[0]
@@ -69,25 +77,32 @@ def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
 class Oracle(Translator):
     """Translates by turning the words round, which is what the corpus does."""
 
-    def __init__(self):
+    def __init__(self, *settings):
         pass
 
     def translate(self, params, texts, first_number=0):
         return [" ".join(text.split()[::-1]) for text in texts]
 
 
-def test_translations_meet_their_own_references(setting, tmp_path):
+def test_translations_meet_their_own_references(setting, tmp_path, monkeypatch, capsys):
     experiment, tokenizer, params, _ = setting
-    results, samples = evaluate.evaluate_run(
-        experiment, tokenizer, params, str(tmp_path), make_mesh(MeshConfig()), translator=Oracle()
-    )
-    assert results["exact_match"] == 100 and results["examples"] == 37
-    assert json.loads((tmp_path / "evaluation_test.json").read_text()) == results
+    monkeypatch.setattr(evaluate, "Translator", Oracle)
+    run = TrainedRun(experiment, tokenizer, params, (6, 4))
+    evaluation = evaluate.evaluate_run(run, make_mesh(MeshConfig()))
+    evaluate.report(evaluation, str(tmp_path))
+    figures = evaluation.figures
+    assert figures["exact_match"] == 100 and figures["examples"] == 37
+    assert figures["checkpoint_steps"] == [6, 4]
+    assert json.loads((tmp_path / "evaluation_test.json").read_text()) == figures
     references = [
         example["targets"] for example in load_source(experiment.data.source, "test").read(range(37))
     ]
     assert (tmp_path / "translations_test.txt").read_text().splitlines() == references
-    assert "reference  =" in samples
+    assert "reference  =" in evaluation.samples
+    capsys.readouterr()
+    with pytest.raises(OSError):
+        evaluate.report(evaluation, str(tmp_path / "missing"))
+    assert "exact_match" in capsys.readouterr().out  # what took minutes is not lost with the file
 
 
 def test_samples_are_spread_out_and_marked():

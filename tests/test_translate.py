@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.decoding_model import reference_beam
 from tests.models import reference
 from tests.training import tiny_experiment, write_corpus
 from transformer_jax.checkpoint import CheckpointError
@@ -60,6 +61,32 @@ def test_greedy_translation_equals_decoding_without_cache_batch_or_padding(parts
     assert len(set(expected)) > 3  # or nothing was tested
 
 
+def plain_beam(config, tokenizer, params, text, settings):
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    source = [*tokenizer.encode(text).tolist(), config.eos_id]
+
+    def next_log_probs(output):
+        logits = reference.logits(params, config, source, [*output, config.pad_id])[-1]
+        return logits - np.logaddexp.reduce(logits)
+
+    limit = min(len(source) + settings.extra_length, config.max_length)
+    best, *_ = reference_beam(next_log_probs, limit, settings.length_penalty, settings.beam_size)
+    return tokenizer.decode(best[0])
+
+
+def test_beam_search_has_the_size_and_the_penalty_of_its_settings(parts):
+    config, tokenizer, params = parts
+    found = {}
+    for beam_size, length_penalty in ((3, -2.0), (3, 2.0), (2, 2.0)):
+        settings = EvaluateConfig(beam_size=beam_size, length_penalty=length_penalty, extra_length=6)
+        expected = [
+            plain_beam(config, tokenizer, params, text, settings) if text.strip() else "" for text in TEXTS
+        ]
+        assert Translator(config, tokenizer, settings).translate(params, TEXTS) == expected
+        found[beam_size, length_penalty] = expected
+    assert len(set(map(tuple, found.values()))) == 3  # or a setting that is ignored would go unnoticed
+
+
 def test_a_translation_does_not_depend_on_its_batch_or_mesh(parts):
     config, tokenizer, params = parts
     settings = EvaluateConfig(beam_size=3, extra_length=8, batch_size=8)
@@ -79,6 +106,9 @@ def test_sampling_is_reproducible_and_a_cold_one_is_greedy(parts):
     warm = Translator(config, tokenizer, EvaluateConfig(temperature=1.0, top_k=50, top_p=0.95, **common))
     drawn = warm.translate(params, TEXTS)
     assert drawn != greedy
+    for one_choice in (dict(top_k=1), dict(top_p=1e-6)):
+        narrow = EvaluateConfig(temperature=1.0, **one_choice, **common)
+        assert Translator(config, tokenizer, narrow).translate(params, TEXTS) == greedy
     # A text's draws depend on its number, not on the texts beside it.
     assert warm.translate(params, TEXTS[2:4], first_number=2) == drawn[2:4]
     other = EvaluateConfig(temperature=1.0, top_k=50, top_p=0.95, seed=1, **common)

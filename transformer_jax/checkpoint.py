@@ -102,8 +102,7 @@ class Checkpointer:
         self.config = config
         path = os.fspath(directory)
         # A relative path would fail in Orbax's background thread only.
-        is_url = "://" in path
-        self.directory = epath.Path(path if is_url else os.path.abspath(os.path.expanduser(path)))
+        self.directory = epath.Path(path if "://" in path else os.path.abspath(path))
         self._manager: ocp.CheckpointManager | None = None
         self._metrics: dict[int, dict[str, float]] = {}  # of the steps here, once we write
         self._writing: int | None = None
@@ -330,8 +329,9 @@ class Checkpointer:
                 if step is not None:
                     raise CheckpointError(f"{self.directory}/{step} is damaged: {error}") from error
                 skipped.append(self._skip(candidate, str(error)))
+        advice = ": bring one back from a copy, or start in another folder" if skipped else ""
         reasons = "".join(f"\n  step {skip.step}: {skip.reason}" for skip in skipped)
-        raise CheckpointError(f"{self.directory} has no whole checkpoint{':' if reasons else ''}{reasons}")
+        raise CheckpointError(f"{self.directory} has no whole checkpoint{advice}{reasons}")
 
     def _skip(self, step: int, reason: str) -> Skipped:
         _log.warning("skipping the checkpoint %s/%d: %s", self.directory, step, reason)

@@ -2,7 +2,7 @@
 
     python -m transformer_jax.evaluate --workdir=runs/multi30k --split=test
 
-Prints a table, and writes the same figures to ``evaluation_SPLIT.json`` and the translations to
+Prints a table, then writes the same figures to ``evaluation_SPLIT.json`` and the translations to
 ``translations_SPLIT.txt`` in the run folder.
 """
 
@@ -10,7 +10,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -19,9 +19,10 @@ from jax.sharding import Mesh
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from transformer_jax import partitioning
-from transformer_jax.data import Source, Tokenizer, evaluation_batches, load_source
-from transformer_jax.experiment import EvaluateConfig, Experiment, make_transform, write_json
+from transformer_jax import partitioning, translate
+from transformer_jax.data import Source, evaluation_batches, load_source
+from transformer_jax.experiment import EvaluateConfig, Experiment, make_transform, run_folder, write_json
+from transformer_jax.files import write_whole
 from transformer_jax.models import build
 from transformer_jax.objectives.base import Apply, Objective, Sums
 from transformer_jax.progress import summary_table
@@ -29,6 +30,7 @@ from transformer_jax.runtime import prepare_process
 from transformer_jax.translate import (
     DECODING_FLAGS,
     USER_ERRORS,
+    TrainedRun,
     Translator,
     define_run_flags,
     load_run,
@@ -37,6 +39,14 @@ from transformer_jax.translate import (
 from transformer_jax.types import Batch, PyTree
 
 Metrics = dict[str, float]
+
+
+class Evaluation(NamedTuple):
+    """What a run scores on a split."""
+
+    figures: dict[str, Any]  # JSON values: which split and checkpoints, how it was decoded, the scores
+    translations: list[str]  # of the whole split, in order
+    samples: str  # some of them with source and reference, to be looked at
 
 
 def make_evaluate_step(experiment: Experiment) -> Callable[[PyTree, Batch], Sums]:
@@ -109,35 +119,21 @@ def sample_text(
     return "\n\n".join(parts)
 
 
-def evaluate_run(
-    experiment: Experiment,
-    tokenizer: Tokenizer,
-    params: PyTree,
-    workdir: str,
-    mesh: Mesh,
-    settings: EvaluateConfig | None = None,
-    translator: Translator | None = None,
-) -> tuple[dict[str, Any], str]:
-    """Everything there is to measure on ``settings.split``; the first process writes it down.
+def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = None) -> Evaluation:
+    """Everything there is to measure on ``settings.split``.
 
     Args:
-      experiment: of the run.
-      tokenizer: of the run.
-      params: on the devices of ``mesh``.
-      workdir: the run folder, for ``evaluation_SPLIT.json`` and ``translations_SPLIT.txt``.
+      run: its parameters on the devices of ``mesh``.
       mesh: rows of sentences are split over its data axes.
       settings: instead of the experiment's own.
-      translator: instead of one made for ``settings``.
-
-    Returns:
-      The figures, and sample translations as text.
 
     Raises:
       DataError: the split cannot be read, or has a pair longer than the model takes.
     """
+    experiment = run.experiment
     settings = settings or experiment.evaluate
     source = load_source(experiment.data.source, settings.split)
-    transform = make_transform(experiment.objective, tokenizer)
+    transform = make_transform(experiment.objective, run.tokenizer)
     limit = experiment.model.max_length
     part, parts = partitioning.process_slice(mesh)
     batches = evaluation_batches(
@@ -149,27 +145,40 @@ def evaluate_run(
         process_count=parts,
         row_multiple=partitioning.num_batch_shards(mesh),
     )
-    results: dict[str, Any] = {"split": settings.split, "examples": len(source)}
-    results |= evaluate_loss(
+    figures: dict[str, Any] = {"split": settings.split, "examples": len(source)}
+    figures["checkpoint_steps"] = list(run.steps)
+    figures |= evaluate_loss(
         make_evaluate_step(experiment),
         experiment.objective,
-        params,
+        run.params,
         (partitioning.shard_batch(mesh, batch) for _, batch in batches),
     )
     start = time.monotonic()
-    translator = translator or Translator(experiment.model, tokenizer, settings, mesh)
-    inputs, hypotheses, references = translate_source(translator, params, source)
+    translator = Translator(experiment.model, run.tokenizer, settings, mesh)
+    inputs, hypotheses, references = translate_source(translator, run.params, source)
     decoding = {name: getattr(settings, name) for name in DECODING_FLAGS}
     if settings.temperature == 0:
         decoding = {name: decoding[name] for name in ("beam_size", "length_penalty")}
-    results |= decoding | score_texts(hypotheses, references)
-    results["translation_seconds"] = time.monotonic() - start
-    if jax.process_index() == 0:
-        folder = pathlib.Path(workdir)
-        lines = "".join(text.replace("\n", " ") + "\n" for text in hypotheses)
-        (folder / f"translations_{settings.split}.txt").write_text(lines, encoding="utf-8")
-        write_json(folder / f"evaluation_{settings.split}.json", results)
-    return results, sample_text(inputs, hypotheses, references, settings.num_samples)
+    figures |= decoding | score_texts(hypotheses, references)
+    figures["translation_seconds"] = time.monotonic() - start
+    samples = sample_text(inputs, hypotheses, references, settings.num_samples)
+    return Evaluation(figures, hypotheses, samples)
+
+
+def report(evaluation: Evaluation, workdir: str, **rows: Any) -> None:
+    """Prints samples and figures, ``rows`` before them, and stores figures and translations.
+
+    Raises:
+      OSError: they cannot be written; they were printed before.
+    """
+    if jax.process_index() > 0:
+        return
+    print(evaluation.samples, end="\n\n")
+    print(summary_table(rows | evaluation.figures), flush=True)
+    split, folder = evaluation.figures["split"], pathlib.Path(workdir)
+    lines = "".join(text.replace("\n", " ") + "\n" for text in evaluation.translations)
+    write_whole(folder / f"translations_{split}.txt", lines)
+    write_json(folder / f"evaluation_{split}.json", evaluation.figures)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -178,20 +187,18 @@ def main(argv: Sequence[str]) -> None:
     prepare_process()
     try:
         mesh = partitioning.make_mesh(partitioning.MeshConfig())
-        run = load_run(FLAGS.workdir, FLAGS.from_checkpoint, FLAGS.average_last, mesh)
+        workdir = run_folder(FLAGS.workdir)
+        run = load_run(workdir, FLAGS.from_checkpoint, FLAGS.average_last, mesh)
         settings = settings_from_flags(run.experiment.evaluate, split=FLAGS.split)
-        results, samples = evaluate_run(
-            run.experiment, run.tokenizer, run.params, FLAGS.workdir, mesh, settings
-        )
+        report(evaluate_run(run, mesh, settings), workdir)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
-    print(samples, end="\n\n")
-    print(summary_table({"checkpoint steps": ", ".join(map(str, run.steps)), **results}))
 
 
 FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
     define_run_flags()
+    flags.adopt_module_key_flags(translate)  # or --help would not show them
     flags.DEFINE_string("split", None, "train, validation or test. Default: the run's config.")
     app.run(main)

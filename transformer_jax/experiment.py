@@ -1,14 +1,16 @@
 """An experiment: its sections as checked dataclasses, and the run folder that it leaves behind.
 
-A run folder (``workdir``) holds ``config.json``, ``tokenizer.json``, ``checkpoints/``, ``metrics.jsonl``,
-``tensorboard/`` and, at the end, ``summary.json``.
+A run folder (``workdir``) holds ``config.json``, ``tokenizer.json`` (and ``tokenizer_data.json``, what it was
+made for), ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/`` and, at the end, ``summary.json``; of each
+evaluated split ``evaluation_SPLIT.json`` and ``translations_SPLIT.txt``.
 """
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -26,6 +28,7 @@ from transformer_jax.data import (
     train_tokenizer,
     training_texts,
 )
+from transformer_jax.files import write_whole
 from transformer_jax.models import build, example_inputs
 from transformer_jax.objectives import OBJECTIVES, Objective, Seq2Seq
 from transformer_jax.optimizers import OptimizerConfig
@@ -226,6 +229,21 @@ def check_workdir(workdir: str | os.PathLike[str], experiment: Experiment) -> No
         )
 
 
+def run_folder(workdir: str | os.PathLike[str]) -> str:
+    """The run folder with ``~`` spelt out, which a shell leaves in ``--workdir=~/runs``.
+
+    Raises:
+      ConfigError: it is a URL.
+    """
+    path = os.path.expanduser(os.fspath(workdir))
+    if "://" in path:
+        raise ConfigError(
+            f"the workdir {path} is a URL, but metrics and figures are written as files: mount the bucket "
+            "and name the folder where it is mounted"
+        )
+    return path
+
+
 def store_config(workdir: str | os.PathLike[str], experiment: Experiment) -> None:
     """Writes ``config.json``, once everything else has turned out to fit."""
     write_json(pathlib.Path(workdir) / CONFIG_FILE, _as_json(experiment))
@@ -246,16 +264,18 @@ def load_config(workdir: str | os.PathLike[str]) -> Experiment:
     try:
         return read_experiment(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
+        if _has_checkpoints(workdir):
+            raise ConfigError(
+                f"{workdir} has checkpoints but no {CONFIG_FILE}, which says what they are: put it back"
+            ) from None
         raise ConfigError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    partial_path = path.with_suffix(".partial")
-    partial_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial_path, path)
+    """Writes a JSON file whole or not at all; raises OSError as ``files.write_whole``."""
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> Tokenizer:
@@ -266,32 +286,53 @@ def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experim
       DataError: the stored file is broken, or the training split cannot be read.
     """
     path = pathlib.Path(workdir) / TOKENIZER_FILE
-    if _has_checkpoints(workdir):
-        if not path.exists():
-            raise DataError(f"{path} is missing, and the checkpoints beside it can be used with no other")
-        tokenizer = Tokenizer.load(path)
-    elif path.exists() and _was_made_for(workdir, experiment):
-        tokenizer = Tokenizer.load(path)
-    else:
-        section = experiment.data.tokenizer
-        source = load_source(experiment.data.source, "train")
+    if _has_checkpoints(workdir) or _was_made_for(workdir, experiment):
+        return load_tokenizer(workdir, experiment)
+    section = experiment.data.tokenizer
+    texts: Iterable[str] = ()
+    if not section.path:
+        texts = training_texts(section, load_source(experiment.data.source, "train"))
         say("training the tokenizer on the training split")
-        tokenizer = train_tokenizer(section, training_texts(section, source))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(path)
-        write_json(path.with_name(TOKENIZER_DATA_FILE), _as_json(experiment)["data"])
-    if tokenizer.vocab_size > experiment.model.vocab_size:
-        raise ConfigError(
-            f"the tokenizer {path} has {tokenizer.vocab_size} tokens, the model only "
-            f"config.model.vocab_size={experiment.model.vocab_size}"
-        )
+    tokenizer = train_tokenizer(section, texts)
+    _check_vocabulary(tokenizer, experiment, section.path or "the training split")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data_path = path.with_name(TOKENIZER_DATA_FILE)
+    data_path.unlink(missing_ok=True)  # it never stands beside a tokenizer that it does not describe
+    tokenizer.save(path)
+    write_json(data_path, _as_json(experiment)["data"])
     return tokenizer
 
 
+def load_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> Tokenizer:
+    """The tokenizer that the run folder holds.
+
+    Raises:
+      ConfigError: its vocabulary does not fit the model.
+      DataError: there is none, or it is broken.
+    """
+    path = pathlib.Path(workdir) / TOKENIZER_FILE
+    if not path.exists():
+        raise DataError(f"{path} is missing, and the checkpoints beside it can be used with no other")
+    tokenizer = Tokenizer.load(path)
+    _check_vocabulary(tokenizer, experiment, str(path))
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: Tokenizer, experiment: Experiment, origin: str) -> None:
+    if tokenizer.vocab_size > experiment.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer of {origin} has {tokenizer.vocab_size} tokens, the model only "
+            f"config.model.vocab_size={experiment.model.vocab_size}"
+        )
+
+
 def _was_made_for(workdir: str | os.PathLike[str], experiment: Experiment) -> bool:
-    """Whether an untrained run's tokenizer comes from the same data with the same settings."""
+    """Whether an untrained run's tokenizer was trained on the same data with the same settings."""
     path = pathlib.Path(workdir) / TOKENIZER_DATA_FILE
-    return path.exists() and json.loads(path.read_text(encoding="utf-8")) == _as_json(experiment)["data"]
+    if experiment.data.tokenizer.path or not path.exists():  # a file may have changed since
+        return False
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return path.with_name(TOKENIZER_FILE).exists() and stored == _as_json(experiment)["data"]
 
 
 def make_transform(objective: Objective, tokenizer: Tokenizer) -> Any:
@@ -308,11 +349,11 @@ def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
     """The same experiment in seconds: a tiny model, short batches, ``num_steps`` steps.
 
     What makes the experiment what it is stays: objective, kind of data, tokenizer, batching, optimizer and
-    schedule, placement of norms, sharing, scan and remat.
+    schedule, placement of norms, sharing, scan and remat. The batch is shared by all devices.
     """
     sizes = dict(d_model=16, num_heads=2, key_size=8, value_size=8, d_feedforward=32)
     layers = dict(num_encoder_layers=2, num_decoder_layers=2)
-    vocab_size = 300
+    vocab_size, max_length = 300, min(experiment.data.max_length, 64)
     accumulation = min(experiment.train.gradient_accumulation_steps, 2)
     tokenizer = dataclasses.replace(
         experiment.data.tokenizer, path="", vocab_size=vocab_size, max_training_examples=1_000
@@ -326,9 +367,9 @@ def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
         data=dataclasses.replace(
             experiment.data,
             tokenizer=tokenizer,
-            max_length=min(experiment.data.max_length, 64),
+            max_length=max_length,
             buckets=(),
-            tokens_per_batch=512 * accumulation,
+            tokens_per_batch=max_length * math.lcm(8, jax.device_count()) * accumulation,
             window=64,
         ),
         optimizer=dataclasses.replace(experiment.optimizer, warmup_steps=1),
@@ -340,5 +381,13 @@ def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
             gradient_accumulation_steps=accumulation,
         ),
         checkpoint=dataclasses.replace(experiment.checkpoint, every_steps=1),
-        evaluate=dataclasses.replace(experiment.evaluate, extra_length=4, batch_size=16, num_samples=1),
+        evaluate=dataclasses.replace(
+            experiment.evaluate,
+            extra_length=4,
+            batch_size=16,
+            num_samples=1,
+            beam_size=min(experiment.evaluate.beam_size, vocab_size),
+            top_k=min(experiment.evaluate.top_k, vocab_size),
+        ),
+        mesh=MeshConfig(rules=experiment.mesh.rules),
     )

@@ -25,7 +25,7 @@ class OptimizerConfig:
     ``paper_peak_rate(d_model, warmup_steps)`` for equation 3.
 
     ``adafactor`` (Shazeer and Stern 2018) multiplies the rate by each parameter's root mean square
-    and has that paper's own constants; it does not use ``b1``, ``b2`` and ``epsilon``.
+    and has that paper's own constants: ``b1``, ``b2`` and ``epsilon`` are not for it.
 
     Raises:
       ValueError: a value out of range, or one the chosen optimizer or schedule would ignore.
@@ -63,6 +63,13 @@ class OptimizerConfig:
         for name in ("weight_decay", "clip_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 (off) or positive")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in ("b1", "b2", "epsilon"):
+            if self.name == "adafactor" and getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is for the names adam and adamw: leave it at "
+                    f"{defaults[name]} for name='adafactor'"
+                )
         if self.weight_decay and self.name != "adamw":
             raise ValueError(
                 f"weight_decay={self.weight_decay} is for name='adamw': set it to 0 for name={self.name!r}"

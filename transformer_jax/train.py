@@ -39,24 +39,25 @@ from transformer_jax.data import (
 )
 from transformer_jax.experiment import (
     CHECKPOINTS_FOLDER,
-    CONFIG_FILE,
     SUMMARY_FILE,
     Experiment,
     check_workdir,
     load_config,
     load_or_train_tokenizer,
+    load_tokenizer,
     make_transform,
     read_experiment,
+    run_folder,
     shrink,
     store_config,
     write_json,
 )
 from transformer_jax.objectives.base import Objective, Sums
-from transformer_jax.progress import MetricWriter, ProgressBar, say, summary_table
+from transformer_jax.progress import MetricWriter, ProgressBar, say
 from transformer_jax.runtime import prepare_process
 from transformer_jax.train_step import compile_train_step
-from transformer_jax.translate import USER_ERRORS, check_tokenizer
-from transformer_jax.types import Batch, PyTree
+from transformer_jax.translate import USER_ERRORS, TrainedRun, check_tokenizer
+from transformer_jax.types import Batch
 
 
 @contextlib.contextmanager
@@ -141,8 +142,12 @@ def _on_first_process(action: Callable[[], Any]) -> None:
         multihost_utils.sync_global_devices("run folder written")
 
 
-def _continue_command(workdir: str) -> str:
-    is_stored = (pathlib.Path(workdir) / CONFIG_FILE).exists()
+def _continue_command(workdir: str, experiment: Experiment | None) -> str:
+    """The short command where the run folder holds this very experiment, else the one that was given."""
+    try:
+        is_stored = load_config(workdir) == experiment
+    except ConfigError:
+        is_stored = False
     arguments = [f"--workdir={workdir}"] if is_stored else sys.argv[1:]
     return shlex.join([sys.executable, "-m", "transformer_jax.train", *arguments])
 
@@ -163,9 +168,10 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
       workdir: the run folder; made if it is not there.
 
     Returns:
-      The figures of the summary; ``{}`` if a signal stopped the run.
+      The figures of the summary; ``{}`` if a signal stopped the run before its last step.
 
     Raises:
+      KeyboardInterrupt: a signal came after the last step: trained and saved, but not scored.
       ConfigError: the folder holds another experiment, or the config does not fit itself.
       DataError: data or tokenizer cannot be used.
       CheckpointError: a checkpoint cannot be written, or none of those there can be read.
@@ -173,6 +179,7 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
     """
     experiment = config if isinstance(config, Experiment) else read_experiment(config)
     settings = experiment.train
+    workdir = run_folder(workdir)
     check_workdir(workdir, experiment)
     is_first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -212,14 +219,18 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
         first, began = step, time.monotonic() - seconds
         while True:
             done = step == settings.num_steps
+            is_last = done or bool(stopped_by)  # once, or a signal might come between saving and leaving
+            is_scored = step > first and (done or step % settings.evaluate_every_steps == 0)
+            is_saved = step > first and (is_scored or is_last or checkpointer.is_due(step))
             scores = None
-            if step > first and (done or step % settings.evaluate_every_steps == 0):
+            if is_saved:
+                log.fetch(step)
+            if is_scored:
                 batches = (partitioning.shard_batch(mesh, batch) for batch in validation)
                 scores = evaluate.evaluate_loss(evaluate_step, experiment.objective, state.params, batches)
                 writer.write(step, scores, "validation")
                 bar.print(_validation_line(step, scores))
-            if step > first and (done or stopped_by or scores or checkpointer.is_due(step)):
-                log.fetch(step)
+            if is_saved:
                 data_state = {
                     "log": log.total,
                     "iterator": iterator.get_state(),
@@ -227,7 +238,7 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
                     "seconds": time.monotonic() - began,
                 }
                 checkpointer.save(step, state, data_state, scores)
-            if done or stopped_by:
+            if is_last:
                 break
             batch = next(iterator)
             state, sums = train_step(state, partitioning.shard_batch(mesh, batch))
@@ -240,10 +251,8 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
         checkpointer.wait()
         if not done:
             saved = f"everything up to step {step} is saved" if step else "nothing was trained yet"
-            bar.print(f"{stopped_by[0]}: {saved}. To continue:\n  {_continue_command(workdir)}")
+            bar.print(f"{stopped_by[0]}: {saved}. To continue:\n  {_continue_command(workdir, experiment)}")
             return {}
-        if stopped_by:
-            raise KeyboardInterrupt  # trained, but not scored: the same command does that
         rows = {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(template.params)),
             "steps": step,
@@ -251,8 +260,15 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
             **_data_metrics(iterator),
         }
         averaged = checkpointer.average(template.params, experiment.evaluate.average_last, or_fewer=True)
-    rows["averaged_steps"] = ", ".join(map(str, averaged.steps))
-    return _finish(experiment, tokenizer, averaged.params, workdir, mesh, rows)
+        if stopped_by:
+            raise KeyboardInterrupt  # trained, but not scored: the same command does that
+    run = TrainedRun(experiment, tokenizer, averaged.params, averaged.steps)
+    evaluation = evaluate.evaluate_run(run, mesh)
+    summary = rows | evaluation.figures
+    evaluate.report(evaluation, workdir, **rows)
+    if is_first:
+        write_json(pathlib.Path(workdir) / SUMMARY_FILE, summary)
+    return summary
 
 
 def _warn_of_new_schedule(workdir: str, experiment: Experiment) -> None:
@@ -267,7 +283,7 @@ def _warn_of_new_schedule(workdir: str, experiment: Experiment) -> None:
 def _prepare_folder(workdir: str, experiment: Experiment) -> Tokenizer:
     """Has the first process make the tokenizer, if there is none yet; every process reads it."""
     _on_first_process(lambda: load_or_train_tokenizer(workdir, experiment))
-    return load_or_train_tokenizer(workdir, experiment)
+    return load_tokenizer(workdir, experiment)
 
 
 def _open_data(
@@ -302,37 +318,20 @@ def _validation_line(step: int, scores: dict[str, float]) -> str:
     return f"step {step:,}  validation  " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
-def _finish(
-    experiment: Experiment,
-    tokenizer: Tokenizer,
-    params: PyTree,
-    workdir: str,
-    mesh: Mesh,
-    rows: dict[str, Any],
-) -> dict[str, Any]:
-    """Scores the trained parameters, prints samples and the summary, and stores the figures."""
-    results, samples = evaluate.evaluate_run(experiment, tokenizer, params, workdir, mesh)
-    summary = rows | results
-    if jax.process_index() == 0:
-        write_json(pathlib.Path(workdir) / SUMMARY_FILE, summary)
-        print(samples, end="\n\n")
-        print(summary_table(summary), flush=True)
-    return summary
-
-
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: flags begin with --")
     prepare_process()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # where train() does not handle it
+    workdir, experiment = FLAGS.workdir, None
     try:
-        if FLAGS.config is None:
-            experiment = load_config(FLAGS.workdir)
-        else:
-            experiment = read_experiment(FLAGS.config)
-        train(shrink(experiment) if FLAGS.shrink else experiment, FLAGS.workdir)
+        workdir = run_folder(workdir)
+        experiment = load_config(workdir) if FLAGS.config is None else read_experiment(FLAGS.config)
+        experiment = shrink(experiment) if FLAGS.shrink else experiment
+        train(experiment, workdir)
     except KeyboardInterrupt:
-        say(f"interrupted; what was saved is whole. To continue:\n  {_continue_command(FLAGS.workdir)}")
+        command = _continue_command(workdir, experiment)
+        say(f"interrupted; what was saved is whole. To continue:\n  {command}")
     except (*USER_ERRORS, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

@@ -32,7 +32,8 @@ from transformer_jax.experiment import (
     Experiment,
     abstract_params,
     load_config,
-    load_or_train_tokenizer,
+    load_tokenizer,
+    run_folder,
 )
 from transformer_jax.models import build
 from transformer_jax.models.transformer import EncodedContext
@@ -72,6 +73,7 @@ def load_run(
     Raises:
       ConfigError, DataError, CheckpointError: what is missing, broken or does not fit, by name.
     """
+    workdir = run_folder(workdir)
     experiment = load_config(workdir)
     sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     template = jax.tree.map(
@@ -91,7 +93,7 @@ def load_run(
             raise ConfigError(f"--average_last={average_last} goes with --from_checkpoint=latest only")
         else:
             restored = checkpointer.restore_params(template, _step(checkpointer, from_checkpoint))
-    tokenizer = load_or_train_tokenizer(workdir, experiment)
+    tokenizer = load_tokenizer(workdir, experiment)
     check_tokenizer(tokenizer, restored.data_state, workdir)
     return TrainedRun(experiment, tokenizer, restored.params, restored.steps)
 

@@ -18,7 +18,8 @@ def attention_weights(
 ) -> Float[Array, "B H L S"]:
     """``softmax(Q K^T / sqrt(K) + bias)`` over keys, equation 1 of Vaswani et al. 2017.
 
-    The softmax is float32; the result has the type of ``query``. Where ``mask`` is False the weight is 0.
+    The softmax is float32; the result has the type of ``query``. Where ``mask`` is False the weight is 0,
+    unless it is so in the whole row.
     """
     scores = jnp.einsum("bhlk,bhsk->bhls", query * query.shape[-1] ** -0.5, key)
     scores = scores.astype(jnp.float32)

@@ -6,6 +6,8 @@ VENV ?= .venv
 # Which tested set of versions to install: newest or oldest (constraints/).
 PINS ?= newest
 DEMO_WORKDIR ?= runs/demo
+# What `make benchmark` compares with.
+TORCH ?= torch==2.13.0
 # For example: make test PYTEST_ARGS='-k beam -x'
 PYTEST_ARGS ?=
 
@@ -45,7 +47,7 @@ format: $(VENV)/installed-$(PINS)-dev  ## mend what lint can mend by itself
 types: $(VENV)/installed-$(PINS)-dev  ## static types
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
-benchmark: $(VENV)/installed-$(PINS)-parity  ## speed of a train step beside PyTorch's, on this machine
+benchmark: $(VENV)/installed-$(PINS)-torch  ## speed of a train step beside PyTorch's, on this machine
 	$(PY) benchmarks/train_step.py
 
 clean:  ## remove caches and build products; runs/, data/ and environments stay
@@ -53,7 +55,7 @@ clean:  ## remove caches and build products; runs/, data/ and environments stay
 	find $(FORMATTED) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean  ## and the environments that this file made
-	rm -rf .venv .venv-oldest .venv-pins
+	rm -rf .venv .venv-oldest .venv-newer .venv-pins
 
 # The environment. Stamp files make an installation happen again only when its inputs changed.
 
@@ -85,9 +87,9 @@ $(VENV)/installed-$(PINS)-dev: $(INSTALL_INPUTS) | $(PY)
 	$(PIP_INSTALL) --constraint $(pins_$(PINS)) --editable '.[dev]'
 	@touch $(VENV)/installed-$(PINS)-core $@
 
-$(VENV)/installed-$(PINS)-parity: $(VENV)/installed-$(PINS)-core
-	@echo "Installing PyTorch and transformers into $(VENV): they are large."
-	$(PIP_INSTALL) --constraint $(pins_$(PINS)) --editable '.[parity]'
+$(VENV)/installed-$(PINS)-torch: $(VENV)/installed-$(PINS)-core
+	@echo "Installing $(TORCH) into $(VENV): it is large."
+	$(PIP_INSTALL) --constraint $(pins_$(PINS)) $(TORCH)
 	@touch $@
 
 pins: VENV := .venv-pins

@@ -9,7 +9,8 @@ to test, disjoint. German turns the digits round (23 is "dreiundzwanzig"), which
 Published: nothing; every answer is known, so 100 % is the best there is.
 
 Measured here with ``make demo`` (German, 2 cores of a shared Intel Xeon, jax 0.10.2, 2026-11-22): 100 % exact
-match on the 1,000 test numbers, greedy, after 124 s of training, compilation included.
+match on the 1,000 test numbers, greedy, after 124 s of training, compilation included. BLEU is 0 by its
+definition, for these texts are one word long.
 """
 
 import ml_collections

@@ -193,6 +193,7 @@ def test_decay_mask_by_name_also_in_a_scanned_stack() -> None:
         ({"b1": 1.0}, r"b1=1.0 must be in \[0, 1\)"),
         ({"b2": -0.1}, r"b2=-0.1 must be in"),
         ({"epsilon": 0.0}, "epsilon=0.0 must be a positive"),
+        ({"name": "adafactor", "b1": 0.5}, "b1=0.5 is for the names adam and adamw: leave it at 0.9"),
         ({"weight_decay": 0.1}, "is for name='adamw': set it to 0 for name='adam'"),
         ({"weight_decay": -0.1, "name": "adamw"}, "weight_decay=-0.1 must be 0"),
         ({"clip_norm": -1.0}, "clip_norm=-1.0 must be 0"),

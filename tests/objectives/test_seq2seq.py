@@ -1,5 +1,6 @@
 """Losses against their definitions, in NumPy and float64."""
 
+import math
 import types
 
 import jax
@@ -87,3 +88,9 @@ def test_transform_ends_both_sides_in_eos():
 def test_bad_smoothing_is_refused():
     with pytest.raises(ValueError, match=r"label_smoothing=1.0 must be in \[0, 1\)"):
         Seq2Seq(label_smoothing=1.0)
+
+
+def test_a_loss_that_is_no_number_has_no_perplexity():
+    sums = {"loss": 1.0, "correct": 0.0, "tokens": 1.0}
+    perplexity = {nll: Seq2Seq().metrics(sums | {"nll": nll})["perplexity"] for nll in (math.nan, 800.0, 0.0)}
+    assert [str(value) for value in perplexity.values()] == ["nan", "inf", "1.0"]

@@ -21,6 +21,7 @@ from transformer_jax.partitioning import MeshConfig, make_mesh
 from transformer_jax.progress import read_metrics
 from transformer_jax.train import train
 from transformer_jax.translate import Translator, load_run
+from transformer_jax.types import SPECIAL_TOKENS
 
 TEXTS = ["red blue", "", "green " * 6, "old new", "a", "small " * 4, "   "]
 
@@ -76,8 +77,14 @@ def plain_beam(config, tokenizer, params, text, settings):
 
 def test_beam_search_has_the_size_and_the_penalty_of_its_settings(parts):
     config, tokenizer, params = parts
+    params = jax.tree.map(lambda leaf: 2 / 3 * leaf, params)
+    # An eos that is like several tokens, so that texts end, and at different lengths.
+    table = params["embedding"]["embedding"]
+    like = np.random.default_rng(8).integers(len(SPECIAL_TOKENS), tokenizer.vocab_size, 8)
+    table = table.at[config.eos_id].set(1.8 * table[like].sum(axis=0) / 8**0.5)
+    params = params | {"embedding": {"embedding": table}}
     found = {}
-    for beam_size, length_penalty in ((3, -2.0), (3, 2.0), (2, 2.0)):
+    for beam_size, length_penalty in ((4, -5.0), (4, 5.0), (2, 5.0)):
         settings = EvaluateConfig(beam_size=beam_size, length_penalty=length_penalty, extra_length=6)
         expected = [
             plain_beam(config, tokenizer, params, text, settings) if text.strip() else "" for text in TEXTS

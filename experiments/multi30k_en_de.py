@@ -7,8 +7,8 @@ within ``$TRANSFORMER_JAX_DATA`` or ``data/``.
 
 Published: a text-only Transformer of 4 layers, width 128 and 2.6 million parameters has about 41.0 BLEU on
 test2016, lower-cased and tokenised (Wu et al. 2021, "Good for Misconceived Reasons"). Reported to us, not
-measured here: a Hugging Face Marian of width 256 with 3 + 3 layers, 8k BPE tokens and bfloat16 autocast, trained
-with PyTorch for 20 minutes (1,778 steps) on 2 such cores, has 30.05 cased sacreBLEU.
+measured here: a Hugging Face Marian of width 256 with 3 + 3 layers, 8k BPE tokens and bfloat16 autocast,
+trained with PyTorch for 20 minutes (1,778 steps) on 2 such cores, has 30.05 cased sacreBLEU.
 
 Measured here with the command above (2 cores of a shared Intel Xeon with AVX-512, jax 0.10.2, 2026-11-22):
 1,073 s of training, compilation and validation included, 9.7 epochs; the mean of the last five checkpoints

@@ -20,6 +20,7 @@ def corpus(tmp_path):
     return tmp_path / "corpus"
 
 
+@pytest.mark.slow
 def test_a_home_folder_is_spelt_out_for_everything_in_the_run(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

@@ -17,7 +17,7 @@ train = train_module.train
 @pytest.fixture
 def experiment(tmp_path):
     write_corpus(tmp_path / "corpus")
-    return tiny_experiment(tmp_path / "corpus", mesh=dict(data=1, fsdp=8))
+    return tiny_experiment(tmp_path / "corpus")
 
 
 def after(signal_number, function):
@@ -44,6 +44,7 @@ def test_the_first_signal_is_noted_and_a_second_interrupt_interrupts(number, cap
     assert f"{number.name}: stopping" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_first_step_leaves_a_run_to_begin(experiment, tmp_path, monkeypatch, capsys):
     workdir = str(tmp_path / "run")
     with monkeypatch.context() as patch:
@@ -53,6 +54,7 @@ def test_a_signal_before_the_first_step_leaves_a_run_to_begin(experiment, tmp_pa
     assert train(experiment, workdir)["steps"] == 6
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_last_step_leaves_the_scores_to_the_next_start(experiment, tmp_path, monkeypatch):
     workdir = str(tmp_path / "run")
     with monkeypatch.context() as patch:
@@ -64,8 +66,9 @@ def test_a_signal_after_the_last_step_leaves_the_scores_to_the_next_start(experi
     assert train(experiment, workdir)["steps"] == 6
 
 
+@pytest.mark.slow
 def test_the_seconds_of_training_are_those_of_all_its_parts(experiment, tmp_path):
-    first = tiny_experiment(tmp_path / "corpus", mesh=dict(data=1, fsdp=8), train=dict(num_steps=2))
+    first = tiny_experiment(tmp_path / "corpus", train=dict(num_steps=2))
     assert train(first, str(tmp_path / "run"))["training_seconds"] < 5000
     path = tmp_path / "run" / "checkpoints" / "2" / "data" / "data.json"
     data = json.loads(path.read_text())

@@ -59,7 +59,7 @@ def numbers_in(batch):
             number = int(batch["inputs"][row][segments[0] == segment][0]) - 10
             for side, where in zip(SIDES, segments, strict=True):
                 tokens = batch[side][row][where == segment]
-                np.testing.assert_array_equal(tokens, transform(source[number])[side])
+                np.testing.assert_array_equal(tokens, transform(source.read([number])[0])[side])
             found.append(number)
     return found
 
@@ -98,7 +98,7 @@ def test_what_is_left_out_is_counted_exactly(config):
         state = batches.get_state()
         # Of the first epoch: a pair that is left out in every epoch is one pair.
         read = [order[place] for place in range(min(state["start"] + config.window, NUM_EXAMPLES))]
-        words = [max(len(source[i][side].split()) for side in SIDES) for i in read]
+        words = [max(len(source.read([i])[0][side].split()) for side in SIDES) for i in read]
         assert batches.filtered == sum(count + 1 > 16 for count in words)
         assert batches.blank == read.count(10)
         left_out = batches.filtered + batches.blank
@@ -316,7 +316,7 @@ def test_evaluation_has_every_example_once(config, count):
         places += indices.tolist()
         for row, place in enumerate(indices.tolist()):
             for side in SIDES:
-                tokens = transform(source[place])[side] if place >= 0 else np.zeros(0)
+                tokens = transform(source.read([place])[0])[side] if place >= 0 else np.zeros(0)
                 padding = batch[side].shape[1] - len(tokens)
                 real = np.arange(len(tokens))
                 np.testing.assert_array_equal(batch[side][row], np.pad(tokens, (0, padding)))

@@ -48,4 +48,5 @@ def single_device_environment() -> dict[str, str]:
     flags = [flag for flag in _flags if not flag.startswith(_DEVICES_FLAG + "=")]
     environment["XLA_FLAGS"] = " ".join(flags)
     environment["JAX_PLATFORMS"] = "cpu"
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # a limit on file sizes would cut it, for every later import
     return environment

@@ -7,7 +7,7 @@ import pytest
 
 from tests.training import OWN_WORDS, tiny_experiment, write_corpus
 from transformer_jax.config import ConfigError
-from transformer_jax.data import TokenizerConfig, train_tokenizer
+from transformer_jax.data import TokenizerConfig, rows_per_batch, train_tokenizer
 from transformer_jax.experiment import load_config, load_or_train_tokenizer, run_folder, shrink, store_config
 from transformer_jax.partitioning import make_mesh
 from transformer_jax.train import train
@@ -71,6 +71,13 @@ def test_a_tokenizer_file_that_was_mended_is_read_again(corpus, tmp_path):
     (run / "checkpoints" / "1").mkdir(parents=True)  # from here on the run's own is the only one
     path.unlink()
     assert load_or_train_tokenizer(run, experiment).fingerprint == second.fingerprint
+
+
+@pytest.mark.parametrize("devices", [6, 8, 16])
+def test_a_shrunk_batch_divides_over_any_number_of_devices(corpus, monkeypatch, devices):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    data = shrink(tiny_experiment(corpus)).data
+    assert rows_per_batch(data.tokens_per_batch, data.max_length) % devices == 0
 
 
 def test_shrinking_makes_anything_small(corpus):

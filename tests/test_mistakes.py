@@ -54,7 +54,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(corpus, tmp_path):
     with pytest.raises(DataError, match="put the original back"):
         load_run(str(tmp_path))
     path.unlink()
-    with pytest.raises(DataError, match="is missing, and the checkpoints"):
+    with pytest.raises(DataError, match="is missing: put it back"):
         train(tiny_experiment(corpus), str(tmp_path))
 
 

@@ -99,7 +99,11 @@ def test_the_gradient_norm_is_that_of_the_mean_loss(corpus, tmp_path, parts):
 
 
 @pytest.mark.parametrize(
-    "mesh", [dict(data=8), dict(data=2, fsdp=2, tensor=2)], ids=["data", "data-fsdp-tensor"]
+    "mesh",
+    [
+        pytest.param(dict(data=8), marks=pytest.mark.slow, id="data"),
+        pytest.param(dict(data=2, fsdp=2, tensor=2), id="data-fsdp-tensor"),
+    ],
 )
 def test_eight_devices_train_like_one(corpus, tmp_path, mesh):
     plain = tiny_experiment(corpus, mesh=dict(data=1))
@@ -115,6 +119,7 @@ def test_accumulation_equals_one_large_batch(corpus, tmp_path):
     assert_equal_training(run_steps(plain, tmp_path, 5, 1), run_steps(parts, tmp_path, 5, 1))
 
 
+@pytest.mark.slow
 def test_accumulation_on_eight_devices_equals_one_device(corpus, tmp_path):
     micro = dict(train=dict(gradient_accumulation_steps=2), model=dict(dropout=0.0), data=dict(buckets=()))
     micro["data"]["tokens_per_batch"] = 16 * 40

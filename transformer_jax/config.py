@@ -13,7 +13,7 @@ from transformer_jax.types import BOS_ID, EOS_ID, PAD_ID
 
 Section = TypeVar("Section")
 
-_MAX_LISTED = 20  # names in one message
+_MAX_LISTED = 40  # names in one message
 _UNIONS = (typing.Union, types.UnionType)
 
 
@@ -168,7 +168,8 @@ def nearest(name: Any, known: Iterable[Any]) -> str:
     near = difflib.get_close_matches(str(name), names, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"it has {', '.join(names[:_MAX_LISTED]) or 'none'}"
+    more = ", ..." if len(names) > _MAX_LISTED else ""
+    return f"it has {', '.join(names[:_MAX_LISTED]) or 'none'}{more}"
 
 
 def _fits(value: Any, hint: Any) -> bool:

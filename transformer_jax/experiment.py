@@ -312,7 +312,7 @@ def load_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> T
     """
     path = pathlib.Path(workdir) / TOKENIZER_FILE
     if not path.exists():
-        raise DataError(f"{path} is missing, and the checkpoints beside it can be used with no other")
+        raise DataError(f"{path} is missing: put it back, checkpoints can be used with no other tokenizer")
     tokenizer = Tokenizer.load(path)
     _check_vocabulary(tokenizer, experiment, str(path))
     return tokenizer

@@ -2,26 +2,30 @@
 
 import ctypes
 import io
+import logging
+import os
 import platform
 import sys
-from typing import cast
+from typing import Any, cast
 
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def prepare_process() -> None:
-    """What every program does first: ``keep_freed_memory``, UTF-8 output, only warnings from libraries.
+    """What every program does first: the settings below, UTF-8 output, only warnings from libraries.
 
     It must come before the first use of a JAX device, whose threads would otherwise get heaps of their own.
     ``--verbosity=0`` shows what libraries have to say in ordinary operation.
     """
     keep_freed_memory()
+    hide_forgotten_writes()
     cast(io.TextIOWrapper, sys.stdout).reconfigure(encoding="utf-8")
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+        absl_logging.set_verbosity(absl_logging.WARNING)
 
 
 def keep_freed_memory() -> None:
@@ -38,3 +42,23 @@ def keep_freed_memory() -> None:
         return
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_M_ARENA_MAX, 1)  # arenas of other threads cannot hold large buffers
+
+
+def hide_forgotten_writes() -> None:
+    """Leaves one error of a checkpoint that cannot be written, the one that is raised.
+
+    Where one array cannot be written, Orbax closes the event loop under the others: TensorStore then prints
+    a traceback for each of them, and asyncio, at the end, one for each that failed as well.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    def is_not_orbax(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return "never retrieved" not in message or f"{os.sep}orbax{os.sep}" not in message
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(is_not_orbax)

@@ -146,7 +146,7 @@ def _continue_command(workdir: str, experiment: Experiment | None) -> str:
     """The short command where the run folder holds this very experiment, else the one that was given."""
     try:
         is_stored = load_config(workdir) == experiment
-    except ConfigError:
+    except (ValueError, OSError):
         is_stored = False
     arguments = [f"--workdir={workdir}"] if is_stored else sys.argv[1:]
     return shlex.join([sys.executable, "-m", "transformer_jax.train", *arguments])
@@ -260,8 +260,8 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
             **_data_metrics(iterator),
         }
         averaged = checkpointer.average(template.params, experiment.evaluate.average_last, or_fewer=True)
-        if stopped_by:
-            raise KeyboardInterrupt  # trained, but not scored: the same command does that
+    if stopped_by:
+        raise KeyboardInterrupt  # trained, but not scored: the same command does that
     run = TrainedRun(experiment, tokenizer, averaged.params, averaged.steps)
     evaluation = evaluate.evaluate_run(run, mesh)
     summary = rows | evaluation.figures

@@ -298,7 +298,10 @@ def _prepared_builder(name: str, folder: str) -> Any:
     logging.info("Preparing %s in %s.", name, os.path.abspath(folder))
     try:
         builder_class(config=variant, data_dir=folder).download_and_prepare()
-    except (OSError, RuntimeError) as error:  # array_record knows no other error than RuntimeError
+    except (OSError, RuntimeError) as error:
+        # A plain RuntimeError is array_record's, for what the system refuses; its kinds are mistakes here.
+        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+            raise
         # TFDS writes beside the final place and renames: losing the race against another process
         # that prepares the same leaves a whole data set, any other failure leaves none.
         try:

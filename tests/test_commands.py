@@ -113,6 +113,7 @@ def test_a_signal_saves_and_says_how_to_go_on(config, command, tmp_path, number)
     continuing = f"{sys.executable} -m transformer_jax.train --workdir={workdir}"
     assert continuing in err
     (stopped_at,) = load_run(str(workdir), average_last=1).steps
+    assert max(r["step"] for r in read_metrics(workdir)) == stopped_at - stopped_at % 2  # every line is there
     assert f"{number.name}: everything up to step {stopped_at} is saved" in err
     process = command("train", f"--workdir={workdir}")
     wait_for_step(workdir, stopped_at + 3, process)

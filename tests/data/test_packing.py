@@ -64,9 +64,8 @@ def test_packing_fills_rows_well(rng):
     lengths = rng.integers(3, 25, (2_000, 1)) + rng.integers(0, 4, (2_000, 2))
     plans, carried = plan_packed(lengths, 64, 64 * 16, 0)
     used = sum(lengths[e].sum() for plan in plans for row in plan.rows for e in row)
-    # A row is full when what it has left, one token in ten, is less than most examples have (3 to 27).
     assert used / (2 * 64 * 16 * len(plans)) > 0.9
-    assert len(carried) < 16 * 64 / 3  # fewer than the shortest examples that could fill a batch
+    assert len(carried) < 200
 
 
 @pytest.mark.parametrize("plan", [plan_buckets, plan_packed])

@@ -9,7 +9,7 @@ Prints a table, then writes the same figures to ``evaluation_SPLIT.json`` and th
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -165,7 +165,7 @@ def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = 
     return Evaluation(figures, hypotheses, samples)
 
 
-def report(evaluation: Evaluation, workdir: str, **rows: Any) -> None:
+def report(evaluation: Evaluation, workdir: str, rows: Mapping[str, Any] | None = None) -> None:
     """Prints samples and figures, ``rows`` before them, and stores figures and translations.
 
     Raises:
@@ -174,7 +174,7 @@ def report(evaluation: Evaluation, workdir: str, **rows: Any) -> None:
     if jax.process_index() > 0:
         return
     print(evaluation.samples, end="\n\n")
-    print(summary_table(rows | evaluation.figures), flush=True)
+    print(summary_table({**(rows or {}), **evaluation.figures}), flush=True)
     split, folder = evaluation.figures["split"], pathlib.Path(workdir)
     lines = "".join(text.replace("\n", " ") + "\n" for text in evaluation.translations)
     write_whole(folder / f"translations_{split}.txt", lines)

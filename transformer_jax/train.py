@@ -265,7 +265,7 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
     run = TrainedRun(experiment, tokenizer, averaged.params, averaged.steps)
     evaluation = evaluate.evaluate_run(run, mesh)
     summary = rows | evaluation.figures
-    evaluate.report(evaluation, workdir, **rows)
+    evaluate.report(evaluation, workdir, rows)
     if is_first:
         write_json(pathlib.Path(workdir) / SUMMARY_FILE, summary)
     return summary

@@ -7,6 +7,7 @@ is set in ``os.environ`` here, so its child sees eight devices too, unless it is
 """
 
 import os
+import pathlib
 
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
 _flags = os.environ.get("XLA_FLAGS", "").split()
@@ -26,6 +27,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.training import write_corpus
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -39,6 +42,14 @@ def rng() -> np.random.Generator:
 def key() -> jax.Array:
     """A JAX random key that is the same in every run."""
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The folder with the texts that ``tests.training.tiny_experiment`` trains on."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    return folder
 
 
 @pytest.fixture

@@ -5,19 +5,13 @@ import dataclasses
 import jax
 import pytest
 
-from tests.training import OWN_WORDS, tiny_experiment, write_corpus
+from tests.training import OWN_WORDS, tiny_experiment
 from transformer_jax.config import ConfigError
 from transformer_jax.data import TokenizerConfig, rows_per_batch, train_tokenizer
 from transformer_jax.experiment import load_config, load_or_train_tokenizer, run_folder, shrink, store_config
 from transformer_jax.partitioning import make_mesh
 from transformer_jax.train import train
 from transformer_jax.train_step import compile_train_step
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    write_corpus(tmp_path / "corpus")
-    return tmp_path / "corpus"
 
 
 @pytest.mark.slow

@@ -5,19 +5,12 @@ import shutil
 
 import pytest
 
-from tests.training import tiny_experiment, write_corpus
+from tests.training import tiny_experiment
 from transformer_jax.config import ConfigError
 from transformer_jax.data import DataError, TokenizerConfig, train_tokenizer
 from transformer_jax.progress import read_metrics
 from transformer_jax.train import train
 from transformer_jax.translate import load_run
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
 
 
 def test_another_experiments_folder_is_refused_and_untouched(corpus, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.training import SIZES, tiny_experiment, write_corpus
+from tests.training import SIZES, tiny_experiment
 from transformer_jax import partitioning
 from transformer_jax.data import (
     load_source,
@@ -26,13 +26,6 @@ from transformer_jax.train import StepLog, _continue_command, train
 from transformer_jax.train_step import compile_train_step
 from transformer_jax.translate import load_run
 from transformer_jax.types import BATCH_KEYS, SIDES
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
 
 
 def batches_of(experiment, tmp_path):

@@ -61,7 +61,7 @@ def jax_step() -> tuple[Callable[[], float], dict[str, object]]:
             dropout=DROPOUT,
             attention_dropout=DROPOUT,
             feedforward_dropout=DROPOUT,
-            attention_bias=True,
+            biases="all",
         ),
         objective=Seq2Seq(label_smoothing=SMOOTHING),
         data=DataConfig(),

@@ -21,8 +21,8 @@ from sacrebleu.metrics.chrf import CHRF
 
 from transformer_jax import partitioning, translate
 from transformer_jax.data import Source, evaluation_batches, load_source
-from transformer_jax.experiment import EvaluateConfig, Experiment, make_transform, run_folder, write_json
-from transformer_jax.files import write_whole
+from transformer_jax.experiment import EvaluateConfig, Experiment, make_transform, run_folder
+from transformer_jax.files import write_json, write_whole
 from transformer_jax.models import build
 from transformer_jax.objectives.base import Apply, Objective, Sums
 from transformer_jax.progress import summary_table

@@ -28,13 +28,12 @@ from transformer_jax.data import (
     train_tokenizer,
     training_texts,
 )
-from transformer_jax.files import write_whole
-from transformer_jax.models import build, example_inputs
+from transformer_jax.files import write_json
 from transformer_jax.objectives import OBJECTIVES, Objective, Seq2Seq
 from transformer_jax.optimizers import OptimizerConfig
 from transformer_jax.partitioning import MeshConfig
 from transformer_jax.progress import say
-from transformer_jax.types import BOS_ID, EOS_ID, PAD_ID, PyTree
+from transformer_jax.types import BOS_ID, EOS_ID, PAD_ID
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -273,11 +272,6 @@ def load_config(workdir: str | os.PathLike[str]) -> Experiment:
         raise ConfigError(f"{path} is not JSON: {error}") from error
 
 
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all; raises OSError as ``files.write_whole``."""
-    write_whole(path, json.dumps(content, indent=2) + "\n")
-
-
 def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> Tokenizer:
     """The run's own tokenizer; if it has none yet, one trained on the training split and stored.
 
@@ -338,11 +332,6 @@ def _was_made_for(workdir: str | os.PathLike[str], experiment: Experiment) -> bo
 def make_transform(objective: Objective, tokenizer: Tokenizer) -> Any:
     """The objective's host transform with its tokenizer."""
     return partial(objective.transform, tokenizer=tokenizer)
-
-
-def abstract_params(config: TransformerConfig) -> PyTree:
-    """Shapes and logical axes of a model's parameters, without making any."""
-    return jax.eval_shape(build(config).init, jax.random.key(0), **example_inputs(config))["params"]
 
 
 def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:

@@ -35,6 +35,11 @@ DEFAULT_RULES: Rules = (
     ("mlp", "tensor"),  # d_feedforward
     ("layers", None),  # scanned
     ("length", None),  # learned positions
+    ("buckets", None),  # of relative positions
+    ("types", None),  # of tokens
+    ("labels", None),
+    ("patch", None),
+    ("channels", None),
 )
 
 

@@ -50,8 +50,8 @@ from transformer_jax.experiment import (
     run_folder,
     shrink,
     store_config,
-    write_json,
 )
+from transformer_jax.files import write_json
 from transformer_jax.objectives.base import Objective, Sums
 from transformer_jax.progress import MetricWriter, ProgressBar, say
 from transformer_jax.runtime import prepare_process

@@ -30,13 +30,12 @@ from transformer_jax.experiment import (
     CHECKPOINTS_FOLDER,
     EvaluateConfig,
     Experiment,
-    abstract_params,
     load_config,
     load_tokenizer,
     run_folder,
 )
-from transformer_jax.models import build
-from transformer_jax.models.transformer import EncodedContext
+from transformer_jax.models import abstract_params, build
+from transformer_jax.models.cache import EncodedContext
 from transformer_jax.progress import say
 from transformer_jax.runtime import prepare_process
 from transformer_jax.types import EOS_ID, PAD_ID, Array, PyTree

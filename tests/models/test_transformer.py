@@ -13,9 +13,9 @@ from scipy import stats
 
 import transformer_jax as tj
 from tests.models import reference
-from transformer_jax.experiment import abstract_params
 from transformer_jax.layers import dropout
 from transformer_jax.layers.feedforward import FeedForward
+from transformer_jax.models import abstract_params
 
 CONFIG = tj.families.transformer.config(
     "tiny", vocab_size=23, d_model=16, num_heads=2, key_size=4, value_size=6, d_feedforward=24, max_length=12,
@@ -199,7 +199,7 @@ def test_unshared_embeddings_are_used_where_they_should_be(share_embeddings):
     expected = both.apply({"params": shared}, inputs=SOURCE, targets=TARGET + 23, **segments)[..., 23:]
     if share_embeddings == "none":
         hidden = np.linalg.lstsq(np.asarray(target), np.asarray(expected).reshape(-1, 23).T, rcond=None)[0].T
-        expected = (hidden @ params["logits_projection"]["kernel"]).reshape(expected.shape)
+        expected = (hidden @ params["logits"]["projection"]["kernel"]).reshape(expected.shape)
         np.testing.assert_allclose(forward(config), expected, atol=1e-3)  # after solving for the hidden state
     else:
         close(forward(config), expected)
@@ -209,12 +209,12 @@ def test_scaling_embeddings_multiplies_them_by_the_root_of_the_width():
     params = parameters(CONFIG)["params"]
     table = params["embedding"]["embedding"]
     scaled = {"params": params | {"embedding": {"embedding": table * 4}}}  # d_model is 16
-    ours = forward(change(scale_embeddings=False), variables=scaled)
+    ours = forward(change(embedding_scale="none"), variables=scaled)
     close(ours, np.asarray(forward(CONFIG)) * 4, rtol=1e-4)  # the logits share the table
 
 
 def test_biases_and_gelu_are_there_when_asked_for():
-    config = change(attention_bias=True, activation="gelu")
+    config = change(biases="all", activation="gelu")
     attention = parameters(config)["params"]["decoder"]["layer_0"]["context_attention"]
     assert {name: attention[name]["bias"].shape for name in attention} == {
         "query": (2, 4), "key": (2, 4), "value": (2, 6), "output": (16,),
@@ -225,7 +225,7 @@ def test_biases_and_gelu_are_there_when_asked_for():
     hidden = x @ numbers["hidden"]["kernel"] + numbers["hidden"]["bias"]
     gelu = hidden * stats.norm.cdf(hidden)
     expected = gelu @ numbers["output"]["kernel"] + numbers["output"]["bias"]
-    module = FeedForward(24, "gelu", 0.0, jnp.dtype("float32"))
+    module = FeedForward(24, "gelu", True, 0.0, jnp.dtype("float32"))
     ours = module.apply({"params": layer}, jnp.asarray(x), train=False)
     close(ours, expected)
 

@@ -23,8 +23,11 @@ class KeyValue:
 class MultiHeadAttention(nn.Module):
     """``concat(head_1 .. head_H) W^O``, ``head_i = attention(Q W^Q_i, K W^K_i, V W^V_i)``.
 
-    Each projection is Xavier-uniform over its whole (D, H * K) matrix. The paper has no biases;
-    ``use_bias`` adds them for the families that do.
+    The paper has no biases; ``use_bias`` adds them for the families that do.
+
+    Attributes:
+      scale: scores by 1 / sqrt(key_size). Without it the initial queries are, as in T5.
+      initial_stddev, output_scale: of the kernels, as ``Linear``; the scale is of W^O alone.
     """
 
     d_model: int
@@ -34,13 +37,23 @@ class MultiHeadAttention(nn.Module):
     use_bias: bool
     dropout: float
     dtype: jnp.dtype
+    scale: bool = True
+    initial_stddev: float = 0.0
+    output_scale: float = 1.0
 
     def setup(self) -> None:
-        def heads(size: int) -> Linear:
-            axes = ("embed", "heads", "head_size")
-            return Linear((self.d_model,), (self.num_heads, size), axes, self.use_bias, self.dtype)
+        def heads(size: int, scale: float = 1.0) -> Linear:
+            return Linear(
+                (self.d_model,),
+                (self.num_heads, size),
+                ("embed", "heads", "head_size"),
+                self.use_bias,
+                self.dtype,
+                initial_stddev=self.initial_stddev,
+                initial_scale=scale,
+            )
 
-        self.query = heads(self.key_size)
+        self.query = heads(self.key_size, 1.0 if self.scale else self.key_size**-0.5)
         self.key = heads(self.key_size)
         self.value = heads(self.value_size)
         self.output = Linear(
@@ -49,6 +62,8 @@ class MultiHeadAttention(nn.Module):
             ("heads", "head_size", "embed"),
             self.use_bias,
             self.dtype,
+            initial_stddev=self.initial_stddev,
+            initial_scale=self.output_scale,
         )
         self.weight_dropout = Dropout(self.dropout)
 
@@ -103,6 +118,7 @@ class MultiHeadAttention(nn.Module):
             new.value,
             mask=mask.to_array(query.shape[1], new.key.shape[1]),
             bias=bias,
+            scale=self.scale,
             on_weights=on_weights,
         )
         return self.output(heads), (new if cache is not None else None)

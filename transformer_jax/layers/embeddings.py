@@ -8,21 +8,24 @@ from transformer_jax.layers.parameters import parameter
 
 
 class Embedding(nn.Module):
-    """A table of ``vocab_size`` rows; drawn from N(0, 1 / d_model), so that ``scale`` gives unit variance.
+    """A table of ``vocab_size`` rows, drawn from N(0, initial_stddev^2).
 
     Attributes:
       scale: multiply looked-up rows by sqrt(d_model), as the paper does.
+      axis: logical name of the axis of rows.
     """
 
     vocab_size: int
     d_model: int
     scale: bool
     dtype: jnp.dtype
+    initial_stddev: float
+    axis: str = "vocab"
 
     def setup(self) -> None:
-        init = nn.initializers.normal(stddev=self.d_model**-0.5)
+        init = nn.initializers.normal(self.initial_stddev)
         shape = (self.vocab_size, self.d_model)
-        self.embedding = parameter(self, "embedding", init, shape, ("vocab", "embed"))
+        self.embedding = parameter(self, "embedding", init, shape, (self.axis, "embed"))
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         """Rows of the table; a token outside the vocabulary gives NaN rather than another token's row."""

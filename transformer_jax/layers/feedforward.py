@@ -7,24 +7,54 @@ from jaxtyping import Array, Float
 from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.linear import Linear
 
-ACTIVATIONS = {"relu": nn.relu, "gelu": lambda x: nn.gelu(x, approximate=False)}
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
+    "swish": nn.silu,
+}
+GATED = "gated_"
 
 
 class FeedForward(nn.Module):
-    """``activation(x W_1 + b_1) W_2 + b_2``, the same at every position; Xavier-uniform kernels."""
+    """``activation(x W_1 + b_1) W_2 + b_2``, the same at every position.
+
+    An ``activation`` that begins with ``gated_`` (Shazeer 2020, "GLU Variants Improve Transformer") has
+    ``activation(x W_gate) * (x W_1)`` in the middle.
+
+    Attributes:
+      initial_stddev, output_scale: of the kernels, as ``Linear``; the scale is of W_2 alone.
+    """
 
     d_feedforward: int
     activation: str
+    use_bias: bool
     dropout: float
     dtype: jnp.dtype
+    initial_stddev: float = 0.0
+    output_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], *, train: bool) -> Float[Array, "B L D"]:
         d_model = x.shape[-1]
-        hidden = Linear((d_model,), (self.d_feedforward,), ("embed", "mlp"), True, self.dtype, name="hidden")(
-            x
-        )
-        hidden = Dropout(self.dropout)(ACTIVATIONS[self.activation](hidden), train=train)
-        return Linear((self.d_feedforward,), (d_model,), ("mlp", "embed"), True, self.dtype, name="output")(
-            hidden
-        )
+
+        def linear(name: str, inputs: int, outputs: int, axes: tuple[str, str], scale: float = 1.0) -> Linear:
+            return Linear(
+                (inputs,),
+                (outputs,),
+                axes,
+                self.use_bias,
+                self.dtype,
+                initial_stddev=self.initial_stddev,
+                initial_scale=scale,
+                name=name,
+            )
+
+        hidden = linear("hidden", d_model, self.d_feedforward, ("embed", "mlp"))(x)
+        activation = ACTIVATIONS[self.activation.removeprefix(GATED)]
+        if self.activation.startswith(GATED):
+            hidden = activation(linear("gate", d_model, self.d_feedforward, ("embed", "mlp"))(x)) * hidden
+        else:
+            hidden = activation(hidden)
+        hidden = Dropout(self.dropout)(hidden, train=train)
+        return linear("output", self.d_feedforward, d_model, ("mlp", "embed"), self.output_scale)(hidden)

@@ -1,6 +1,7 @@
 """The linear map under every projection, written as one product of two matrices."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ class Linear(nn.Module):
       inputs, outputs: sizes of the contracted and of the new axes.
       axes: logical axis names of W, one for each of ``inputs + outputs``.
       dtype: of the factors; of the sums too, unless there is an ``output_dtype``.
+      initial_stddev: W is drawn from N(0, its square); 0: Xavier uniform over the whole matrix.
+      initial_scale: what the initial W is multiplied by, in either case.
     """
 
     inputs: tuple[int, ...]
@@ -27,16 +30,14 @@ class Linear(nn.Module):
     use_bias: bool
     dtype: jnp.dtype
     output_dtype: jnp.dtype | None = None
+    initial_stddev: float = 0.0
+    initial_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         num_inputs = len(self.inputs)
         rows = x.shape[: x.ndim - num_inputs]
-        axes = tuple(range(-num_inputs - len(self.outputs), 0))
-        init = nn.initializers.variance_scaling(
-            1.0, "fan_avg", "uniform", in_axis=axes[:num_inputs], out_axis=axes[num_inputs:]
-        )
-        kernel = parameter(self, "kernel", init, self.inputs + self.outputs, self.axes)
+        kernel = parameter(self, "kernel", self._initializer(), self.inputs + self.outputs, self.axes)
         matrix = kernel.astype(self.dtype).reshape(math.prod(self.inputs), math.prod(self.outputs))
         y = jnp.matmul(x.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=self.output_dtype)
         y = y.reshape(*rows, *self.outputs)
@@ -45,3 +46,12 @@ class Linear(nn.Module):
             bias = parameter(self, "bias", zeros, self.outputs, self.axes[num_inputs:]).astype(self.dtype)
             y = y + bias.reshape((1,) * len(rows) + self.outputs)
         return y
+
+    def _initializer(self) -> Callable:
+        if self.initial_stddev:
+            return nn.initializers.normal(self.initial_stddev * self.initial_scale)
+        num_inputs = len(self.inputs)
+        axes = tuple(range(-num_inputs - len(self.outputs), 0))
+        return nn.initializers.variance_scaling(
+            self.initial_scale**2, "fan_avg", "uniform", in_axis=axes[:num_inputs], out_axis=axes[num_inputs:]
+        )

@@ -1,4 +1,4 @@
-"""Layer normalisation (Ba et al. 2016)."""
+"""Normalisation of each vector: LayerNorm (Ba et al. 2016) and RMSNorm (Zhang and Sennrich 2019)."""
 
 import flax.linen as nn
 import jax
@@ -28,3 +28,21 @@ class LayerNorm(nn.Module):
         centred = x - x.mean(-1, keepdims=True)
         inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
         return (centred * inverse * scale.reshape(row) + bias.reshape(row)).astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """``scale * x / sqrt(mean(x^2) + epsilon)`` over the last axis, statistics in float32: T5's norm."""
+
+    epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        shape = x.shape[-1:]
+        scale = parameter(self, "scale", nn.initializers.ones_init(), shape, ("embed",))
+        x = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+        return (x * inverse * scale.reshape((1,) * (x.ndim - 1) + shape)).astype(self.dtype)
+
+
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}

@@ -1,18 +1,36 @@
 """Models: the blocks, stacks and whole networks that a ``TransformerConfig`` describes."""
 
+from typing import TypeAlias
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from transformer_jax.config import TransformerConfig
+from transformer_jax.models.decoder import DecoderOnly
+from transformer_jax.models.encoder import EncoderOnly
 from transformer_jax.models.transformer import EncoderDecoder
+from transformer_jax.types import PyTree
+
+Model: TypeAlias = EncoderDecoder | EncoderOnly | DecoderOnly
 
 
-def build(config: TransformerConfig) -> EncoderDecoder:
-    """The Linen module that ``config`` describes."""
-    return EncoderDecoder(config)
+def build(config: TransformerConfig) -> Model:
+    """The Linen module that ``config`` describes: encoder and decoder, or one of them alone."""
+    if config.is_encoder_only:
+        return EncoderOnly(config)
+    return DecoderOnly(config) if config.is_decoder_only else EncoderDecoder(config)
 
 
-def example_inputs(config: TransformerConfig) -> dict[str, Int[Array, "1 2"]]:
+def example_inputs(config: TransformerConfig) -> dict[str, Array]:
     """The smallest arguments that ``build(config).init`` and ``.apply`` take."""
+    if config.image_shape:
+        return {"images": jnp.zeros((1, *config.image_shape), jnp.float32)}
     tokens = jnp.full((1, min(2, config.max_length)), config.eos_id, jnp.int32)
-    return {"inputs": tokens, "targets": tokens}
+    has_both = not config.is_encoder_only and not config.is_decoder_only
+    return {"inputs": tokens, "targets": tokens} if has_both else {"inputs": tokens}
+
+
+def abstract_params(config: TransformerConfig) -> PyTree:
+    """Shapes and logical axes of a model's parameters, without making any."""
+    return jax.eval_shape(build(config).init, jax.random.key(0), **example_inputs(config))["params"]

@@ -1,4 +1,4 @@
-"""One encoder or decoder block: its sub-layers, each with residual and LayerNorm."""
+"""One encoder or decoder block: its sub-layers, each with residual and normalisation."""
 
 from collections.abc import Callable
 
@@ -11,18 +11,22 @@ from transformer_jax.layers.attention import KeyValue, MultiHeadAttention
 from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.feedforward import FeedForward
 from transformer_jax.layers.masks import Mask
-from transformer_jax.layers.norms import LayerNorm
+from transformer_jax.layers.norms import NORMS
 
 
 class Block(nn.Module):
     """Self-attention, attention to a context if there is one, and feed-forward.
 
-    Each sub-layer is ``LayerNorm(x + Dropout(sublayer(x)))`` (post-norm, section 3.1 of Vaswani et al.
-    2017) or ``x + Dropout(sublayer(LayerNorm(x)))`` (pre-norm, Xiong et al. 2020), by config.
+    Each sub-layer is ``Norm(x + Dropout(sublayer(x)))`` (post-norm, section 3.1 of Vaswani et al. 2017) or
+    ``x + Dropout(sublayer(Norm(x)))`` (pre-norm, Xiong et al. 2020), by config.
+
+    Attributes:
+      output_scale: of the initial kernels that write to the residual stream.
     """
 
     config: TransformerConfig
     cross_attention: bool
+    output_scale: float
 
     def setup(self) -> None:
         self.self_attention = self._attention()
@@ -36,9 +40,12 @@ class Block(nn.Module):
             num_heads=config.num_heads,
             key_size=config.key_size,
             value_size=config.value_size,
-            use_bias=config.attention_bias,
+            use_bias=config.biases == "all",
             dropout=config.attention_dropout,
             dtype=jnp.dtype(config.dtype),
+            scale=config.scale_attention,
+            initial_stddev=config.initial_stddev,
+            output_scale=self.output_scale,
         )
 
     def project_context(self, context: Float[Array, "B S D"]) -> KeyValue:
@@ -52,6 +59,7 @@ class Block(nn.Module):
         context: Float[Array, "B S D"] | KeyValue | None = None,
         *,
         mask: Mask,
+        bias: Float[Array, "#B H L S"] | None = None,
         context_mask: Mask | None = None,
         cache: KeyValue | None = None,
         position: Int[Array, ""] | None = None,
@@ -62,7 +70,7 @@ class Block(nn.Module):
         cached = None
 
         def residual(x, name: str, sublayer: Callable):
-            norm = LayerNorm(config.norm_epsilon, jnp.dtype(config.dtype), name=name)
+            norm = NORMS[config.norm](config.norm_epsilon, jnp.dtype(config.dtype), name=name)
             dropout = Dropout(config.dropout)
             if config.norm_position == "pre":
                 return x + dropout(sublayer(norm(x)), train=train)
@@ -70,7 +78,9 @@ class Block(nn.Module):
 
         def attend_self(x):
             nonlocal cached
-            y, cached = self.self_attention(x, mask=mask, cache=cache, positions=position, train=train)
+            y, cached = self.self_attention(
+                x, mask=mask, bias=bias, cache=cache, positions=position, train=train
+            )
             return y
 
         x = residual(x, "self_attention_norm", attend_self)
@@ -85,8 +95,11 @@ class Block(nn.Module):
         feedforward = FeedForward(
             config.d_feedforward,
             config.activation,
+            config.biases != "none",
             config.feedforward_dropout,
             jnp.dtype(config.dtype),
+            config.initial_stddev,
+            self.output_scale,
             name="feedforward",
         )
         x = residual(x, "feedforward_norm", lambda x: feedforward(x, train=train))

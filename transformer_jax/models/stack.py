@@ -3,13 +3,15 @@
 from typing import TypeAlias
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.layers.attention import KeyValue
 from transformer_jax.layers.masks import Mask
-from transformer_jax.layers.norms import LayerNorm
+from transformer_jax.layers.norms import NORMS
+from transformer_jax.layers.positions import RelativeBias
 from transformer_jax.models.block import Block
 
 # A tuple with one entry a layer; or, of scanned layers, one KeyValue with the layers on axis 0.
@@ -17,7 +19,7 @@ LayerKeyValues: TypeAlias = tuple[KeyValue, ...] | KeyValue
 
 
 class Stack(nn.Module):
-    """``num_layers`` blocks and, for pre-norm, the LayerNorm that closes the residual stream.
+    """``num_layers`` blocks; with pre-norm, the norm that closes the residual stream; T5's position bias.
 
     With ``config.scan_layers`` the parameters of all layers are stacked on a leading axis ``layers`` and
     the block is compiled once; with ``config.remat`` a layer keeps only its input for the backward pass.
@@ -29,11 +31,21 @@ class Stack(nn.Module):
 
     def setup(self) -> None:
         if self.config.scan_layers:
-            self.layers = Block(self.config, self.cross_attention)
+            self.layers = self._block()
         else:
-            self.layer = [Block(self.config, self.cross_attention) for _ in range(self.num_layers)]
-        if self.config.norm_position == "pre":
-            self.final_norm = LayerNorm(self.config.norm_epsilon, jnp.dtype(self.config.dtype))
+            self.layer = [self._block() for _ in range(self.num_layers)]
+        config = self.config
+        if config.norm_position == "pre":
+            self.final_norm = NORMS[config.norm](config.norm_epsilon, jnp.dtype(config.dtype))
+        if config.positions == "relative":
+            self.relative_bias = RelativeBias(config.num_heads)
+
+    def _block(self) -> Block:
+        # Radford et al. 2019, section 2.3: what each of N sub-layers adds to a residual stream is scaled by
+        # 1 / sqrt(N) at the start. Xavier kernels are small enough as they are.
+        scaled = self.config.initial_stddev > 0 and self.config.norm_position == "pre"
+        sublayers = self.num_layers * (3 if self.cross_attention else 2)
+        return Block(self.config, self.cross_attention, sublayers**-0.5 if scaled else 1.0)
 
     def _scan(self, body):
         return nn.scan(
@@ -78,12 +90,19 @@ class Stack(nn.Module):
         Returns:
           The last block's output and the new cache (None without one).
         """
+        bias = None
+        if self.config.positions == "relative":
+            caches = jax.tree.leaves(cache)
+            keys = caches[0].shape[-3] if caches else x.shape[1]
+            offset = 0 if position is None else position
+            bias = self.relative_bias(x.shape[1], keys, offset, both_directions=not mask.causal)
 
         def apply(block, x, projected, layer_cache):
             return block(
                 x,
                 context if projected is None else projected,
                 mask=mask,
+                bias=bias,
                 context_mask=context_mask,
                 cache=layer_cache,
                 position=position,

@@ -1,59 +1,15 @@
 """Encoder, decoder and both together (Vaswani et al. 2017, Figure 1)."""
 
 import flax.linen as nn
-import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import TransformerConfig
-from transformer_jax.layers.attention import KeyValue
-from transformer_jax.layers.dropout import Dropout
-from transformer_jax.layers.embeddings import Embedding
-from transformer_jax.layers.linear import Linear
 from transformer_jax.layers.masks import Mask
-from transformer_jax.layers.positions import PositionEncoding
-from transformer_jax.models.stack import LayerKeyValues, Stack
-
-
-@flax.struct.dataclass
-class DecoderCache:
-    """Self-attention keys and values so far, and how many places of them are filled."""
-
-    layers: LayerKeyValues
-    index: Int[Array, ""]
-
-
-@flax.struct.dataclass
-class EncodedContext:
-    """What decoding needs of the encoder: every decoder layer's keys and values, and the segments."""
-
-    layers: LayerKeyValues
-    segments: Int[Array, "B S"]
-
-
-class EmbedAndPlace(nn.Module):
-    """Scaled token embeddings plus positions, with dropout on the sum (sections 3.4, 3.5 and 5.4)."""
-
-    config: TransformerConfig
-    embedding: Embedding
-
-    @nn.compact
-    def __call__(
-        self, tokens: Int[Array, "B L"], positions: Int[Array, "#B L"] | None, *, train: bool
-    ) -> Float[Array, "B L D"]:
-        config = self.config
-        if tokens.shape[1] > config.max_length:
-            raise ValueError(
-                f"a sequence of {tokens.shape[1]} tokens is longer than the model's {config.max_length}: "
-                "shorten it, or use a model with a larger max_length"
-            )
-        if positions is None:
-            positions = jnp.arange(tokens.shape[1])[None, :]
-        encoding = PositionEncoding(
-            config.positions, config.max_length, config.d_model, jnp.dtype(config.dtype), name="positions"
-        )
-        x = self.embedding(tokens) + encoding(positions)
-        return Dropout(config.dropout)(x, train=train)
+from transformer_jax.models.cache import DecoderCache, EncodedContext, empty_cache
+from transformer_jax.models.embed import EmbedTokens, check_length, token_embedding
+from transformer_jax.models.heads import TokenLogits
+from transformer_jax.models.stack import Stack
 
 
 class EncoderDecoder(nn.Module):
@@ -66,25 +22,14 @@ class EncoderDecoder(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.embedding = self._embedding()
-        self.target_embedding = self.embedding if config.share_embeddings == "all" else self._embedding()
-        self.embed_inputs = EmbedAndPlace(config, self.embedding)
-        self.embed_targets = EmbedAndPlace(config, self.target_embedding)
+        self.embedding = token_embedding(config)
+        is_shared = config.share_embeddings in ("all", "inputs")
+        self.target_embedding = self.embedding if is_shared else token_embedding(config)
+        self.embed_inputs = EmbedTokens(config, self.embedding)
+        self.embed_targets = EmbedTokens(config, self.target_embedding)
         self.encoder = Stack(config, config.num_encoder_layers, cross_attention=False)
         self.decoder = Stack(config, config.num_decoder_layers, cross_attention=True)
-        if config.share_embeddings == "none":
-            self.logits_projection = Linear(
-                (config.d_model,),
-                (config.vocab_size,),
-                ("embed", "vocab"),
-                False,
-                jnp.dtype(config.dtype),
-                output_dtype=jnp.dtype(jnp.float32),  # as Embedding.attend
-            )
-
-    def _embedding(self) -> Embedding:
-        config = self.config
-        return Embedding(config.vocab_size, config.d_model, config.scale_embeddings, jnp.dtype(config.dtype))
+        self.logits = TokenLogits(config)
 
     def __call__(
         self,
@@ -128,7 +73,7 @@ class EncoderDecoder(nn.Module):
             context_mask=Mask(targets_segments, inputs_segments),
             train=train,
         )
-        return self._logits(x)
+        return self.logits(x, self.target_embedding)
 
     def encode(
         self,
@@ -179,31 +124,15 @@ class EncoderDecoder(nn.Module):
             train=False,
         )
         assert layers is not None  # a stack that is given a cache returns one
-        return self._logits(x)[:, 0], DecoderCache(layers, cache.index + 1)
+        return self.logits(x, self.target_embedding)[:, 0], DecoderCache(layers, cache.index + 1)
 
     def init_cache(self, batch_size: int, max_length: int) -> DecoderCache:
         """An empty cache for ``batch_size`` rows of up to ``max_length`` tokens; needs no parameters."""
-        config = self.config
-        if max_length > config.max_length:
-            raise ValueError(f"{max_length=} is longer than the model's {config.max_length} tokens")
-        places = (batch_size, max_length, config.num_heads)
-        dtype = jnp.dtype(config.dtype)
-
-        def empty(*layers: int) -> KeyValue:
-            key, value = (*layers, *places, config.key_size), (*layers, *places, config.value_size)
-            return KeyValue(jnp.zeros(key, dtype), jnp.zeros(value, dtype))
-
-        count = config.num_decoder_layers
-        layers = empty(count) if config.scan_layers else tuple(empty() for _ in range(count))
-        return DecoderCache(layers, jnp.zeros((), jnp.int32))
+        check_length(max_length, self.config)
+        return empty_cache(self.config, batch_size, max_length)
 
     def _segments(self, tokens: Int[Array, "B L"]) -> Int[Array, "B L"]:
         return (tokens != self.config.pad_id).astype(jnp.int32)
-
-    def _logits(self, x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        if self.config.share_embeddings == "none":
-            return self.logits_projection(x)
-        return self.target_embedding.attend(x)
 
 
 def shift_right(

@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from transformer_jax.config import ConfigError
-from transformer_jax.experiment import abstract_params
 from transformer_jax.families import transformer
+from transformer_jax.models import abstract_params
 
 # The exact number of a variant with the paper's 37,000 tokens, the shared embedding counted once, and the
 # millions that the paper's Table 3 gives (of base where it leaves the column empty).
@@ -70,7 +70,7 @@ def test_scanning_and_unsharing_change_the_count_as_they_should():
 def test_unknown_variants_and_fields_are_named():
     with pytest.raises(ConfigError, match=r"'bose'.*base"):
         transformer.config("bose")
-    with pytest.raises(ConfigError, match=r"no field num_head;.*num_heads"):
+    with pytest.raises(ConfigError, match=r"no field num_head: .*num_heads"):
         transformer.config("base", num_head=3)
 
 

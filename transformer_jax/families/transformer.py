@@ -1,9 +1,9 @@
 """*Attention Is All You Need* (Vaswani et al. 2017, arXiv:1706.03762v7): variants, as data."""
 
-import dataclasses
 from typing import Any
 
-from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.config import TransformerConfig
+from transformer_jax.families.base import Family
 
 PAPER_VOCAB_SIZE = 37_000  # section 5.1, "about 37000 tokens": shared by English and German
 
@@ -48,18 +48,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 LABEL_SMOOTHING = {"D-smoothing-0.0": 0.0, "D-smoothing-0.2": 0.2}
 
 
+FAMILY = Family("transformer", VARIANTS, fixed={})
+
+
 def config(variant: str, *, vocab_size: int = PAPER_VOCAB_SIZE, **changes: Any) -> TransformerConfig:
     """The config of a published variant, with ``changes`` to any field of ``TransformerConfig``.
 
     Raises:
       ConfigError: an unknown variant or field, or a change that does not fit.
     """
-    if variant not in VARIANTS:
-        raise ConfigError(f"no variant {variant!r} of the Transformer; there are {', '.join(VARIANTS)}")
-    known = {field.name for field in dataclasses.fields(TransformerConfig)}
-    unknown = sorted(set(changes) - known)
-    if unknown:
-        raise ConfigError(
-            f"TransformerConfig has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}"
-        )
-    return TransformerConfig(**{"vocab_size": vocab_size, **VARIANTS[variant], **changes})
+    return FAMILY.config(variant, vocab_size=vocab_size, **changes)

@@ -1,0 +1,184 @@
+"""T5 (Raffel et al. 2020, arXiv:1910.10683), version 1.0, and 1.1 (Shazeer 2020, arXiv:2002.05202).
+
+Version 1.1 has gated feed-forward networks, embeddings that the logits do not share, and no dropout while it
+is pretrained.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformer_jax.config import TransformerConfig
+from transformer_jax.families.base import Checkpoint, Family, Tensor
+
+VOCAB_SIZE = 32_128  # 32,000 pieces, 100 sentinels, and up to a multiple of 128
+
+
+def _size(
+    d_model: int, d_feedforward: int, num_heads: int, num_layers: int, size: int = 64
+) -> dict[str, Any]:
+    return dict(
+        d_model=d_model,
+        d_feedforward=d_feedforward,
+        num_heads=num_heads,
+        key_size=size,
+        value_size=size,
+        num_encoder_layers=num_layers,
+        num_decoder_layers=num_layers,
+    )
+
+
+_1_0: dict[str, Any] = dict(activation="relu", share_embeddings="all", embedding_scale="logits")
+_1_1: dict[str, Any] = dict(activation="gated_gelu_tanh", share_embeddings="inputs", embedding_scale="none")
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "small": {**_1_0, **_size(512, 2048, 8, 6)},
+    "base": {**_1_0, **_size(768, 3072, 12, 12)},
+    "large": {**_1_0, **_size(1024, 4096, 16, 24)},
+    "3b": {**_1_0, **_size(1024, 16_384, 32, 24, 128)},
+    "11b": {**_1_0, **_size(1024, 65_536, 128, 24, 128)},
+    "1.1-small": {**_1_1, **_size(512, 1024, 6, 8)},
+    "1.1-base": {**_1_1, **_size(768, 2048, 12, 12)},
+    "1.1-large": {**_1_1, **_size(1024, 2816, 16, 24)},
+    "1.1-xl": {**_1_1, **_size(2048, 5120, 32, 24)},
+    "1.1-xxl": {**_1_1, **_size(4096, 10_240, 64, 24)},
+}
+
+FIXED: dict[str, Any] = dict(
+    positions="relative",
+    norm="rms",
+    norm_position="pre",
+    embedding_norm=False,
+    biases="none",
+    scale_attention=False,
+    logits_bias=False,
+    num_token_types=0,
+    head="tokens",
+)
+
+DEFAULTS: dict[str, Any] = dict(
+    max_length=512,
+    norm_epsilon=1e-6,
+    dropout=0.1,
+    attention_dropout=0.1,
+    feedforward_dropout=0.1,
+    pad_id=0,
+    decoder_start_id=0,
+    eos_id=1,
+)
+
+
+def _stack(stack: str, sublayers: tuple[tuple[str, str], ...]) -> tuple[Tensor, ...]:
+    """The tensors of encoder or decoder, whose attentions are ``sublayers``: ours and theirs."""
+    tensors = [
+        Tensor(
+            f"{stack}/relative_bias/embedding",
+            f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        ),
+        Tensor(f"{stack}/final_norm/scale", f"{stack}.final_layer_norm.weight"),
+    ]
+    for number, (ours, theirs) in enumerate((*sublayers, ("feedforward", ""))):
+        place, their_place = f"{stack}/layer_{{i}}", f"{stack}.block.{{i}}.layer.{number}"
+        tensors.append(Tensor(f"{place}/{ours}_norm/scale", f"{their_place}.layer_norm.weight"))
+        if theirs:
+            tensors += [
+                Tensor(
+                    f"{place}/{ours}/{name}/kernel",
+                    f"{their_place}.{theirs}.{name[0]}.weight",
+                    "linear",
+                    2 if name == "output" else 1,
+                )
+                for name in ("query", "key", "value", "output")
+            ]
+    dense = f"{their_place}.DenseReluDense"
+    is_gated = ("activation", "gated_gelu_tanh")
+    return (
+        *tensors,
+        Tensor(
+            f"{place}/feedforward/hidden/kernel", f"{dense}.wi.weight", "linear", when=("activation", "relu")
+        ),
+        Tensor(f"{place}/feedforward/gate/kernel", f"{dense}.wi_0.weight", "linear", when=is_gated),
+        Tensor(f"{place}/feedforward/hidden/kernel", f"{dense}.wi_1.weight", "linear", when=is_gated),
+        Tensor(f"{place}/feedforward/output/kernel", f"{dense}.wo.weight", "linear"),
+    )
+
+
+_SELF = ("self_attention", "SelfAttention")
+
+TENSORS = (
+    Tensor("embedding/embedding", "shared.weight"),
+    *_stack("encoder", (_SELF,)),
+    *_stack("decoder", (_SELF, ("context_attention", "EncDecAttention"))),
+    Tensor("logits/projection/kernel", "lm_head.weight", "linear"),
+)
+
+
+def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    activation = config.get("feed_forward_proj", "relu")
+    # transformers 5 says tied of version 1.1 as well; its checkpoints show what they are.
+    is_scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
+    is_tied = "lm_head.weight" not in names or is_scaled
+    return dict(
+        value_size=config["d_kv"],
+        num_decoder_layers=config.get("num_decoder_layers") or config["num_layers"],
+        activation={"relu": "relu", "gated-gelu": "gated_gelu_tanh"}.get(activation, activation),
+        share_embeddings="all" if is_tied else "inputs",
+        embedding_scale="logits" if is_scaled else "none",
+        attention_dropout=config.get("dropout_rate", 0.1),
+        feedforward_dropout=config.get("dropout_rate", 0.1),
+        decoder_start_id=config.get("decoder_start_token_id", config["pad_token_id"]),
+    )
+
+
+def _write(config: TransformerConfig) -> dict[str, Any]:
+    is_gated = config.activation == "gated_gelu_tanh"
+    return dict(
+        feed_forward_proj="gated-gelu" if is_gated else "relu",
+        num_decoder_layers=config.num_decoder_layers,
+        tie_word_embeddings=config.embedding_scale == "logits",
+        is_encoder_decoder=True,
+    )
+
+
+FAMILY = Family(
+    "t5",
+    VARIANTS,
+    FIXED,
+    DEFAULTS,
+    Checkpoint(
+        model_type="t5",
+        fields=(
+            ("vocab_size", "vocab_size"),
+            ("d_model", "d_model"),
+            ("num_heads", "num_heads"),
+            ("key_size", "d_kv"),
+            ("d_feedforward", "d_ff"),
+            ("num_encoder_layers", "num_layers"),
+            ("norm_epsilon", "layer_norm_epsilon"),
+            ("dropout", "dropout_rate"),
+            ("pad_id", "pad_token_id"),
+            ("eos_id", "eos_token_id"),
+            ("decoder_start_id", "decoder_start_token_id"),
+            ("max_length", "n_positions"),
+        ),
+        required={"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128},
+        read=_read,
+        write=_write,
+        tensors=TENSORS,
+        aliases={
+            "encoder.embed_tokens.weight": "shared.weight",
+            "decoder.embed_tokens.weight": "shared.weight",
+            "lm_head.weight": "shared.weight",
+        },
+        ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+        architectures={"tokens": "T5ForConditionalGeneration"},
+    ),
+)
+
+
+def config(variant: str, *, vocab_size: int = VOCAB_SIZE, **changes: Any) -> TransformerConfig:
+    """The config of a published variant, with ``changes`` to any field of ``TransformerConfig``.
+
+    Raises:
+      ConfigError: an unknown variant or field, or a change that does not fit.
+    """
+    return FAMILY.config(variant, vocab_size=vocab_size, **changes)

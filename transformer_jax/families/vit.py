@@ -1,0 +1,130 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929); Ti and S of Touvron et al. 2021."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformer_jax.config import TransformerConfig
+from transformer_jax.families.base import Checkpoint, Family, Tensor, attention, heads, layer_norm, linear
+
+PATCH_SIZES = (14, 16, 32)
+
+
+def _size(num_layers: int, d_model: int, num_heads: int) -> dict[str, Any]:
+    return dict(num_encoder_layers=num_layers, d_feedforward=4 * d_model, **heads(num_heads, d_model))
+
+
+_SIZES = {
+    "Ti": _size(12, 192, 3),
+    "S": _size(12, 384, 6),
+    "B": _size(12, 768, 12),
+    "L": _size(24, 1024, 16),
+    "H": _size(32, 1280, 16),
+}
+
+# As the paper writes them: B/16 has patches of 16 x 16 pixels.
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"{name}/{patch}": {**size, "patch_size": patch} for name, size in _SIZES.items() for patch in PATCH_SIZES
+}
+
+FIXED: dict[str, Any] = dict(
+    vocab_size=0,
+    num_decoder_layers=0,
+    positions="learned",
+    norm="layer",
+    norm_position="pre",
+    embedding_norm=False,
+    activation="gelu",
+    biases="all",
+    scale_attention=True,
+    num_token_types=0,
+)
+
+DEFAULTS: dict[str, Any] = dict(
+    image_shape=(224, 224, 3), head="classes", num_labels=1000, norm_epsilon=1e-12, dropout=0.1
+)
+
+_LAYER = "encoder/layer_{i}"
+_THEIR_LAYER = "vit.encoder.layer.{i}"
+
+TENSORS = (
+    Tensor("embed_patches/class", "vit.embeddings.cls_token", leading=2),
+    Tensor("embed_patches/positions/embedding", "vit.embeddings.position_embeddings", leading=1),
+    Tensor("embed_patches/patches/kernel", "vit.embeddings.patch_embeddings.projection.weight", "patches"),
+    Tensor("embed_patches/patches/bias", "vit.embeddings.patch_embeddings.projection.bias"),
+    *attention(
+        f"{_LAYER}/self_attention",
+        f"{_THEIR_LAYER}.attention.attention.query",
+        f"{_THEIR_LAYER}.attention.attention.key",
+        f"{_THEIR_LAYER}.attention.attention.value",
+        f"{_THEIR_LAYER}.attention.output.dense",
+    ),
+    *layer_norm(f"{_LAYER}/self_attention_norm", f"{_THEIR_LAYER}.layernorm_before"),
+    *linear(f"{_LAYER}/feedforward/hidden", f"{_THEIR_LAYER}.intermediate.dense"),
+    *linear(f"{_LAYER}/feedforward/output", f"{_THEIR_LAYER}.output.dense"),
+    *layer_norm(f"{_LAYER}/feedforward_norm", f"{_THEIR_LAYER}.layernorm_after"),
+    *layer_norm("encoder/final_norm", "vit.layernorm"),
+    *linear("head/classes", "classifier"),
+)
+
+
+def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    size = config["hidden_size"] // config["num_attention_heads"]
+    side, patch = config.get("image_size", 224), config.get("patch_size", 16)
+    return dict(
+        key_size=size,
+        value_size=size,
+        patch_size=patch,
+        image_shape=(side, side, config.get("num_channels", 3)),
+        max_length=(side // patch) ** 2 + 1,
+    )
+
+
+def _write(config: TransformerConfig) -> dict[str, Any]:
+    height, width, channels = config.image_shape
+    if height != width:
+        raise ValueError(f"transformers has square images alone, not model.image_shape={config.image_shape}")
+    return dict(image_size=height, patch_size=config.patch_size, num_channels=channels)
+
+
+FAMILY = Family(
+    "vit",
+    VARIANTS,
+    FIXED,
+    DEFAULTS,
+    Checkpoint(
+        model_type="vit",
+        fields=(
+            ("d_model", "hidden_size"),
+            ("num_heads", "num_attention_heads"),
+            ("num_encoder_layers", "num_hidden_layers"),
+            ("d_feedforward", "intermediate_size"),
+            ("norm_epsilon", "layer_norm_eps"),
+            ("dropout", "hidden_dropout_prob"),
+            ("attention_dropout", "attention_probs_dropout_prob"),
+        ),
+        required={"hidden_act": "gelu", "qkv_bias": True},
+        read=_read,
+        write=_write,
+        tensors=TENSORS,
+        ignored=(r"pooler\..*", r"vit\.pooler\..*"),
+        prefix="vit.",
+        heads=(("classes", ("classifier.weight",)), ("none", ())),
+        architectures={"classes": "ViTForImageClassification", "none": "ViTModel"},
+    ),
+)
+
+
+def config(variant: str, **changes: Any) -> TransformerConfig:
+    """The config of a published variant, with ``changes`` to any field of ``TransformerConfig``.
+
+    ``image_shape`` (224, 224, 3) and 1,000 labels unless they are changed; ``max_length`` follows.
+
+    Raises:
+      ConfigError: an unknown variant or field, or a change that does not fit.
+    """
+    fields = {**DEFAULTS, **VARIANTS.get(variant, {}), **changes}
+    if fields["head"] == "none":
+        fields |= {"num_labels": 0} if "num_labels" not in changes else {}
+    height, width, _ = fields["image_shape"]
+    patches = (height // fields.get("patch_size", 1)) * (width // fields.get("patch_size", 1))
+    return FAMILY.config(variant, **{"max_length": patches + 1, **fields})

@@ -1,0 +1,261 @@
+"""Checkpoints in the format of Hugging Face ``transformers``, read and written without PyTorch.
+
+bert = from_pretrained("path/to/folder")      # or a name on the hub; .config .model .params .tokenizer
+save_pretrained("another/folder", bert)       # which transformers loads, with the same logits
+
+python -m transformer_jax.pretrained verify FOLDER     # both implementations side by side, where PyTorch is
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+import huggingface_hub
+import huggingface_hub.errors
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from transformer_jax import partitioning
+from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.data import Tokenizer
+from transformer_jax.families import FAMILIES, Family
+from transformer_jax.families.base import make_config
+from transformer_jax.files import write_json
+from transformer_jax.models import Model, abstract_params, build, example_inputs
+from transformer_jax.progress import say
+from transformer_jax.transformers_config import (
+    BARE_HEADS,
+    CONFIG_FILE,
+    LABELLED_HEADS,
+    content_of,
+    describe,
+    read_content,
+)
+from transformer_jax.types import PyTree
+from transformer_jax.weights import SHARD_BYTES, TensorFiles, read_weights, write_weights
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+_HUB_FILES = ["*.json", "*.safetensors"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model with its parameters, ready for use.
+
+    Attributes:
+      family: of which it is.
+      config: of the model.
+      params: its parameters.
+      tokenizer: None where the folder had none, as for images.
+      labels: names of the classes, in order; () where it has none.
+    """
+
+    family: Family
+    config: TransformerConfig
+    params: PyTree
+    tokenizer: Tokenizer | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> Model:
+        """The Linen module: ``model.apply({"params": params}, ...)``."""
+        return build(self.config)
+
+
+def from_pretrained(
+    name_or_path: str | os.PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+    seed: int = 0,
+    **changes: Any,
+) -> Pretrained:
+    """Reads a checkpoint of BERT, GPT-2, T5, BART, MarianMT or ViT.
+
+    Args:
+      name_or_path: a folder with ``config.json`` and safetensors; or a name on the hub, to be fetched.
+      mesh: where the parameters go, split as ``rules`` say, tensor by tensor; by default to the first device.
+      rules: the table from logical to mesh axes.
+      seed: of a head that the checkpoint does not have.
+      changes: fields of ``TransformerConfig`` to set otherwise. With another ``head`` or ``num_labels`` what
+        the checkpoint lacks of it is drawn anew, which is said. With another ``image_shape`` the table of
+        positions is interpolated (Dosovitskiy et al. 2021, section 3.2).
+
+    Raises:
+      ConfigError: ``config.json`` is missing, broken, of an unknown family, or of a model that differs from
+        what the family is here; or a change does not fit.
+      WeightsError: the tensors are missing, broken, pickled, or not those that ``config.json`` describes.
+      DataError: the tokenizer is broken.
+    """
+    folder = find_folder(name_or_path)
+    content = read_content(folder)
+    files = TensorFiles(folder, next(iter(content.get("architectures") or []), "AutoModel"))
+    family, stored, labels = describe(content, frozenset(files.shapes), folder)
+    assert family.checkpoint is not None  # or it would not have been found
+    config = _changed(stored, changes)
+    new_head = (config.head, config.num_labels) != (stored.head, stored.num_labels)
+    labels = () if new_head else labels
+    as_read = config
+    if config.image_shape != stored.image_shape:  # positions are interpolated after they were read
+        as_read = dataclasses.replace(config, image_shape=stored.image_shape, max_length=stored.max_length)
+    template = _template(as_read, mesh, rules)
+    params = read_weights(files, family.checkpoint, as_read, template, new_head=new_head)
+    if new_head:
+        params = _draw_missing(params, as_read, template, seed)
+    if config.image_shape != stored.image_shape:
+        params = _with_positions(params, stored, config)
+    path = folder / TOKENIZER_FILE
+    tokenizer = Tokenizer.load(path) if path.exists() else None
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"{path} has {tokenizer.vocab_size} tokens, the model of {folder} only {config.vocab_size}: "
+            "it is the tokenizer of another model"
+        )
+    return Pretrained(family, config, params, tokenizer, labels)
+
+
+def find_folder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder itself, or where the files of a name on the hub were put.
+
+    Raises:
+      ConfigError: there is no such folder, and no such name or no network.
+    """
+    folder = pathlib.Path(os.path.expanduser(os.fspath(name_or_path)))
+    if folder.is_dir():
+        return folder
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=_HUB_FILES))
+    except (huggingface_hub.errors.HfHubHTTPError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{name_or_path} is no folder, and could not be fetched from the hub as a name there: {reason}"
+        ) from error
+
+
+def _changed(stored: TransformerConfig, changes: Mapping[str, Any]) -> TransformerConfig:
+    """The stored config with ``changes``, and what follows from them."""
+    fields = dataclasses.asdict(stored) | dict(changes)
+    if fields["head"] not in LABELLED_HEADS:
+        fields["num_labels"] = changes.get("num_labels", 0)
+    if fields["image_shape"] != stored.image_shape and "max_length" not in changes:
+        height, width, channels = fields["image_shape"]
+        if channels != stored.image_shape[2] or fields["patch_size"] != stored.patch_size:
+            raise ConfigError(
+                f"image_shape={fields['image_shape']} and patch_size={fields['patch_size']} may differ "
+                f"from the checkpoint's {stored.image_shape} and {stored.patch_size} in height and width only"
+            )
+        size = stored.patch_size
+        fields["max_length"] = (height // size) * (width // size) + 1
+    return make_config(fields)
+
+
+def _template(config: TransformerConfig, mesh: Mesh | None, rules: partitioning.Rules) -> PyTree:
+    """A ``ShapeDtypeStruct`` for each parameter, with its sharding where there is a mesh."""
+    boxed = abstract_params(config)
+    plain = partitioning.unbox(boxed)
+    if mesh is None:
+        return plain
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        plain,
+        partitioning.state_shardings(mesh, boxed, rules),
+    )
+
+
+def _draw_missing(params: PyTree, config: TransformerConfig, template: PyTree, seed: int) -> PyTree:
+    """Draws the parameters that are None as the model draws them, and says which."""
+    is_missing = jax.tree.map(lambda leaf: leaf is None, params, is_leaf=lambda leaf: leaf is None)
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, missing in jax.tree_util.tree_leaves_with_path(is_missing)
+        if missing
+    ]
+    say(f"drawn anew, for the checkpoint does not have it: {', '.join(names) or 'nothing'}")
+
+    def draw() -> list[jax.Array]:
+        drawn = build(config).init(jax.random.key(seed), **cast(Any, example_inputs(config)))["params"]
+        pairs = zip(jax.tree.leaves(partitioning.unbox(drawn)), jax.tree.leaves(is_missing), strict=True)
+        return [leaf for leaf, missing in pairs if missing]
+
+    shardings = [
+        leaf.sharding
+        for leaf, missing in zip(jax.tree.leaves(template), jax.tree.leaves(is_missing), strict=True)
+        if missing
+    ]
+    new = iter(jax.jit(draw, out_shardings=shardings if None not in shardings else None)())
+    return jax.tree.map(
+        lambda leaf: next(new) if leaf is None else leaf, params, is_leaf=lambda leaf: leaf is None
+    )
+
+
+def _with_positions(params: PyTree, stored: TransformerConfig, config: TransformerConfig) -> PyTree:
+    """Positions for images of another size: those of the patches interpolated as a picture, bicubic."""
+    table = params["embed_patches"]["positions"]["embedding"]
+    old, new = (
+        (shape[0] // config.patch_size, shape[1] // config.patch_size)
+        for shape in (stored.image_shape, config.image_shape)
+    )
+    grid = table[1:].reshape(*old, -1)
+    resized = jax.image.resize(grid, (*new, grid.shape[-1]), "bicubic", antialias=False)
+    table = jnp.concatenate([table[:1], resized.reshape(-1, grid.shape[-1])])
+    return params | {"embed_patches": params["embed_patches"] | {"positions": {"embedding": table}}}
+
+
+def save_pretrained(
+    folder: str | os.PathLike[str], pretrained: Pretrained, *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes a folder that ``transformers`` loads: ``config.json``, safetensors, and the tokenizer.
+
+    Args:
+      folder: made if it is not there; files of these names in it are replaced.
+      pretrained: of a family that ``transformers`` has.
+      shard_bytes: of a file of weights, at most.
+
+    Raises:
+      ConfigError: ``transformers`` has no such model.
+      OSError: a file cannot be written.
+    """
+    target = pathlib.Path(os.path.expanduser(os.fspath(folder)))
+    checkpoint = pretrained.family.checkpoint
+    content = content_of(pretrained.family, pretrained.config, pretrained.labels)
+    assert checkpoint is not None  # or there would be no content
+    target.mkdir(parents=True, exist_ok=True)
+    with_prefix = pretrained.config.head not in BARE_HEADS
+    write_weights(
+        target,
+        checkpoint,
+        pretrained.config,
+        pretrained.params,
+        with_prefix=with_prefix,
+        shard_bytes=shard_bytes,
+    )
+    if pretrained.tokenizer is not None:
+        pretrained.tokenizer.save(target / TOKENIZER_FILE)
+        write_json(
+            target / TOKENIZER_CONFIG_FILE, _tokenizer_content(pretrained.tokenizer, pretrained.config)
+        )
+    write_json(target / CONFIG_FILE, content)  # last: without it the folder is no checkpoint
+
+
+def _tokenizer_content(tokenizer: Tokenizer, config: TransformerConfig) -> dict[str, Any]:
+    names = {f"{role}_token": token for role, token in tokenizer.role_tokens.items()}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_length} | names
+
+
+def family_of(config: TransformerConfig) -> Family:
+    """The family in ``transformers`` whose model a config describes.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    found = [family for family in FAMILIES.values() if family.checkpoint is not None and family.has(config)]
+    if not found:
+        raise ConfigError(
+            "transformers has no model like this one: it is of none of the families "
+            + ", ".join(family.name for family in FAMILIES.values() if family.checkpoint is not None)
+        )
+    return found[0]

@@ -1,0 +1,131 @@
+"""``config.json`` of Hugging Face ``transformers``, from and to a ``TransformerConfig``."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from transformer_jax.config import ConfigError, TransformerConfig, nearest
+from transformer_jax.families import FAMILIES, Family
+from transformer_jax.families.base import make_config
+
+CONFIG_FILE = "config.json"
+LABELLED_HEADS = ("classes", "token_classes")
+BARE_HEADS = ("pooled", "none")  # of which the names of tensors have no prefix
+
+
+class Description(NamedTuple):
+    """What ``config.json`` says, with what the names of the tensors say."""
+
+    family: Family
+    config: TransformerConfig
+    labels: tuple[str, ...]  # names of the classes, in order
+
+
+def read_content(folder: pathlib.Path) -> dict[str, Any]:
+    """The keys of ``config.json``; raises ConfigError if it is missing or broken."""
+    path = folder / CONFIG_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} is no checkpoint: there is no {CONFIG_FILE} in it") from None
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must be a JSON object")
+    return content
+
+
+def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.Path) -> Description:
+    """The model that a folder holds.
+
+    Args:
+      content: of ``config.json``.
+      names: of all its tensors: they, not ``architectures``, say which head it has.
+      folder: for messages.
+
+    Raises:
+      ConfigError: an unknown family, a model that differs from what the family is here, or a missing key.
+    """
+    where = folder / CONFIG_FILE
+    known = {f.checkpoint.model_type: f for f in FAMILIES.values() if f.checkpoint is not None}
+    model_type = content.get("model_type")
+    if model_type not in known:
+        raise ConfigError(f"{where} has model_type={model_type!r}: {nearest(model_type, known)}")
+    family = known[model_type]
+    checkpoint = family.checkpoint
+    assert checkpoint is not None
+    for key, value in checkpoint.required.items():
+        if content.get(key, value) != value:
+            raise ConfigError(
+                f"{where} has {key}={content[key]!r}, but here the family {family.name} has {value!r}"
+            )
+    fields: dict[str, Any] = {**family.fixed, **family.defaults}
+    found: dict[str, dict[str, Any]] = {}
+    for ours, theirs in checkpoint.fields:
+        if content.get(theirs) is not None:
+            found.setdefault(ours, {})[theirs] = content[theirs]
+    for ours, values in found.items():
+        if len(set(values.values())) > 1:
+            raise ConfigError(f"{where} has {values}, which must be the same: {ours} is one number here")
+        fields[ours] = next(iter(values.values()))
+    try:
+        fields |= checkpoint.read(content, names)
+    except KeyError as error:
+        raise ConfigError(f"{where} lacks the key {error}") from error
+    bare = {name.removeprefix(checkpoint.prefix) for name in names}
+    fields["head"] = next(head for head, needed in checkpoint.heads if bare.issuperset(needed))
+    labels = _labels(content) if fields["head"] in LABELLED_HEADS else ()
+    try:
+        return Description(family, make_config({**fields, "num_labels": len(labels)}), labels)
+    except TypeError as error:
+        raise ConfigError(f"{where} lacks a size of the model: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{where} is of no model that there can be: {error}") from error
+
+
+def _labels(content: Mapping[str, Any]) -> tuple[str, ...]:
+    names = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers leaves out
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def content_of(
+    family: Family, config: TransformerConfig, labels: tuple[str, ...], bos_id: int | None = None
+) -> dict[str, Any]:
+    """The keys of ``config.json`` for a model.
+
+    Args:
+      family: whose model it is.
+      config: of the model.
+      labels: names of its classes; () names them as ``transformers`` does.
+      bos_id: the token that starts texts, where there is one.
+
+    Raises:
+      ConfigError: ``transformers`` has no such model.
+    """
+    checkpoint = family.checkpoint
+    if checkpoint is None or not family.has(config):
+        differing = [name for name, value in family.fixed.items() if getattr(config, name) != value]
+        raise ConfigError(
+            f"transformers has no model like this one of the family {family.name}"
+            + (f": it differs in {', '.join(differing)}" if differing else "")
+        )
+    content: dict[str, Any] = {
+        "model_type": checkpoint.model_type,
+        "architectures": [checkpoint.architectures[config.head]],
+        "dtype": "float32",
+    }
+    content |= dict(checkpoint.required) | {
+        theirs: getattr(config, ours) for ours, theirs in checkpoint.fields
+    }
+    try:
+        content |= checkpoint.write(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if bos_id is not None:
+        content["bos_token_id"] = bos_id
+    if config.head in LABELLED_HEADS:
+        names = labels or tuple(f"LABEL_{i}" for i in range(config.num_labels))
+        content["id2label"] = {str(i): name for i, name in enumerate(names)}
+        content["label2id"] = {name: i for i, name in enumerate(names)}
+    return content

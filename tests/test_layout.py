@@ -18,7 +18,7 @@ CODE_FOLDERS = (PACKAGE, "experiments", "launch", "benchmarks", "tests")
 # Imports point one way. A module may import those named beside it and its own siblings (a folder of
 # transformer_jax counts as one module). A new module gets its place here and in docs/design.md.
 BASIC = "types config"
-PARTS = f"{BASIC} files objectives data decoding partitioning optimizers checkpoint progress runtime"
+PARTS = f"{BASIC} files objectives data sampling decoding partitioning optimizers checkpoint progress runtime"
 WHOLE = f"{PARTS} layers models families weights transformers_config pretrained experiment"
 MAY_IMPORT = {
     "types": "",
@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "families": BASIC,
     "objectives": BASIC,
     "data": f"{BASIC} files",
-    "decoding": BASIC,
+    "sampling": BASIC,
+    "decoding": f"{BASIC} sampling",
     "partitioning": BASIC,
     "optimizers": BASIC,
     "checkpoint_files": BASIC,

@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float32, Int, Int32
 
+from transformer_jax.sampling import draw_tokens
 from transformer_jax.types import Array, PyTree
 
 Step: TypeAlias = Callable[[jax.Array, PyTree], tuple[jax.Array, PyTree]]
@@ -95,16 +96,9 @@ def sample(
     max_lengths: Int[Array, " limits"] | None = None,
     row_ids: Int[Array, " ids"] | None = None,
 ) -> Decoded:
-    """Draws each token at random, in this order of operations:
+    """Draws each token at random, as ``sampling.draw_tokens``.
 
-    1. logits are divided by ``temperature``;
-    2. exactly the ``top_k`` most probable tokens stay, of equal ones those with lower ids;
-    3. of these, renormalised, the smallest set of most probable ones stays whose mass is at least ``top_p``
-       (nucleus sampling, Holtzman et al. 2020, section 3.1), ties as before;
-    4. one is drawn from what is left, renormalised.
-
-    A draw depends on ``rng``, the row's id, the position and the row's logits, not on other rows. The
-    log-probabilities returned are the model's own, without temperature and truncation.
+    The log-probabilities returned are the model's own, without temperature and truncation.
 
     Args:
       step, cache, start_ids, max_length, eos_id, pad_id, max_lengths: as for ``greedy_search``.
@@ -117,22 +111,12 @@ def sample(
     Raises:
       ValueError: as ``greedy_search`` does, or a temperature, top_k or top_p outside its range.
     """
-    if not 1e-30 < temperature < 1e30:  # outside, float32 would make NaN of a division by it
-        raise ValueError(f"{temperature=} must be positive; for its limit 0 use greedy_search")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"{top_k=} must be at least 1, or None to keep all tokens")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"{top_p=} must be above 0 and at most 1, or None to keep all tokens")
     state = _start(cache, start_ids, max_length, max_lengths)
     ids = jnp.arange(len(start_ids)) if row_ids is None else jnp.asarray(row_ids)
     _check_rows("row_ids", len(ids), start_ids)
-    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, ids)
 
     def choose(logits: jax.Array, position: jax.Array) -> jax.Array:
-        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, position)
-        kept, token_ids = _truncate(logits, temperature, top_k, top_p)
-        drawn = jax.vmap(jax.random.categorical)(keys, kept)
-        return jnp.take_along_axis(token_ids, drawn[:, None], axis=-1)[:, 0]
+        return draw_tokens(logits, rng, ids, position, temperature=temperature, top_k=top_k, top_p=top_p)
 
     return _pad(_decode_rows(step, state, choose, eos_id), pad_id)
 
@@ -284,26 +268,6 @@ def _decode_rows(
         return _State(position, chosen, live, None, done, state.limits, cache)
 
     return lax.while_loop(_is_running, body, state).live
-
-
-def _truncate(
-    logits: jax.Array, temperature: float, top_k: int | None, top_p: float | None
-) -> tuple[jax.Array, jax.Array]:
-    """Steps 1 to 3 of ``sample``: unnormalised log-probabilities and token ids of what stays."""
-    vocab_size = logits.shape[-1]
-    if top_k is not None and top_k > vocab_size:
-        raise ValueError(f"{top_k=} is more than the vocabulary has tokens: {vocab_size}")
-    best = jnp.max(logits, axis=-1, keepdims=True)
-    # The best token is put at 0 before the division, so that no temperature overflows.
-    scaled = jnp.where(logits > -jnp.inf, logits - best, -jnp.inf) / temperature
-    if top_k is None and (top_p is None or top_p == 1):
-        return scaled, jnp.broadcast_to(jnp.arange(vocab_size)[None, :], scaled.shape)
-    kept, token_ids = lax.top_k(scaled, vocab_size if top_k is None else top_k)
-    if top_p is not None and top_p < 1:
-        mass = jnp.cumsum(jnp.exp(kept), axis=-1)
-        mass_before = jnp.pad(mass, ((0, 0), (1, 0)))[:, :-1]
-        kept = jnp.where(mass_before < top_p * mass[:, -1:], kept, -jnp.inf)
-    return kept, token_ids
 
 
 def _advance(

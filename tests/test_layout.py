@@ -19,7 +19,7 @@ CODE_FOLDERS = (PACKAGE, "experiments", "launch", "benchmarks", "tests")
 # transformer_jax counts as one module). A new module gets its place here and in docs/design.md.
 BASIC = "types config"
 PARTS = f"{BASIC} files objectives data sampling decoding partitioning optimizers checkpoint progress runtime"
-WHOLE = f"{PARTS} layers models families weights transformers_config pretrained experiment"
+WHOLE = f"{PARTS} layers models families weights transformers_config pretrained generation experiment"
 MAY_IMPORT = {
     "types": "",
     "config": "types",
@@ -40,7 +40,8 @@ MAY_IMPORT = {
     "weights": f"{BASIC} files families",
     "transformers_config": f"{BASIC} families",
     "pretrained": f"{PARTS} families models weights transformers_config",
-    "experiment": f"{PARTS} models families weights transformers_config pretrained",
+    "generation": f"{PARTS} models",
+    "experiment": f"{PARTS} generation models families weights transformers_config pretrained",
     "train_step": WHOLE,
     "translate": WHOLE,
     "evaluate": f"{WHOLE} translate",

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from transformer_jax.config import TransformerConfig
 from transformer_jax.layers.masks import Mask
 from transformer_jax.models.cache import DecoderCache, PromptContext, empty_cache
-from transformer_jax.models.embed import EmbedTokens, check_length, token_embedding
+from transformer_jax.models.embed import EmbedTokens, token_embedding
 from transformer_jax.models.heads import TokenLogits
 from transformer_jax.models.stack import Stack
 
@@ -50,8 +50,10 @@ class DecoderOnly(nn.Module):
         return self.logits(x, self.embedding)
 
     def init_cache(self, batch_size: int, max_length: int) -> DecoderCache:
-        """An empty cache for ``batch_size`` rows of up to ``max_length`` places; needs no parameters."""
-        check_length(max_length, self.config)
+        """An empty cache for ``batch_size`` rows of up to ``max_length`` places; needs no parameters.
+
+        Places before a prompt count too, so there may be more of them than the model has positions.
+        """
         return empty_cache(self.config, batch_size, max_length)
 
     def read_prompt(

@@ -275,7 +275,7 @@ CONSTRAINTS = sorted((ROOT / "constraints").glob("*.txt"))
 
 
 def test_the_constraints_are_there() -> None:
-    names = ["newest-py311.txt", "newest-py312.txt", "oldest.txt"]
+    names = ["newest-py311.txt", "newest-py312.txt", "oldest.txt", "parity.txt"]
     assert [path.name for path in CONSTRAINTS] == names
 
 

@@ -1,10 +1,11 @@
-"""Beam search in lists and loops, one text at a time and without a cache: what the beams of the fixtures must be.
+"""Beam search in lists and loops, one text at a time and without a cache: what the fixtures' beams must be.
 
 Imports neither transformer_jax nor torch. The rule is that of ``transformer_jax.decoding.beam_search``; with
 ``unfinished_compete`` and ``powered_length`` it is that of transformers' ``generate(early_stopping=True)``.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -57,12 +58,13 @@ def beam_search(
 ) -> Beams:
     """Searches for one text.
 
-    In each step all continuations of the live hypotheses are sorted by log P. Of the first ``beam_size``, those
-    that end in eos have ended, and the ``beam_size`` with the best scores are kept; the first ``beam_size`` that
-    do not end in eos live on. It stops when ``beam_size`` have ended, or at the limit on the length.
+    In each step all continuations of the live hypotheses are sorted by log P. Of the first ``beam_size``,
+    those that end in eos have ended, and the ``beam_size`` with the best scores are kept; the first
+    ``beam_size`` that do not end in eos live on. It stops when ``beam_size`` have ended, or at the limit on
+    the length.
 
-    What is left at the limit comes after all that ended; with ``unfinished_compete`` the first ``beam_size`` of
-    the last step count as ended instead, whether they do or not.
+    What is left at the limit comes after all that ended; with ``unfinished_compete`` the first ``beam_size``
+    of the last step count as ended instead, whether they do or not.
     """
     live, ended, margins = [Hypothesis((), 0.0, 0.0)], [], []
     for length in range(1, limit + 1):
@@ -79,12 +81,10 @@ def beam_search(
         pool = ended + [candidate for candidate in first if all_end or candidate.tokens[-1] == eos_id]
         ended, margin = _best(pool, beam_size)
         live = alive[:beam_size]
-        margins += [
-            margin,
-            candidates[0].log_prob - candidates[1].log_prob,
-            candidates[beam_size - 1].log_prob - candidates[beam_size].log_prob,
-            alive[beam_size - 1].log_prob - alive[beam_size].log_prob,
-        ]
+        margins += [margin, alive[beam_size - 1].log_prob - alive[beam_size].log_prob]
+        last_in, first_out = candidates[beam_size - 1 : beam_size + 1]
+        if all_end or eos_id in (last_in.tokens[-1], first_out.tokens[-1]):
+            margins.append(last_in.log_prob - first_out.log_prob)
         if len(ended) == beam_size:
             break
     rest, margin = _best(live, beam_size)
@@ -95,5 +95,5 @@ def beam_search(
 def _best(hypotheses: list[Hypothesis], number: int) -> tuple[list[Hypothesis], float]:
     """The best by score, and the least difference between neighbours among them and the first that is out."""
     ranked = sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
-    gaps = [better.score - worse.score for better, worse in zip(ranked, ranked[1 : number + 1], strict=False)]
+    gaps = [better.score - worse.score for better, worse in itertools.pairwise(ranked[: number + 1])]
     return ranked[:number], min(gaps, default=float("inf"))

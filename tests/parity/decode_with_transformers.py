@@ -1,14 +1,14 @@
 """What transformers' ``generate`` makes of a tiny model, checked against ``beam_reference``.
 
 ``generate(num_beams=K, early_stopping=True, length_penalty=0.0)`` keeps the beams of
-``transformer_jax.decoding.beam_search`` (2 K candidates, of which the first K may end; done when K have ended) and
-ranks by log P, as ours with ``length_penalty=0``. Two things differ:
+``transformer_jax.decoding.beam_search`` (2 K candidates, the first K of which may end; done when K ended)
+and ranks by log P, as ours with ``length_penalty=0``. Two things differ:
 
-* at the limit transformers lets unfinished hypotheses compete with ended ones by score; ours come last. So the
-  results must be the same for a text of which K hypotheses ended before the limit (``beam/same``);
+* at the limit transformers lets unfinished hypotheses compete with ended ones by score; ours come last. So
+  the results must be the same for a text of which K hypotheses ended before the limit (``beam/same``);
 * with a penalty transformers divides by ``length ** penalty``, ours by ``((5 + length) / 6) ** penalty``.
 
-Both are tested here: the reference with transformers' limit and penalty finds what transformers does, in all texts.
+Both are tested here: the reference with transformers' limit and penalty finds what transformers does, always.
 """
 
 import json
@@ -24,7 +24,7 @@ from tests.parity.beam_reference import Beams, NextLogProbs, powered_length, wu_
 
 BEAM_SIZE = 4
 LIMIT = 12  # tokens
-ALPHA = 0.6  # of the penalized beams
+ALPHA = 1.5  # of the penalized beams: enough to change the order of some
 LEAST_MARGIN = 1e-3
 Arrays = dict[str, np.ndarray]
 
@@ -32,8 +32,8 @@ Arrays = dict[str, np.ndarray]
 def decode(model: transformers.PreTrainedModel, inputs: Mapping[str, np.ndarray]) -> Arrays | None:
     """All that a model decodes, as it is stored; None where that is not worth comparing.
 
-    It is where some texts end and some do not, with three lengths at least; where some fill their beams and some
-    do not; and where no decision hangs on a difference below ``LEAST_MARGIN``, nor on the padding token.
+    It is where some texts end and some do not, with three lengths at least; where some fill their beams and
+    some do not; and where no decision hangs on a difference below ``LEAST_MARGIN``, and padding never comes.
 
     Raises:
       RuntimeError: transformers decodes by other rules than the module's docstring says.
@@ -115,7 +115,9 @@ def generate(
         return model.generate(**prompt, generation_config=settings)
 
 
-def new_tokens(model: transformers.PreTrainedModel, inputs: Mapping[str, np.ndarray], sequences: Any) -> Arrays:
+def new_tokens(
+    model: transformers.PreTrainedModel, inputs: Mapping[str, np.ndarray], sequences: Any
+) -> Arrays:
     """Tokens without start token or prompt, int32 (rows, LIMIT), and lengths (rows,)."""
     start = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     tokens = sequences[:, start:].numpy().astype(np.int32)

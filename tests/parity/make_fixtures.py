@@ -11,7 +11,7 @@ model of ``tiny_models.TINY_MODELS`` becomes one folder:
 * ``expected.npz``. Token ids, masks and lengths are int32, the rest is float32:
 
   - the arguments of the forward pass by their names (``input_ids``, ``attention_mask``, ``token_type_ids``,
-    ``position_ids``, ``decoder_input_ids``, ``decoder_attention_mask``, ``pixel_values``), padded on the right;
+    ``decoder_input_ids``, ``decoder_attention_mask``, ``pixel_values``), padded on the right;
   - the outputs by their names: ``logits``, or what ``TinyModel.outputs`` has; of an encoder-decoder also
     ``encoder_last_hidden_state``. Numbers at padded positions mean nothing;
   - ``weights/OUTPUT``: random numbers of an output's shape, zero at padded positions;
@@ -27,8 +27,8 @@ model of ``tiny_models.TINY_MODELS`` becomes one folder:
     counts), ``log_probs``, and for beams ``scores``. ``greedy/logits`` (B, steps, V), zero after the end.
     ``beam/same`` (B,) is 1 where transformers and the reference must agree, token for token.
 
-All from the seeds in ``tiny_models``, so one machine writes the same bytes each time. For models that decode, the
-first seed is taken whose outputs are worth comparing: see ``decode_with_transformers.decode``.
+All from the seeds in ``tiny_models``, so one machine writes the same bytes each time. For models that decode,
+the first seed is taken whose outputs are worth comparing: see ``decode_with_transformers.decode``.
 """
 
 import argparse

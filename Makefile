@@ -8,7 +8,7 @@ PINS ?= newest
 DEMO_WORKDIR ?= runs/demo
 # What `make benchmark` compares with.
 TORCH ?= torch==2.13.0
-# What `make parity` writes anew, and tests with.
+# Where `make parity` writes its fixtures.
 PARITY_FIXTURES ?= build/parity
 # For example: make test PYTEST_ARGS='-k beam -x'
 PYTEST_ARGS ?=
@@ -53,7 +53,7 @@ benchmark: $(VENV)/installed-$(PINS)-torch  ## speed of a train step beside PyTo
 	$(PY) benchmarks/train_step.py
 
 parity: VENV := .venv-parity
-parity:  ## read and write checkpoints beside PyTorch's transformers, with fixtures made anew
+parity:  ## compare with Hugging Face models in PyTorch, computed anew
 	@$(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/installed-parity
 	rm -rf $(PARITY_FIXTURES)
 	$(PY) -m tests.parity.make_fixtures $(PARITY_FIXTURES)
@@ -101,7 +101,7 @@ $(VENV)/installed-$(PINS)-torch: $(VENV)/installed-$(PINS)-core
 	$(PIP_INSTALL) --constraint $(pins_$(PINS)) $(TORCH)
 	@touch $@
 
-# PyTorch first and alone, as for the benchmark: the plain pinned wheel, before anything asks for another.
+# PyTorch first and alone, as for the benchmark: which build of it is installed does not hang on the rest.
 $(VENV)/installed-parity: $(INSTALL_INPUTS) | $(PY)
 	@echo "Installing $(TORCH), transformers and the pinned tools into $(VENV): they are large."
 	@rm -f $(VENV)/installed-*

@@ -290,6 +290,13 @@ def test_every_requirement_is_pinned_within_its_bound(path: pathlib.Path) -> Non
     assert below == set()
 
 
+def test_the_parity_set_is_the_newest_one_with_the_parity_extra() -> None:
+    newest, parity = (pins(ROOT / "constraints" / f"{name}.txt") for name in ("newest-py311", "parity"))
+    assert newest.items() <= parity.items()
+    for name, bound in setup_section("options.extras_require", "parity").items():
+        assert version(parity[name]) >= version(bound), name
+
+
 def test_lower_bounds_leave_the_oldest_platform_alone() -> None:
     # Colab's TPU runtimes of August 2026: pip must not replace what they bring.
     runtime = {"jax": "0.7.2", "flax": "0.11.2", "orbax-checkpoint": "0.12.4", "grain": "0.2.18"}

@@ -8,6 +8,8 @@ PINS ?= newest
 DEMO_WORKDIR ?= runs/demo
 # What `make benchmark` compares with.
 TORCH ?= torch==2.13.0
+# Where `make parity` writes its fixtures.
+PARITY_FIXTURES ?= build/parity
 # For example: make test PYTEST_ARGS='-k beam -x'
 PYTEST_ARGS ?=
 
@@ -21,7 +23,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow lint format types benchmark pins clean distclean
+.PHONY: help demo test slow lint format types benchmark parity pins clean distclean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' \
@@ -50,12 +52,19 @@ types: $(VENV)/installed-$(PINS)-dev  ## static types
 benchmark: $(VENV)/installed-$(PINS)-torch  ## speed of a train step beside PyTorch's, on this machine
 	$(PY) benchmarks/train_step.py
 
+parity: VENV := .venv-parity
+parity:  ## compare with Hugging Face models in PyTorch, computed anew
+	@$(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/installed-parity
+	rm -rf $(PARITY_FIXTURES)
+	$(PY) -m tests.parity.make_fixtures $(PARITY_FIXTURES)
+	TRANSFORMER_JAX_PARITY_FIXTURES=$(abspath $(PARITY_FIXTURES)) $(PY) -m pytest -m parity tests/parity $(PYTEST_ARGS)
+
 clean:  ## remove caches and build products; runs/, data/ and environments stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find $(FORMATTED) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean  ## and the environments that this file made
-	rm -rf .venv .venv-oldest .venv-newer .venv-pins
+	rm -rf .venv .venv-oldest .venv-newer .venv-parity .venv-pins
 
 # The environment. Stamp files make an installation happen again only when its inputs changed.
 
@@ -90,6 +99,14 @@ $(VENV)/installed-$(PINS)-dev: $(INSTALL_INPUTS) | $(PY)
 $(VENV)/installed-$(PINS)-torch: $(VENV)/installed-$(PINS)-core
 	@echo "Installing $(TORCH) into $(VENV): it is large."
 	$(PIP_INSTALL) --constraint $(pins_$(PINS)) $(TORCH)
+	@touch $@
+
+# PyTorch first and alone, as for the benchmark: which build of it is installed does not hang on the rest.
+$(VENV)/installed-parity: $(INSTALL_INPUTS) | $(PY)
+	@echo "Installing $(TORCH), transformers and the pinned tools into $(VENV): they are large."
+	@rm -f $(VENV)/installed-*
+	$(PIP_INSTALL) --constraint constraints/parity.txt $(TORCH)
+	$(PIP_INSTALL) --constraint constraints/parity.txt --editable '.[dev,parity]'
 	@touch $@
 
 pins: VENV := .venv-pins

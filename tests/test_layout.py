@@ -279,7 +279,7 @@ CONSTRAINTS = sorted((ROOT / "constraints").glob("*.txt"))
 
 
 def test_the_constraints_are_there() -> None:
-    names = ["newest-py311.txt", "newest-py312.txt", "oldest.txt"]
+    names = ["newest-py311.txt", "newest-py312.txt", "oldest.txt", "parity.txt"]
     assert [path.name for path in CONSTRAINTS] == names
 
 
@@ -292,6 +292,13 @@ def test_every_requirement_is_pinned_within_its_bound(path: pathlib.Path) -> Non
     assert missing == []
     below = {name for name, bound in bounds.items() if version(pinned[name]) < version(bound)}
     assert below == set()
+
+
+def test_the_parity_set_is_the_newest_one_with_the_parity_extra() -> None:
+    newest, parity = (pins(ROOT / "constraints" / f"{name}.txt") for name in ("newest-py311", "parity"))
+    assert newest.items() <= parity.items()
+    for name, bound in setup_section("options.extras_require", "parity").items():
+        assert version(parity[name]) >= version(bound), name
 
 
 def test_lower_bounds_leave_the_oldest_platform_alone() -> None:

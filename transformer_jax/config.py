@@ -44,6 +44,8 @@ class TransformerConfig:
     max_length: int = 512  # tokens; a longer sequence is an error
     # Halves: the sines first, then the cosines. Relative: T5's bias of attention scores.
     positions: Literal["sinusoidal", "sinusoidal_halves", "learned", "relative"] = "sinusoidal"
+    relative_buckets: int = 32  # of relative positions, and the distance beyond which all share one
+    relative_max_distance: int = 128  # tokens
     num_token_types: int = 0  # embeddings of BERT's segments, added to those of tokens
     image_shape: tuple[int, ...] = ()  # (height, width, channels), of an encoder of images
     patch_size: int = 0  # pixels, of a square
@@ -80,6 +82,11 @@ class TransformerConfig:
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name}={getattr(self, name)} must be at least 1")
+        if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 2:
+            raise ConfigError(
+                f"model.relative_buckets={self.relative_buckets} must be at least 4, and "
+                f"model.relative_max_distance={self.relative_max_distance} above half of it"
+            )
         for name in ("num_encoder_layers", "num_decoder_layers", "num_token_types", "num_labels"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"model.{name}={getattr(self, name)} must not be negative")

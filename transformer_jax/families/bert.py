@@ -39,7 +39,6 @@ FIXED: dict[str, Any] = dict(
     image_shape=(),
 )
 
-# What a config has besides, unless it is changed. The tokenizer's [PAD], [CLS] and [SEP].
 DEFAULTS: dict[str, Any] = dict(
     head="pretraining",
     max_length=512,
@@ -48,8 +47,6 @@ DEFAULTS: dict[str, Any] = dict(
     attention_dropout=0.1,
     initial_stddev=0.02,
     pad_id=0,
-    decoder_start_id=101,
-    eos_id=102,
 )
 
 _LAYER = "encoder/layer_{i}"

@@ -9,9 +9,6 @@ from jaxtyping import Array, Float, Int
 
 from transformer_jax.layers.parameters import parameter
 
-RELATIVE_BUCKETS = 32  # of every released T5
-RELATIVE_MAX_DISTANCE = 128  # tokens; beyond it all share a bucket
-
 
 def sinusoidal_table(max_length: int, d_model: int) -> Float[np.ndarray, "L D"]:
     """``[p, 2i] = sin(p / 10000^(2i / d_model))``, ``[p, 2i + 1] = cos(the same)``.
@@ -50,19 +47,21 @@ class PositionEncoding(nn.Module):
         return table.astype(self.dtype).at[positions].get(mode="fill", fill_value=jnp.nan)
 
 
-def relative_buckets(distances: Int[Array, "L S"], *, both_directions: bool) -> Int[Array, "L S"]:
+def relative_buckets(
+    distances: Int[Array, "L S"], *, buckets: int, max_distance: int, both_directions: bool
+) -> Int[Array, "L S"]:
     """The bucket of each distance, key place less query place (Raffel et al. 2020, section 2.1).
 
     Half of the buckets hold one distance each, the others distances that grow logarithmically up to
-    ``RELATIVE_MAX_DISTANCE``. With ``both_directions`` keys after the query have buckets of their own, half
+    ``max_distance``. With ``both_directions`` keys after the query have buckets of their own, half
     of all; without, they share the bucket of distance 0 (and are masked anyhow).
     """
-    count = RELATIVE_BUCKETS // 2 if both_directions else RELATIVE_BUCKETS
+    count = buckets // 2 if both_directions else buckets
     offset = jnp.where(distances > 0, count, 0) if both_directions else jnp.zeros_like(distances)
     distances = jnp.abs(distances) if both_directions else jnp.maximum(-distances, 0)
     exact = count // 2
     logarithm = jnp.log(jnp.maximum(distances, 1).astype(jnp.float32) / exact)
-    steps = logarithm / math.log(RELATIVE_MAX_DISTANCE / exact) * (count - exact)
+    steps = logarithm / math.log(max_distance / exact) * (count - exact)
     far = jnp.minimum(exact + steps.astype(jnp.int32), count - 1)
     return offset + jnp.where(distances < exact, distances, far)
 
@@ -71,6 +70,8 @@ class RelativeBias(nn.Module):
     """A number for each head and bucket of distances, to be added to attention scores: T5's positions."""
 
     num_heads: int
+    buckets: int
+    max_distance: int
 
     @nn.compact
     def __call__(
@@ -83,7 +84,12 @@ class RelativeBias(nn.Module):
     ) -> Float[Array, "1 H L S"]:
         """``query_offset`` is the place of the first query among the keys."""
         init = nn.initializers.normal(0.1)
-        table = parameter(self, "embedding", init, (RELATIVE_BUCKETS, self.num_heads), ("buckets", "heads"))
+        table = parameter(self, "embedding", init, (self.buckets, self.num_heads), ("buckets", "heads"))
         query = query_offset + jnp.arange(query_length)[:, None]
-        buckets = relative_buckets(jnp.arange(key_length)[None, :] - query, both_directions=both_directions)
-        return table[buckets].transpose(2, 0, 1)[None]
+        places = relative_buckets(
+            jnp.arange(key_length)[None, :] - query,
+            buckets=self.buckets,
+            max_distance=self.max_distance,
+            both_directions=both_directions,
+        )
+        return table[places].transpose(2, 0, 1)[None]

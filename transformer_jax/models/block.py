@@ -59,7 +59,7 @@ class Block(nn.Module):
         context: Float[Array, "B S D"] | KeyValue | None = None,
         *,
         mask: Mask,
-        bias: Float[Array, "#B H L S"] | None = None,
+        bias: Float[Array, "#B H L keys"] | None = None,
         context_mask: Mask | None = None,
         cache: KeyValue | None = None,
         position: Int[Array, ""] | None = None,

@@ -38,7 +38,9 @@ class Stack(nn.Module):
         if config.norm_position == "pre":
             self.final_norm = NORMS[config.norm](config.norm_epsilon, jnp.dtype(config.dtype))
         if config.positions == "relative":
-            self.relative_bias = RelativeBias(config.num_heads)
+            self.relative_bias = RelativeBias(
+                config.num_heads, config.relative_buckets, config.relative_max_distance
+            )
 
     def _block(self) -> Block:
         # Radford et al. 2019, section 2.3: what each of N sub-layers adds to a residual stream is scaled by

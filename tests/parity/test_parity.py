@@ -1,0 +1,215 @@
+"""Models read from Hugging Face folders do what PyTorch did with them: logits, gradients, decoding."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.parity.test_fixtures import DECODING_MODELS, FIXTURES, MODELS, expected
+from transformer_jax.decoding import beam_search, greedy_search, repeat_rows
+from transformer_jax.generation import DecodingSettings, Generator
+from transformer_jax.models import abstract_params
+from transformer_jax.models.cache import EncodedContext, PromptContext
+from transformer_jax.partitioning import unbox
+from transformer_jax.pretrained import from_pretrained, save_pretrained
+from transformer_jax.weights import TensorFiles, read_weights
+
+pytestmark = pytest.mark.parity
+
+LOGITS = 1e-5  # asked for
+GRADIENTS = 1e-4  # of the largest element of each gradient, asked for
+
+
+@functools.cache
+def loaded(name, **changes):
+    return from_pretrained(FIXTURES / name, **changes)
+
+
+def arguments_of(name, arrays):
+    """Of our model, from those of theirs."""
+    if name == "vit":
+        return {"images": arrays["pixel_values"].transpose(0, 2, 3, 1)}
+    inputs = {"inputs": arrays["input_ids"], "inputs_segments": arrays["attention_mask"]}
+    if "token_type_ids" in arrays:
+        inputs["inputs_types"] = arrays["token_type_ids"]
+    if "decoder_input_ids" in arrays:
+        # Theirs begins with the start token, ours is shifted by the model; the last one is not looked at.
+        shifted = arrays["decoder_input_ids"]
+        assert (shifted[:, 0] == loaded(name).config.decoder_start_id).all()
+        inputs["targets"] = np.concatenate([shifted[:, 1:], shifted[:, :1]], axis=1)
+        inputs["targets_segments"] = arrays["decoder_attention_mask"]
+    return inputs
+
+
+def outputs_of(name, result):
+    """Of theirs, by name, from ours."""
+    if name == "bert_qa":
+        return dict(zip(MODELS[name][2], (result[..., 0], result[..., 1]), strict=True))
+    return dict(zip(MODELS[name][2], result if isinstance(result, tuple) else (result,), strict=True))
+
+
+@functools.cache
+def forward_and_gradient(name):
+    """Outputs by name, and the gradient of their weighted sum, of the model as it was read."""
+    arrays, ours = expected(name), loaded(name)
+    arguments = {key: jnp.asarray(value) for key, value in arguments_of(name, arrays).items()}
+
+    def weighted_sum(params):
+        found = outputs_of(name, ours.model.apply({"params": params}, **arguments))
+        return sum(jnp.sum(found[output] * arrays[f"weights/{output}"]) for output in found), found
+
+    gradient, found = jax.jit(jax.grad(weighted_sum, has_aux=True))(ours.params)
+    return found, gradient
+
+
+def is_real(arrays, output):
+    mask = arrays.get("decoder_attention_mask", arrays.get("attention_mask"))
+    if mask is None or output.shape[:2] != mask.shape:
+        return np.ones(output.shape[:1], bool)
+    return mask.astype(bool)
+
+
+def check_logits(name, outputs):
+    arrays = expected(name)
+    for output, found in outputs.items():
+        real = is_real(arrays, found)
+        np.testing.assert_allclose(
+            np.asarray(found)[real], arrays[output][real], rtol=LOGITS, atol=LOGITS, err_msg=output
+        )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits(name):
+    check_logits(name, forward_and_gradient(name)[0])
+
+
+@pytest.mark.parametrize("name", ["bert_pretraining", "gpt2", "t5", "bart"])
+def test_logits_of_scanned_layers(name):
+    ours = loaded(name, scan_layers=True)
+    arguments = {key: jnp.asarray(value) for key, value in arguments_of(name, expected(name)).items()}
+    found = jax.jit(ours.model.apply)({"params": ours.params}, **arguments)
+    check_logits(name, outputs_of(name, found))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients(name, tmp_path):
+    ours, found = loaded(name), forward_and_gradient(name)[1]
+    # Their gradients, brought into our layout as their weights are.
+    arrays = expected(name)
+    theirs = {key.removeprefix("grad/"): value for key, value in arrays.items() if key.startswith("grad/")}
+    save_file(theirs, tmp_path / "model.safetensors")
+    template = unbox(abstract_params(ours.config))
+    wanted = read_weights(TensorFiles(tmp_path), ours.family.checkpoint, ours.config, template)
+    largest = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+        largest[jax.tree_util.keystr(path, simple=True, separator="/")] = np.abs(leaf).max()
+    pairs = zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True)
+    for (path, mine), other in pairs:
+        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        # A bias of all keys shifts all scores of a query alike, so its gradient is 0 but for rounding.
+        scale = largest[where.replace("key/bias", "key/kernel")]
+        assert scale > 1e-3, where
+        np.testing.assert_allclose(mine, other, rtol=0, atol=GRADIENTS * scale, err_msg=where)
+
+
+def decoder_of(name, arrays, beams=1):
+    """``step`` and first cache of the model, with the token to begin with."""
+    ours = loaded(name)
+    model, variables = ours.model, {"params": ours.params}
+    inputs, mask = jnp.asarray(arrays["input_ids"]), jnp.asarray(arrays["attention_mask"])
+    if name == "gpt2":
+        inputs, mask = jnp.asarray(arrays["left/input_ids"]), jnp.asarray(arrays["left/attention_mask"])
+        context = PromptContext(inputs.shape[1] - mask.sum(axis=1))
+        cache = model.init_cache(len(inputs), inputs.shape[1] + 12)
+        cache = model.apply(variables, inputs[:, :-1], context, cache, method="read_prompt")
+        start = inputs[:, -1]
+    else:
+        context = model.apply(variables, inputs, mask, method="encode_context")
+        cache = model.init_cache(len(inputs), 12)
+        start = jnp.full(len(inputs), ours.config.decoder_start_id)
+    if isinstance(context, EncodedContext):
+        context = EncodedContext(repeat_rows(context.layers, beams), repeat_rows(context.segments, beams))
+    else:
+        context = repeat_rows(context, beams)
+
+    def step(tokens, cache):
+        return model.apply(variables, tokens, context, cache, method="decode_step")
+
+    return step, cache, start, ours.config
+
+
+@pytest.mark.parametrize("name", DECODING_MODELS)
+def test_greedy_decoding_with_a_cache(name):
+    arrays = expected(name)
+    step, cache, start, config = decoder_of(name, arrays)
+    ends = dict(max_length=12, eos_id=config.eos_id, pad_id=config.pad_id)
+    decoded = jax.jit(lambda: greedy_search(step, cache, start, **ends))()
+    for row, length in enumerate(arrays["greedy/lengths"]):
+        assert decoded.lengths[row] == length
+        assert decoded.tokens[row, :length].tolist() == arrays["greedy/tokens"][row, :length].tolist()
+    np.testing.assert_allclose(decoded.log_probs, arrays["greedy/log_probs"], rtol=1e-5, atol=1e-4)
+    tokens, one_step = start, jax.jit(step)
+    for place in range(12):
+        logits, cache = one_step(tokens, cache)
+        real = arrays["greedy/lengths"] > place
+        np.testing.assert_allclose(
+            np.asarray(logits)[real], arrays["greedy/logits"][real, place], rtol=LOGITS, atol=LOGITS
+        )
+        tokens = jnp.asarray(arrays["greedy/tokens"][:, place])
+
+
+@pytest.mark.parametrize("result", ["beam", "beam_reference", "beam_reference_penalized"])
+@pytest.mark.parametrize("name", DECODING_MODELS)
+def test_four_beams(name, result):
+    arrays = expected(name)
+    settings = json.loads(str(arrays["decoding"]))
+    step, cache, start, config = decoder_of(name, arrays, beams=4)
+    penalty = settings["penalized_alpha"] if result.endswith("penalized") else 0.0
+    ends = dict(max_length=12, eos_id=config.eos_id, pad_id=config.pad_id)
+    found = jax.jit(lambda: beam_search(step, cache, start, beam_size=4, length_penalty=penalty, **ends))()
+    rows = np.flatnonzero(arrays["beam/same"]) if result == "beam" else np.arange(len(start))
+    assert len(rows) > 0
+    for row in rows:
+        for beam, length in enumerate(arrays[f"{result}/lengths"][row]):
+            theirs = arrays[f"{result}/tokens"][row, beam, :length].tolist()
+            assert found.tokens[row, beam, : found.lengths[row, beam]].tolist() == theirs, (row, beam)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+@pytest.mark.parametrize("name", DECODING_MODELS)
+def test_the_generator_gives_the_same_from_sequences_of_several_lengths(name, beam_size):
+    arrays, ours = expected(name), loaded(name)
+    side = "left/" if name == "gpt2" else ""
+    rows = zip(arrays[f"{side}input_ids"], arrays[f"{side}attention_mask"], strict=True)
+    sequences = [tokens[mask == 1] for tokens, mask in rows]
+    settings = DecodingSettings(beam_size=beam_size, length_penalty=0.0)
+    generator = Generator(
+        ours.config, settings, ours.config.vocab_size, output_length=lambda _: 12, batch_size=3
+    )
+    found = generator.generate(ours.params, sequences)
+    result = "greedy" if beam_size == 1 else "beam_reference"
+    for row, tokens in enumerate(found):
+        best = (row,) if beam_size == 1 else (row, 0)
+        length = arrays[f"{result}/lengths"][best]
+        assert tokens.tolist() == arrays[f"{result}/tokens"][best][:length].tolist()
+    if beam_size == 1:
+        streamed = [list(generator.stream(ours.params, sequence)) for sequence in sequences]
+        assert streamed == [tokens.tolist() for tokens in found]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_written_is_what_was_read(name, tmp_path):
+    ours = loaded(name)
+    save_pretrained(tmp_path, ours)
+    stored, written = (load_file(folder / "model.safetensors") for folder in (FIXTURES / name, tmp_path))
+    assert set(written) == set(stored)
+    for tensor, array in stored.items():
+        skipped = 2 if name == "bart" and "embed_positions" in tensor else 0  # rows that nothing reads
+        np.testing.assert_array_equal(written[tensor][skipped:], array[skipped:], err_msg=tensor)
+    again = from_pretrained(tmp_path)
+    assert again.config == ours.config and again.labels == ours.labels
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.params, ours.params))

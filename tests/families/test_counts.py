@@ -1,0 +1,104 @@
+"""Published parameter counts of every variant of every family, without making a parameter."""
+
+import jax
+import pytest
+
+from transformer_jax import families
+from transformer_jax.config import ConfigError
+from transformer_jax.families import FAMILIES
+from transformer_jax.models import abstract_params
+
+# What transformers' ``num_parameters`` gives for the released checkpoints (of BERT for BertModel, with its
+# pooler), and for ViT what timm and the papers' authors give, with 1,000 classes.
+PUBLISHED = {
+    "bert": {
+        "tiny": 4_385_920,
+        "mini": 11_170_560,
+        "small": 28_763_648,
+        "medium": 41_373_184,
+        "base": 109_482_240,
+        "large": 335_141_888,
+        "minilm": 22_713_216,
+    },
+    "gpt2": {"small": 124_439_808, "medium": 354_823_168, "large": 774_030_080, "xl": 1_557_611_200},
+    "t5": {
+        "small": 60_506_624,
+        "base": 222_903_552,
+        "large": 737_668_096,
+        "3b": 2_851_598_336,
+        "11b": 11_307_321_344,
+        "1.1-small": 76_961_152,
+        "1.1-base": 247_577_856,
+        "1.1-large": 783_150_080,
+        "1.1-xl": 2_849_757_184,
+        "1.1-xxl": 11_135_332_352,
+    },
+    "bart": {"base": 139_420_416, "large": 406_291_456},
+    "vit": {
+        "Ti/16": 5_717_416,
+        "S/16": 22_050_664,
+        "S/32": 22_878_952,
+        "B/16": 86_567_656,
+        "B/32": 88_224_232,
+        "L/16": 304_326_632,
+        "L/32": 306_535_400,
+        "H/14": 632_045_800,
+    },
+    "marian": {"opus-mt": 74_410_496},
+}
+HEADS = {"bert": dict(head="pooled")}
+
+
+def count(config):
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
+
+
+def uncounted(config):
+    """Parameters of ours that the published number leaves out, less those of theirs that we do not have."""
+    if config.positions == "sinusoidal_halves":
+        # A bias of the logits, where theirs is a buffer; sinusoids that theirs counts, of both sides.
+        return config.vocab_size - 2 * config.max_length * config.d_model
+    if config.logits_bias and not config.is_encoder_only:
+        return config.vocab_size - 2 * 2 * config.d_model  # and BART's two unread rows of positions, twice
+    return 0
+
+
+CASES = [
+    (name, variant)
+    for name, family in FAMILIES.items()
+    if name != "transformer"
+    for variant in family.variants
+]
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_parameter_count(name, variant):
+    config = getattr(families, name).config(variant, **HEADS.get(name, {}))
+    assert FAMILIES[name].has(config)
+    if name == "vit" and variant not in PUBLISHED["vit"]:
+        # Unpublished combinations: from one of the same size, patches and positions counted by hand.
+        size, patch = variant.split("/")
+        other = next(known for known in PUBLISHED["vit"] if known.startswith(f"{size}/"))
+        base = families.vit.config(other)
+        published = PUBLISHED["vit"][other]
+        published += 3 * config.d_model * (int(patch) ** 2 - base.patch_size**2)
+        published += config.d_model * ((224 // int(patch)) ** 2 - (224 // base.patch_size) ** 2)
+    else:
+        published = PUBLISHED[name][variant]  # a variant without an expected count fails here
+    assert count(config) == published + uncounted(config)
+
+
+def test_a_config_is_of_one_family_that_has_a_checkpoint():
+    for name, variant in CASES:
+        config = getattr(families, name).config(variant)
+        assert [f.name for f in FAMILIES.values() if f.checkpoint and f.has(config)] == [name]
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "transformer"])
+def test_unknown_variants_and_fields_are_named(name):
+    module = getattr(families, name)
+    variant = next(iter(module.VARIANTS))
+    with pytest.raises(ConfigError, match=rf"'bose' of the family {name}; there are {variant}"):
+        module.config("bose")
+    with pytest.raises(ConfigError, match=r"no field num_head: .*num_heads"):
+        module.config(variant, num_head=3)

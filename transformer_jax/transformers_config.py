@@ -48,6 +48,7 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
       ConfigError: an unknown family, a model that differs from what the family is here, or a missing key.
     """
     where = folder / CONFIG_FILE
+    content = {key: value for key, value in content.items() if value is not None}
     known = {f.checkpoint.model_type: f for f in FAMILIES.values() if f.checkpoint is not None}
     model_type = content.get("model_type")
     if model_type not in known:
@@ -63,7 +64,7 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
     fields: dict[str, Any] = {**family.fixed, **family.defaults}
     found: dict[str, dict[str, Any]] = {}
     for ours, theirs in checkpoint.fields:
-        if content.get(theirs) is not None:
+        if theirs in content:
             found.setdefault(ours, {})[theirs] = content[theirs]
     for ours, values in found.items():
         if len(set(values.values())) > 1:
@@ -73,6 +74,8 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
         fields |= checkpoint.read(content, names)
     except KeyError as error:
         raise ConfigError(f"{where} lacks the key {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
     bare = {name.removeprefix(checkpoint.prefix) for name in names}
     fields["head"] = next(head for head, needed in checkpoint.heads if bare.issuperset(needed))
     labels = _labels(content) if fields["head"] in LABELLED_HEADS else ()

@@ -112,8 +112,7 @@ ALIASES = {
 
 def read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
     """Sizes of heads, and an epsilon that is not in ``config.json``: that of BART and of Marian."""
-    size = config["d_model"] // config["encoder_attention_heads"]
-    return dict(key_size=size, value_size=size, norm_epsilon=1e-5)
+    return dict(heads(config["encoder_attention_heads"], config["d_model"]), norm_epsilon=1e-5)
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:

@@ -79,8 +79,7 @@ TENSORS = (
 
 
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    size = config["hidden_size"] // config["num_attention_heads"]
-    return dict(key_size=size, value_size=size)
+    return heads(config["num_attention_heads"], config["hidden_size"])
 
 
 FAMILY = Family(

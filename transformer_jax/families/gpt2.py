@@ -74,13 +74,11 @@ TENSORS = (
 
 
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    size = config["n_embd"] // config["n_head"]
     eos_id = config.get("eos_token_id")
     eos_id = config["vocab_size"] - 1 if eos_id is None else eos_id
     inner = config.get("n_inner")
     return dict(
-        key_size=size,
-        value_size=size,
+        **heads(config["n_head"], config["n_embd"]),
         d_feedforward=4 * config["n_embd"] if inner is None else inner,
         eos_id=eos_id,
         decoder_start_id=eos_id,

@@ -68,11 +68,9 @@ TENSORS = (
 
 
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    size = config["hidden_size"] // config["num_attention_heads"]
     side, patch = config.get("image_size", 224), config.get("patch_size", 16)
     return dict(
-        key_size=size,
-        value_size=size,
+        **heads(config["num_attention_heads"], config["hidden_size"]),
         patch_size=patch,
         image_shape=(side, side, config.get("num_channels", 3)),
         max_length=(side // patch) ** 2 + 1,

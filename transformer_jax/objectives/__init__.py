@@ -1,8 +1,12 @@
 """Objectives: what is predicted, from which arrays, at what loss."""
 
 from transformer_jax.objectives.base import Objective
+from transformer_jax.objectives.causal_lm import CausalLM
 from transformer_jax.objectives.seq2seq import Seq2Seq
 
-OBJECTIVES = {"seq2seq": Seq2Seq}
+OBJECTIVES = {
+    "seq2seq": Seq2Seq,
+    "causal_lm": CausalLM,
+}
 
-__all__ = ["OBJECTIVES", "Objective", "Seq2Seq"]
+__all__ = ["OBJECTIVES", "CausalLM", "Objective", "Seq2Seq"]

@@ -47,7 +47,7 @@ def smoothed_cross_entropy(
 def token_sums(
     losses: TokenLosses, weights: Float[Array, "B L"]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The loss summed over the tokens of weight 1, and the sums ``loss``, ``nll``, ``correct``, ``tokens``."""
+    """The loss over tokens of weight 1, summed, and the sums ``loss``, ``nll``, ``correct``, ``tokens``."""
     loss = jnp.sum(losses.loss * weights)
     sums = {
         "loss": loss,

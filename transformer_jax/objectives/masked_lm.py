@@ -94,7 +94,7 @@ class MaskedLM:
         if self.next_sentence:
             check_room(context.max_length, 5)
             return [
-                self._piece((a, b), context, special) | {"labels": np.array(label, np.int32)}
+                {**self._piece((a, b), context, special), "labels": np.array(label, np.int32)}
                 for a, b, label in _pairs(tokens, context)
             ]
         check_room(context.max_length, 3)

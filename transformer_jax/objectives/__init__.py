@@ -4,11 +4,13 @@ from transformer_jax.objectives.base import Objective
 from transformer_jax.objectives.causal_lm import CausalLM
 from transformer_jax.objectives.masked_lm import MaskedLM
 from transformer_jax.objectives.seq2seq import Seq2Seq
+from transformer_jax.objectives.span_corruption import SpanCorruption
 
 OBJECTIVES = {
     "seq2seq": Seq2Seq,
     "causal_lm": CausalLM,
     "masked_lm": MaskedLM,
+    "span_corruption": SpanCorruption,
 }
 
-__all__ = ["OBJECTIVES", "CausalLM", "MaskedLM", "Objective", "Seq2Seq"]
+__all__ = ["OBJECTIVES", "CausalLM", "MaskedLM", "Objective", "Seq2Seq", "SpanCorruption"]

@@ -2,6 +2,7 @@
 
 from transformer_jax.objectives.base import Objective
 from transformer_jax.objectives.causal_lm import CausalLM
+from transformer_jax.objectives.denoising import Denoising
 from transformer_jax.objectives.masked_lm import MaskedLM
 from transformer_jax.objectives.seq2seq import Seq2Seq
 from transformer_jax.objectives.span_corruption import SpanCorruption
@@ -11,6 +12,7 @@ OBJECTIVES = {
     "causal_lm": CausalLM,
     "masked_lm": MaskedLM,
     "span_corruption": SpanCorruption,
+    "denoising": Denoising,
 }
 
-__all__ = ["OBJECTIVES", "CausalLM", "MaskedLM", "Objective", "Seq2Seq", "SpanCorruption"]
+__all__ = ["OBJECTIVES", "CausalLM", "Denoising", "MaskedLM", "Objective", "Seq2Seq", "SpanCorruption"]

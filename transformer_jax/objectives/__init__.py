@@ -2,10 +2,12 @@
 
 from transformer_jax.objectives.base import Objective
 from transformer_jax.objectives.causal_lm import CausalLM
+from transformer_jax.objectives.classification import Classification
 from transformer_jax.objectives.denoising import Denoising
 from transformer_jax.objectives.masked_lm import MaskedLM
 from transformer_jax.objectives.seq2seq import Seq2Seq
 from transformer_jax.objectives.span_corruption import SpanCorruption
+from transformer_jax.objectives.token_classification import TokenClassification
 
 OBJECTIVES = {
     "seq2seq": Seq2Seq,
@@ -13,6 +15,18 @@ OBJECTIVES = {
     "masked_lm": MaskedLM,
     "span_corruption": SpanCorruption,
     "denoising": Denoising,
+    "classification": Classification,
+    "token_classification": TokenClassification,
 }
 
-__all__ = ["OBJECTIVES", "CausalLM", "Denoising", "MaskedLM", "Objective", "Seq2Seq", "SpanCorruption"]
+__all__ = [
+    "OBJECTIVES",
+    "CausalLM",
+    "Classification",
+    "Denoising",
+    "MaskedLM",
+    "Objective",
+    "Seq2Seq",
+    "SpanCorruption",
+    "TokenClassification",
+]

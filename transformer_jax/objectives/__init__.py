@@ -5,6 +5,7 @@ from transformer_jax.objectives.causal_lm import CausalLM
 from transformer_jax.objectives.classification import Classification
 from transformer_jax.objectives.denoising import Denoising
 from transformer_jax.objectives.masked_lm import MaskedLM
+from transformer_jax.objectives.question_answering import QuestionAnswering
 from transformer_jax.objectives.seq2seq import Seq2Seq
 from transformer_jax.objectives.span_corruption import SpanCorruption
 from transformer_jax.objectives.token_classification import TokenClassification
@@ -17,6 +18,7 @@ OBJECTIVES = {
     "denoising": Denoising,
     "classification": Classification,
     "token_classification": TokenClassification,
+    "question_answering": QuestionAnswering,
 }
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Denoising",
     "MaskedLM",
     "Objective",
+    "QuestionAnswering",
     "Seq2Seq",
     "SpanCorruption",
     "TokenClassification",

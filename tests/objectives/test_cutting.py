@@ -12,6 +12,7 @@ from transformer_jax.objectives.cutting import (
     sentence_starts,
     word_starts,
 )
+from transformer_jax.types import Encoding
 
 
 def starting(flags, text, tokenizer):
@@ -38,6 +39,14 @@ def test_lines_and_sentences_begin_where_a_reader_says(text, lines, sentences):
     assert starting(sentence_starts(text, encoding), text, tokenizer) == sentences
 
 
+def test_white_space_belongs_to_what_it_stands_before():
+    # Tokens "a.", "\n", "b.", " c": as byte-level tokenizers have them.
+    bounds = np.array([0, 2, 3, 5, 7], np.int32)
+    encoding = Encoding(np.arange(4, dtype=np.int32), np.arange(4, dtype=np.int32), bounds[:-1], bounds[1:])
+    assert line_starts("a.\nb. c", encoding).tolist() == [True, True, False, False]
+    assert sentence_starts("a.\nb. c", encoding).tolist() == [True, True, False, True]
+
+
 def test_even_pieces_cover_everything_once_and_begin_anywhere():
     first = set()
     for seed in range(200):
@@ -50,7 +59,8 @@ def test_even_pieces_cover_everything_once_and_begin_anywhere():
 
 def test_even_pieces_leave_alone_what_fits_and_are_fixed_in_evaluation(rng):
     assert cut_evenly(5, 5, rng, True) == [(0, 5)]
-    assert cut_evenly(12, 5, rng, False) == [(0, 5), (5, 10), (10, 12)]
+    for _ in range(5):
+        assert cut_evenly(12, 5, rng, False) == [(0, 5), (5, 10), (10, 12)]
 
 
 def test_pieces_end_at_lines_then_words_then_anywhere():
@@ -61,6 +71,7 @@ def test_pieces_end_at_lines_then_words_then_anywhere():
     # 0-3 ends before the line at 3; the rest is one line, cut before words; word 4 is too long for 5.
     assert cut_at_borders(5, lines, word_starts(words)) == [(0, 3), (3, 7), (7, 12), (12, 14)]
     assert cut_at_borders(14, lines, word_starts(words)) == [(0, 14)]
+    assert cut_at_borders(4, np.ones(10, bool)) == [(0, 4), (4, 8), (8, 10)]
 
 
 def test_no_room_is_an_error_that_says_how_much_is_needed():

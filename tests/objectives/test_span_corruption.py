@@ -81,7 +81,7 @@ def test_the_longest_pieces_are_those_of_the_released_helper():
 
 
 def test_as_many_tokens_and_spans_as_the_paper_says(rng):
-    for length in (10, 100, 568):
+    for length in (10, 73, 100, 568):
         mask = noise_mask(length, 0.15, 3.0, rng)
         tokens = round(0.15 * length)
         assert mask.sum() == tokens

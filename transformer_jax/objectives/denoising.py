@@ -109,7 +109,7 @@ class Denoising:
             parts.append([mask] if is_cut else ids[bounds[word] : bounds[word + 1]])
             word += length
         too_many = max(0, sum(map(len, parts)) - most)
-        left_out = rng.permutation(np.array(inserted, int))[:too_many]
+        left_out = set(rng.permutation(np.array(inserted, int))[:too_many].tolist())
         return np.concatenate([part for place, part in enumerate(parts) if place not in left_out])
 
     def loss(

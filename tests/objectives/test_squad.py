@@ -16,6 +16,7 @@ from transformer_jax.objectives.squad import exact_match, f1, normalized, squad_
         ("A.", ""),
         ("\tGold\n medal ", "gold medal"),
         ("$40 – 50", "40 – 50"),  # only ASCII punctuation
+        ("40–a–50", "40– –50"),  # an article leaves a space
     ],
 )
 def test_normalization(answer, wanted):

@@ -44,18 +44,18 @@ def test_a_long_text_is_cut_between_words_and_every_word_counts_once():
 
 def test_words_are_those_of_the_example_whatever_the_tokenizer_takes_for_one():
     class SpacesToo(ToyTokenizer):
-        """Tokens hold the space before them, and words are at punctuation too."""
+        """Spaces are in a token or one of their own, and words end at punctuation too."""
 
         def encode_with_places(self, text):
             assert text == "New York U.S."
-            parts = np.array([[0, 3], [3, 8], [8, 10], [10, 11], [11, 12], [12, 13]], np.int32)
-            number = np.arange(6, dtype=np.int32)
+            parts = np.array([[0, 3], [3, 8], [8, 9], [9, 10], [10, 11], [11, 12], [12, 13]], np.int32)
+            number = np.arange(7, dtype=np.int32)
             return Encoding(number + 7, number, parts[:, 0], parts[:, 1])
 
     tokens = TokenClassification().encode({"inputs": ["New York", "U.S."], "labels": [1, "2"]}, SpacesToo())
-    assert tokens["_words"].tolist() == [0, 0, 1, 1, 1, 1]
-    assert tokens["targets_weights"].tolist() == [1, 0, 1, 0, 0, 0]
-    assert tokens["targets"].tolist() == [1, 0, 2, 0, 0, 0]
+    assert tokens["_words"].tolist() == [0, 0, 1, 1, 1, 1, 1]
+    assert tokens["targets_weights"].tolist() == [1, 0, 1, 0, 0, 0, 0]
+    assert tokens["targets"].tolist() == [1, 0, 2, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def test_question_and_context_are_written_as_in_the_paper():
         ("It", "It"),
         ("1348", "1348."),
         ("ounde", "founde"),
+        ("nde", "nde"),
         ("by monks, in", "by monks, in"),
     ],
 )

@@ -84,7 +84,9 @@ def test_a_long_question_is_cut_or_an_error():
         objective.pieces(tokens, draw(tokenizer, 8))
 
 
-@pytest.mark.parametrize(("answer", "start"), [("Prague", 17), ("Prague", -1), ("Brno", 18), ("", 3)])
+@pytest.mark.parametrize(
+    ("answer", "start"), [("Prague", 17), ("Prague", -1), ("1348", -5), ("Brno", 18), ("", 3)]
+)
 def test_an_answer_that_is_not_where_it_should_be_is_an_error(answer, start):
     example = asked("Prague") | {"answers": [answer], "answer_starts": [start]}
     with pytest.raises(ValueError, match=f"the answer '{answer}' is not at character {start} of its context"):
@@ -104,6 +106,8 @@ def test_loss_is_that_of_numpy_over_real_tokens(rng):
     logits = rng.normal(size=(len(pieces) + 1, 14, 2)).astype(np.float32)
     logits[0, 12:] = 50.0  # padding, however probable, is no token
     logits[1, pieces[1]["answer_span"], [0, 1]] = 9.0
+    logits[2, pieces[2]["answer_span"][0], 0] = 9.0  # one end alone is not right
+    logits[2, pieces[2]["answer_span"][1] + 1, 1] = 9.0
     seen = {}
 
     def apply(variables, **arguments):

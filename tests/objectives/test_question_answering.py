@@ -85,7 +85,7 @@ def test_a_long_question_is_cut_or_an_error():
 
 
 @pytest.mark.parametrize(
-    ("answer", "start"), [("Prague", 17), ("Prague", -1), ("1348", -5), ("Brno", 18), ("", 3)]
+    ("answer", "start"), [("Prague", 17), ("1348", -5), ("Brno", 18), ("", 3)]
 )
 def test_an_answer_that_is_not_where_it_should_be_is_an_error(answer, start):
     example = asked("Prague") | {"answers": [answer], "answer_starts": [start]}

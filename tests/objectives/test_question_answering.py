@@ -84,9 +84,7 @@ def test_a_long_question_is_cut_or_an_error():
         objective.pieces(tokens, draw(tokenizer, 8))
 
 
-@pytest.mark.parametrize(
-    ("answer", "start"), [("Prague", 17), ("1348", -5), ("Brno", 18), ("", 3)]
-)
+@pytest.mark.parametrize(("answer", "start"), [("Prague", 17), ("1348", -5), ("Brno", 18), ("", 3)])
 def test_an_answer_that_is_not_where_it_should_be_is_an_error(answer, start):
     example = asked("Prague") | {"answers": [answer], "answer_starts": [start]}
     with pytest.raises(ValueError, match=f"the answer '{answer}' is not at character {start} of its context"):

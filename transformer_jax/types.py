@@ -19,15 +19,16 @@ are packed; example ``i`` of a row has segment ``i`` on both sides). ``*_positio
 segment. Targets are not shifted: the model shifts its decoder inputs itself.
 """
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
 
 Array: TypeAlias = jax.Array | np.ndarray
 PyTree: TypeAlias = Any
-TextExample: TypeAlias = Mapping[str, str]
+TextExample: TypeAlias = Mapping[str, Any]  # feature -> str, int, list or array
 TokenExample: TypeAlias = Mapping[str, np.ndarray]
 Batch: TypeAlias = Mapping[str, Array]
 
@@ -36,3 +37,58 @@ SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # their ids are their pla
 
 SIDES = ("inputs", "targets")
 BATCH_KEYS = tuple(side + part for side in SIDES for part in ("", "_positions", "_segments"))
+
+
+class Encoding(NamedTuple):
+    """The tokens of a text and where they come from: four int32 arrays of one length."""
+
+    ids: np.ndarray
+    words: np.ndarray  # number of the word that a token belongs to
+    starts: np.ndarray  # first character of the text that a token stands for
+    stops: np.ndarray  # and the one after its last
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """The part of a tokenizer that an objective's host side needs."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, special ones included."""
+        ...
+
+    @property
+    def sentinels(self) -> tuple[int, ...]:
+        """Ids of <extra_id_0>, <extra_id_1>, …; empty where there are none."""
+        ...
+
+    def encode(self, text: str) -> np.ndarray:
+        """The int32 ids of a text, without special tokens."""
+        ...
+
+    def encode_with_places(self, text: str) -> Encoding:
+        """The same ids, with words and characters."""
+        ...
+
+    def id_of(self, role: str) -> int:
+        """The id of "pad", "bos", "eos", "unk", "cls", "sep" or "mask"; a ValueError where there is none."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """What one visit of an example may depend on besides its tokens.
+
+    Attributes:
+      rng: of this visit alone, seeded by the seed of the data and the visit's place in the endless order.
+      max_length: tokens of a side.
+      tokenizer: for the ids of special tokens.
+      draw_other: the encoded tokens of another example, chosen by ``rng``.
+      train: whether this is for training; evaluation sees whole, unchanged examples where it can.
+    """
+
+    rng: np.random.Generator
+    max_length: int
+    tokenizer: Encoder
+    draw_other: Callable[[], TokenExample]
+    train: bool = True

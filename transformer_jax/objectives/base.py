@@ -1,14 +1,14 @@
 """What the trainer and the data pipeline ask of an objective."""
 
 from collections.abc import Callable
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
 
 from transformer_jax.types import Batch, PyTree, TextExample, TokenExample
 
-Apply: TypeAlias = Callable[..., jax.Array]  # model.apply
+Apply: TypeAlias = Callable[..., Any]  # model.apply
 Sums: TypeAlias = dict[str, jax.Array]
 
 

@@ -1,10 +1,15 @@
 """Losses over logits, one number a token; callers sum them and divide by the number of real tokens."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.calls import run_model, side_arrays
+from transformer_jax.types import SIDES, Batch, PyTree
 
 
 class TokenLosses(NamedTuple):
@@ -37,3 +42,50 @@ def smoothed_cross_entropy(
         return TokenLosses(nll, nll, is_correct)
     uniform = log_normalizer - jnp.mean(logits, axis=-1)
     return TokenLosses((1 - label_smoothing) * nll + label_smoothing * uniform, nll, is_correct)
+
+
+def token_sums(
+    losses: TokenLosses, weights: Float[Array, "B L"]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The loss over tokens of weight 1, summed, and the sums ``loss``, ``nll``, ``correct``, ``tokens``."""
+    loss = jnp.sum(losses.loss * weights)
+    sums = {
+        "loss": loss,
+        "nll": jnp.sum(losses.nll * weights),
+        "correct": jnp.sum(losses.is_correct * weights),
+        "tokens": jnp.sum(weights),
+    }
+    return loss, sums
+
+
+def token_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """Per token, from the sums of ``token_sums``: ``loss``, ``nll``, ``perplexity`` and ``accuracy``."""
+    tokens = sums["tokens"]
+    nll = sums["nll"] / tokens
+    return {
+        "loss": sums["loss"] / tokens,
+        "nll": nll,
+        "perplexity": math.inf if nll >= 700 else math.exp(nll),  # e^700 ends float64; NaN stays
+        "accuracy": sums["correct"] / tokens,
+    }
+
+
+def target_weights(batch: Batch) -> Float[Array, "B L"]:
+    """1 at the targets that have a loss, which is all real ones unless ``targets_weights`` says less."""
+    is_real = jnp.asarray(batch["targets_segments"]) > 0
+    if "targets_weights" in batch:
+        is_real &= jnp.asarray(batch["targets_weights"]) > 0
+    return is_real.astype(jnp.float32)
+
+
+def teacher_forced(
+    apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None, label_smoothing: float
+) -> tuple[jax.Array, Sums]:
+    """The loss of an encoder-decoder that sees the inputs and the targets before each target.
+
+    Returns:
+      The smoothed cross-entropy over real targets, summed, in nats, and the sums of ``token_sums``.
+    """
+    logits = run_model(apply, params, side_arrays(batch, *SIDES), rng)
+    losses = smoothed_cross_entropy(logits, jnp.asarray(batch["targets"]), label_smoothing)
+    return token_sums(losses, target_weights(batch))

@@ -1,17 +1,15 @@
 """Sequence to sequence with teacher forcing, as in Vaswani et al. 2017."""
 
 import dataclasses
-import math
 from typing import ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.config import check_types
 from transformer_jax.objectives.base import Apply, Encoder, Sums
-from transformer_jax.objectives.losses import smoothed_cross_entropy
-from transformer_jax.types import BATCH_KEYS, EOS_ID, SIDES, Batch, PyTree, TextExample, TokenExample
+from transformer_jax.objectives.losses import teacher_forced, token_metrics
+from transformer_jax.types import EOS_ID, SIDES, Batch, PyTree, TextExample, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,28 +44,8 @@ class Seq2Seq:
           The sum, and the sums ``loss``, ``nll`` (without smoothing), ``correct`` (tokens whose most
           probable prediction is right), ``tokens``.
         """
-        rngs = None if rng is None else {"dropout": rng}
-        logits = apply(
-            {"params": params}, **{key: batch[key] for key in BATCH_KEYS}, train=rng is not None, rngs=rngs
-        )
-        targets = jnp.asarray(batch["targets"])
-        losses = smoothed_cross_entropy(logits, targets, self.label_smoothing)
-        weights = (jnp.asarray(batch["targets_segments"]) > 0).astype(jnp.float32)
-        loss = jnp.sum(losses.loss * weights)
-        sums = {
-            "loss": loss,
-            "nll": jnp.sum(losses.nll * weights),
-            "correct": jnp.sum(losses.is_correct * weights),
-        }
-        return loss, sums | {"tokens": jnp.sum(weights)}
+        return teacher_forced(apply, params, batch, rng, self.label_smoothing)
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Per real target token: ``loss`` (smoothed), ``nll``, ``perplexity`` and ``accuracy``."""
-        tokens = sums["tokens"]
-        nll = sums["nll"] / tokens
-        return {
-            "loss": sums["loss"] / tokens,
-            "nll": nll,
-            "perplexity": math.inf if nll >= 700 else math.exp(nll),  # e^700 ends float64; NaN stays
-            "accuracy": sums["correct"] / tokens,
-        }
+        return token_metrics(sums)

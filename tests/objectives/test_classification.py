@@ -1,0 +1,200 @@
+"""Classification: templates and cutting by hand, images pixel by pixel, the loss in NumPy."""
+
+import collections
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.objectives.toy import ToyTokenizer, draw, floats, log_softmax, padded
+from transformer_jax.objectives.classification import Classification
+
+A = " ".join(f"a{i:02d}" for i in range(30))
+B = " ".join(f"b{i:02d}" for i in range(30))
+
+
+def written(tokenizer, tokens):
+    return " ".join(tokenizer.tokens(tokens["inputs"])), tokens["inputs_types"].tolist()
+
+
+def test_texts_and_pairs_are_written_as_in_the_paper():
+    tokenizer, objective = ToyTokenizer(), Classification(labels=("no", "yes"))
+    one = objective.encode({"inputs": "ab cd", "labels": "yes"}, tokenizer)
+    assert written(tokenizer, one) == ("<cls> ab cd <sep>", [0, 0, 0, 0])
+    two = objective.encode({"inputs": "ab cd", "pair": "ef", "labels": 0}, tokenizer)
+    assert written(tokenizer, two) == ("<cls> ab cd <sep> ef <sep>", [0, 0, 0, 0, 1, 1])
+    assert [int(one["labels"]), int(two["labels"])] == [1, 0]
+    assert two["labels"].shape == () and two["labels"].dtype == two["inputs"].dtype == np.int32
+    assert objective.pieces(two, draw(tokenizer, 6)) == [two]
+
+
+def test_long_pairs_are_cut_like_popping_from_the_longer_list():
+    tokenizer, objective = ToyTokenizer(), Classification()
+    for first in (1, 4, 9, 10, 30):
+        for second in (1, 5, 9, 10, 30):
+            a, b = A.split()[:first], B.split()[:second]
+            example = {"inputs": " ".join(a), "pair": " ".join(b), "labels": 3}
+            tokens = objective.encode(example, tokenizer)
+            for room in (2, 7, 10, 19, 60):
+                x, y = list(a), list(b)
+                while len(x) + len(y) > room:
+                    (x if len(x) > len(y) else y).pop()
+                (piece,) = objective.pieces(tokens, draw(tokenizer, room + 3))
+                types = [0] * (len(x) + 2) + [1] * (len(y) + 1)
+                assert written(tokenizer, piece) == (" ".join(["<cls>", *x, "<sep>", *y, "<sep>"]), types)
+                assert int(piece["labels"]) == 3
+
+
+def test_a_long_text_keeps_its_beginning():
+    tokenizer, objective = ToyTokenizer(), Classification()
+    (piece,) = objective.pieces(objective.encode({"inputs": A, "labels": 0}, tokenizer), draw(tokenizer, 5))
+    assert written(tokenizer, piece) == ("<cls> a00 a01 a02 <sep>", [0] * 5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "label", "wanted"),
+    [((), 7, 7), ((), "7", 7), (("b", "a"), "a", 1), (("b", "a"), 0, 0), (("1", "0"), "0", 1)],
+)
+def test_labels_are_numbers_or_names(labels, label, wanted):
+    encoded = Classification(labels=labels).encode({"inputs": "x", "labels": label}, ToyTokenizer())
+    assert int(encoded["labels"]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("labels", "label", "message"),
+    [
+        (
+            ("no", "yes"),
+            "maybe",
+            r"'maybe' is none of objective.labels=\('no', 'yes'\), nor .* to 1",
+        ),
+        (("no", "yes"), 2, r"the label 2 is none of objective.labels=\('no', 'yes'\)"),
+        (("no", "yes"), -1, "the label -1 is none"),
+        ((), "yes", r"'yes' is no number from 0 on, and objective.labels=\(\) has no names"),
+        ((), -1, "the label -1 is no number from 0 on"),
+        ((), True, "the label True is no number"),
+    ],
+)
+def test_an_unknown_label_is_one_error(labels, label, message):
+    with pytest.raises(ValueError, match=message):
+        Classification(labels=labels).encode({"inputs": "x", "labels": label}, ToyTokenizer())
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({"labels": 0}, "needs the feature 'inputs' or 'images', but has labels"),
+        ({"labels": 0, "images": np.zeros((2, 2, 3))}, r"must be a uint8 array .* not float64 of shape"),
+        ({"labels": 0, "images": np.zeros((2, 2), np.uint8)}, r"not uint8 of shape \(2, 2\)"),
+    ],
+)
+def test_an_example_of_the_wrong_kind_is_one_error(example, message):
+    with pytest.raises(ValueError, match=message):
+        Classification().encode(example, ToyTokenizer())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": ("a", "b", "a")}, "must be different names, but there is more than one 'a'"),
+        ({"label_smoothing": 1.0}, r"label_smoothing=1.0 must be in \[0, 1\)"),
+        ({"crop_padding": -1}, "crop_padding=-1 must not be negative"),
+    ],
+)
+def test_bad_fields_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Classification(**fields)
+
+
+def image_example(rng, height=3, width=4):
+    return {"images": rng.integers(1, 256, (height, width, 2)).astype(np.uint8), "labels": 1}
+
+
+def test_training_images_are_all_crops_and_their_mirror_images(rng):
+    objective = Classification(crop_padding=1, flip=True)
+    example = image_example(rng)
+    tokens = objective.encode(example, ToyTokenizer())
+    possible = {}
+    for top in range(3):
+        for left in range(3):
+            for mirrored in (False, True):
+                crop = np.zeros((3, 4, 2), np.uint8)
+                for row in range(3):
+                    for column in range(4):
+                        y, x = row + top - 1, column + left - 1
+                        if 0 <= y < 3 and 0 <= x < 4:
+                            crop[row, 3 - column if mirrored else column] = example["images"][y, x]
+                possible[crop.tobytes()] = 0
+    assert len(possible) == 18
+    for seed in range(3600):
+        (piece,) = objective.pieces(tokens, draw(ToyTokenizer(), 1, seed))
+        assert piece["images"].shape == (3, 4, 2) and piece["images"].dtype == np.uint8
+        possible[piece["images"].tobytes()] += 1
+    p = 1 / 18
+    assert max(abs(n - 200) for n in possible.values()) < 5 * math.sqrt(3600 * p * (1 - p))
+
+
+def test_images_are_left_alone_in_evaluation_and_without_fields(rng):
+    for objective, train in ((Classification(crop_padding=2, flip=True), False), (Classification(), True)):
+        example = image_example(rng)
+        tokens = objective.encode(example, ToyTokenizer())
+        seen = collections.Counter()
+        for seed in range(20):
+            (piece,) = objective.pieces(tokens, draw(ToyTokenizer(), 1, seed, train=train))
+            seen[piece["images"].tobytes()] += 1
+        assert seen == {example["images"].tobytes(): 20}
+
+
+def numpy_loss(logits, labels, smoothing):
+    log_p = log_softmax(logits)
+    q = np.full(logits.shape, smoothing / logits.shape[1])
+    q[np.arange(len(labels)), labels] += 1 - smoothing
+    return -(q * log_p).sum()
+
+
+def test_loss_of_texts_is_that_of_numpy_over_examples(rng):
+    objective = Classification(labels=("a", "b", "c"), label_smoothing=0.1)
+    tokenizer = ToyTokenizer()
+    examples = [objective.encode({"inputs": A[: 8 * i], "labels": i}, tokenizer) for i in (1, 2)]
+    logits = rng.normal(size=(3, 3)).astype(np.float32)
+    seen = {}
+
+    def apply(variables, **arguments):
+        seen.update(arguments)
+        return jnp.asarray(logits)
+
+    loss, sums = objective.loss(apply, {}, padded(examples, 9), jax.random.key(0))
+    assert set(seen) == {
+        "inputs", "inputs_positions", "inputs_segments", "inputs_types", "train", "rngs"
+    }  # fmt: skip
+    wanted = numpy_loss(logits[:2], [1, 2], 0.1)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    accuracy = np.mean(logits[:2].argmax(-1) == [1, 2])
+    metrics = objective.metrics(floats(sums))
+    np.testing.assert_allclose(
+        [metrics[n] for n in Classification.METRICS], (wanted / 2, accuracy), rtol=1e-5
+    )
+
+
+def test_images_reach_the_model_from_minus_one_to_one(rng):
+    images = np.array([[[[0], [51]], [[204], [255]]]], np.uint8)
+    seen = {}
+
+    def apply(variables, **arguments):
+        seen.update(arguments)
+        return jnp.zeros((1, 2))
+
+    loss, _ = Classification().loss(apply, {}, {"images": images, "labels": np.array([1], np.int32)}, None)
+    assert set(seen) == {"images", "train", "rngs"} and seen["images"].dtype == jnp.float32
+    np.testing.assert_allclose(seen["images"].ravel(), [-1, -0.6, 0.6, 1], atol=1e-6)
+    np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
+
+
+def test_other_classes_than_the_model_tells_are_not_passed_over():
+    batch = {"images": np.zeros((1, 1, 1, 1), np.uint8), "labels": np.array([2], np.int32)}
+    apply = lambda *_, **__: jnp.zeros((1, 2))  # noqa: E731
+    assert np.isnan(Classification().loss(apply, {}, batch, None)[0])
+    with pytest.raises(ValueError, match=r"tells 2 classes, but objective.labels=\('a',\) names 1"):
+        Classification(labels=("a",)).loss(apply, {}, batch, None)

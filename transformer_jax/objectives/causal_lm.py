@@ -1,0 +1,62 @@
+"""Causal language modelling, as in GPT-2 (Radford et al. 2019)."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax.config import check_types
+from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.calls import run_model, side_arrays
+from transformer_jax.objectives.cutting import cut_evenly
+from transformer_jax.objectives.losses import (
+    smoothed_cross_entropy,
+    target_weights,
+    token_metrics,
+    token_sums,
+)
+from transformer_jax.types import Batch, Drawing, Encoder, PyTree, TextExample, TokenExample
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalLM:
+    """Predict each token of a document from those before it.
+
+    A document ends in eos, and its first token is predicted from an eos, as if from the end of the
+    document before: GPT-2 puts one <|endoftext|> between documents. Longer documents are cut; a piece
+    after the first one is predicted from the token before it, but sees no more of what was cut off.
+    """
+
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "accuracy")
+    HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy",)
+    FEATURES: ClassVar[tuple[str, ...]] = ("inputs",)
+
+    name: Literal["causal_lm"] = "causal_lm"
+
+    def __post_init__(self) -> None:
+        check_types(self, "objective")
+
+    def encode(self, example: TextExample, tokenizer: Encoder) -> TokenExample:
+        """The document's tokens and eos."""
+        return {"inputs": np.append(tokenizer.encode(example["inputs"]), np.int32(tokenizer.id_of("eos")))}
+
+    def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
+        """Pieces in which every token is a target once; where they begin, see ``cut_evenly``."""
+        targets = tokens["inputs"]
+        inputs = np.append(targets[-1:], targets[:-1])  # the eos at the end goes first
+        borders = cut_evenly(len(targets), context.max_length, context.rng, context.train)
+        return [{"inputs": inputs[i:j], "targets": targets[i:j]} for i, j in borders]
+
+    def loss(
+        self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, Sums]:
+        """Cross-entropy over real targets, summed, in nats, and the sums of ``losses.token_sums``."""
+        logits = run_model(apply, params, side_arrays(batch, "inputs"), rng)
+        losses = smoothed_cross_entropy(logits, jnp.asarray(batch["targets"]), 0.0)
+        return token_sums(losses, target_weights(batch))
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """Per token: ``loss`` and ``nll`` (the same), ``perplexity`` and ``accuracy``."""
+        return token_metrics(sums)

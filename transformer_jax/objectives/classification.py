@@ -1,0 +1,159 @@
+"""Classes of texts, of pairs of texts (Devlin et al. 2019), or of images (Dosovitskiy et al. 2021)."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax.config import check_types
+from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.calls import run_model, side_arrays
+from transformer_jax.objectives.cutting import check_room
+from transformer_jax.objectives.labels import check_classes, check_names, label_id
+from transformer_jax.objectives.losses import smoothed_cross_entropy
+from transformer_jax.types import Batch, Drawing, Encoder, PyTree, TextExample, TokenExample
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """Tell which class an example is of.
+
+    A text is "[CLS] a [SEP]", a pair of texts "[CLS] a [SEP] b [SEP]" with token types 0 and 1 (BERT,
+    section 4). Where that is longer than ``max_length``, tokens are taken from the end of the longer of the
+    two until it fits, as in the released BERT. Images (height, width, channels) are uint8 up to the loss,
+    which turns 0 to 255 into -1 to 1.
+
+    Attributes:
+      labels: their names in the order of their ids; () where labels are given as ids.
+      label_smoothing: as in ``losses.smoothed_cross_entropy``.
+      crop_padding: training images get so many black pixels on each side, and a part of the first size
+        is cut out at random (He et al. 2016, section 4.2, has 4); 0 leaves them as they are.
+      flip: every other training image, at random, is mirrored left to right.
+    """
+
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy",)
+    FEATURES: ClassVar[tuple[str, ...]] = ("labels",)  # and "inputs", perhaps with "pair", or "images"
+
+    name: Literal["classification"] = "classification"
+    labels: tuple[str, ...] = ()
+    label_smoothing: float = 0.0
+    crop_padding: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self, "objective")
+        check_names(self.labels)
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must be in [0, 1)")
+        if self.crop_padding < 0:
+            raise ValueError(f"crop_padding={self.crop_padding} must not be negative")
+
+    def encode(self, example: TextExample, tokenizer: Encoder) -> TokenExample:
+        """The image as it is, or the whole text with its special tokens and types; and the label's id.
+
+        Raises:
+          ValueError: the label is unknown, there is neither text nor image, or the image is no uint8
+            array of three dimensions.
+        """
+        labels = np.array(label_id(example["labels"], self.labels), np.int32)
+        if "images" in example:
+            image = np.asarray(example["images"])
+            if image.dtype != np.uint8 or image.ndim != 3:
+                raise ValueError(
+                    "an image must be a uint8 array (height, width, channels), not "
+                    f"{image.dtype} of shape {image.shape}"
+                )
+            return {"images": image, "labels": labels}
+        if "inputs" not in example:
+            raise ValueError(
+                f"an example to classify needs the feature 'inputs' or 'images', but has {', '.join(example)}"
+            )
+        texts = [tokenizer.encode(example[key]) for key in ("inputs", "pair") if key in example]
+        return _joined(texts, tokenizer.id_of("cls"), tokenizer.id_of("sep")) | {"labels": labels}
+
+    def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
+        """The example: a text cut to ``max_length``, an image changed at random if it is for training."""
+        if "images" in tokens:
+            changed = self._augment(tokens["images"], context.rng) if context.train else tokens["images"]
+            return [{**tokens, "images": changed}]
+        ids, types = tokens["inputs"], tokens["inputs_types"]
+        if len(ids) <= context.max_length:
+            return [tokens]
+        is_pair = bool(types.any())
+        check_room(context.max_length, 4 if is_pair else 3)
+        first = int((types == 0).sum())
+        texts = [ids[1 : first - 1], *([ids[first:-1]] if is_pair else [])]
+        room = context.max_length - 1 - len(texts)
+        lengths = _cut_lengths([len(text) for text in texts], room)
+        texts = [text[:length] for text, length in zip(texts, lengths, strict=True)]
+        return [{**tokens, **_joined(texts, int(ids[0]), int(ids[-1]))}]
+
+    def _augment(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if self.crop_padding:
+            height, width = image.shape[:2]
+            around = (self.crop_padding, self.crop_padding)
+            top, left = rng.integers(0, 2 * self.crop_padding + 1, 2)
+            image = np.pad(image, (around, around, (0, 0)))[top : top + height, left : left + width]
+        if self.flip and rng.random() < 0.5:
+            image = image[:, ::-1]
+        return np.ascontiguousarray(image)
+
+    def loss(
+        self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, Sums]:
+        """Cross-entropy over examples, summed, in nats.
+
+        A label beyond the model's classes makes the loss NaN: with ``labels`` there can be none.
+
+        Returns:
+          The sum, and the sums ``loss``, ``correct`` and ``tokens``, which is the number of examples.
+
+        Raises:
+          ValueError: the model tells another number of classes than ``labels`` names.
+        """
+        if "images" in batch:
+            arguments = {"images": jnp.asarray(batch["images"]).astype(jnp.float32) / 127.5 - 1.0}
+        else:
+            arguments = side_arrays(batch, "inputs")
+        logits = run_model(apply, params, arguments, rng)
+        check_classes(logits.shape[-1], self.labels)
+        labels = jnp.asarray(batch["labels"])
+        losses = smoothed_cross_entropy(
+            logits[:, None], jnp.maximum(labels, 0)[:, None], self.label_smoothing
+        )
+        each = jnp.where(labels < logits.shape[-1], losses.loss[:, 0], jnp.nan)
+        weights = (labels >= 0).astype(jnp.float32)
+        loss = jnp.sum(jnp.where(weights > 0, each, 0.0))
+        correct = jnp.sum(losses.is_correct[:, 0] * weights)
+        return loss, {"loss": loss, "correct": correct, "tokens": jnp.sum(weights)}
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """Per example: ``loss`` and ``accuracy``."""
+        return {"loss": sums["loss"] / sums["tokens"], "accuracy": sums["correct"] / sums["tokens"]}
+
+
+def _joined(texts: list[np.ndarray], cls: int, sep: int) -> dict[str, np.ndarray]:
+    """[CLS] a [SEP], or [CLS] a [SEP] b [SEP], with its types."""
+    parts, types = [[cls]], [0]
+    for number, text in enumerate(texts):
+        parts += [text, [sep]]
+        types += [number] * (len(text) + 1)
+    return {"inputs": np.concatenate(parts).astype(np.int32), "inputs_types": np.array(types, np.int32)}
+
+
+def _cut_lengths(lengths: list[int], room: int) -> list[int]:
+    """The lengths after tokens were taken from the longer text, the second where they are alike."""
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    a, b = lengths
+    if a + b <= room:
+        return [a, b]
+    half = room // 2
+    if b <= half:
+        return [room - b, b]
+    if a <= room - half:
+        return [a, room - a]
+    return [room - half, half]

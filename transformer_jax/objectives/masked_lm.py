@@ -1,0 +1,247 @@
+"""Masked language modelling and next-sentence prediction, as in BERT (Devlin et al. 2019)."""
+
+import dataclasses
+from typing import ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+
+from transformer_jax.config import check_types
+from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.calls import run_model, side_arrays
+from transformer_jax.objectives.cutting import check_room, cut_at_borders, line_starts, next_cut, word_starts
+from transformer_jax.objectives.losses import (
+    smoothed_cross_entropy,
+    target_weights,
+    token_metrics,
+    token_sums,
+)
+from transformer_jax.objectives.special_tokens import random_ids, special_ids
+from transformer_jax.types import Batch, Drawing, Encoder, PyTree, TextExample, TokenExample
+
+FOLLOWS, RANDOM = 0, 1  # labels of next-sentence prediction, as in the released BERT
+
+
+class _Span(NamedTuple):
+    ids: np.ndarray
+    words: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLM:
+    """Predict tokens that were chosen at random from a text in which most of them are masked.
+
+    Of a piece with n tokens, ``max(1, round(mask_rate * n))`` are chosen (n counts [CLS] and [SEP], as in
+    the released BERT, but special tokens are never chosen). A chosen token becomes a random one with
+    probability ``random_rate``, stays with ``keep_rate``, else becomes [MASK]: section 3.1 and appendix A.1.
+    Random tokens are never special ones, which the release allows.
+
+    With ``next_sentence`` a piece is "[CLS] a [SEP] b [SEP]" (types 0 and 1), where b follows a in the text
+    (label 0) or, with probability one half, is a span of another example (label 1). Then the text goes on
+    after a. Where a piece of one token is left, b is always of another example. Unlike the release, no
+    tenth of the pieces is kept short, and pieces are cut and masked anew at every visit.
+
+    Texts are cut at line borders, lines that are too long at word borders.
+
+    Attributes:
+      mask_rate: share of the tokens that are chosen.
+      random_rate: share of the chosen ones that become a random token.
+      keep_rate: share of the chosen ones that stay as they are.
+      whole_words: choose all tokens of a word or none: words in random order, each that still fits the
+        number above, and the first one in any case.
+      next_sentence: learn whether b follows a, too; needs a model with the head "pretraining".
+    """
+
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "accuracy", "next_sentence_accuracy")
+    HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy", "next_sentence_accuracy")
+    FEATURES: ClassVar[tuple[str, ...]] = ("inputs",)
+
+    name: Literal["masked_lm"] = "masked_lm"
+    mask_rate: float = 0.15
+    random_rate: float = 0.1
+    keep_rate: float = 0.1
+    whole_words: bool = False
+    next_sentence: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self, "objective")
+        if not 0 < self.mask_rate <= 1:
+            raise ValueError(f"mask_rate={self.mask_rate} must be above 0 and at most 1")
+        for name in ("random_rate", "keep_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be from 0 to 1")
+        if self.random_rate + self.keep_rate > 1:
+            raise ValueError(
+                f"random_rate={self.random_rate} and keep_rate={self.keep_rate} must add up to at most 1"
+            )
+
+    def encode(self, example: TextExample, tokenizer: Encoder) -> TokenExample:
+        """The text's tokens, with their words and which of them begin a line."""
+        text = example["inputs"]
+        encoding = tokenizer.encode_with_places(text)
+        lines = line_starts(text, encoding)
+        return {"inputs": encoding.ids, "_words": encoding.words, "_starts_line": lines}
+
+    def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
+        """Masked pieces in which every token of the text occurs once, see the class.
+
+        Raises:
+          ValueError: ``max_length`` has no room for special tokens and a text, or a role is missing.
+        """
+        special = special_ids(context.tokenizer)
+        if self.next_sentence:
+            check_room(context.max_length, 5)
+            return [
+                {**self._piece((a, b), context, special), "labels": np.array(label, np.int32)}
+                for a, b, label in _pairs(tokens, context)
+            ]
+        check_room(context.max_length, 3)
+        borders = cut_at_borders(context.max_length - 2, *_starts(tokens))
+        return [self._piece((_span(tokens, i, j),), context, special) for i, j in borders]
+
+    def _piece(self, spans: tuple[_Span, ...], context: Drawing, special: np.ndarray) -> TokenExample:
+        sep = np.array([context.tokenizer.id_of("sep")], np.int32)
+        targets = [np.array([context.tokenizer.id_of("cls")], np.int32)]
+        words, types = [np.array([-1])], [np.zeros(1, np.int32)]
+        for number, span in enumerate(spans):
+            targets += [span.ids, sep]
+            # Words of a and of b are counted from 0 each: even and odd numbers tell them apart.
+            words += [span.words * len(spans) + number, np.array([-1])]
+            types.append(np.full(len(span.ids) + 1, number, np.int32))
+        original = np.concatenate(targets)
+        special = np.union1d(special, original[[0, -1]])
+        may_be_chosen = ~np.isin(original, special)
+        count = max(1, round(self.mask_rate * len(original)))
+        words = np.concatenate(words) if self.whole_words else np.arange(len(original))
+        chosen = choose_words(words, may_be_chosen, count, context.rng)
+        found = {
+            "inputs": self._corrupt(original, chosen, context, special),
+            "targets": original,
+            "targets_weights": chosen.astype(np.int32),
+        }
+        return found | ({"inputs_types": np.concatenate(types)} if len(spans) > 1 else {})
+
+    def _corrupt(
+        self, original: np.ndarray, chosen: np.ndarray, context: Drawing, special: np.ndarray
+    ) -> np.ndarray:
+        inputs = original.copy()
+        places = np.flatnonzero(chosen)
+        fate = context.rng.random(len(places))
+        at_random = fate < self.random_rate
+        kept = (fate >= self.random_rate) & (fate < self.random_rate + self.keep_rate)
+        others = random_ids(int(at_random.sum()), context.tokenizer.vocab_size, special, context.rng)
+        inputs[places[at_random]] = others
+        inputs[places[~at_random & ~kept]] = context.tokenizer.id_of("mask")
+        return inputs
+
+    def loss(
+        self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, Sums]:
+        """Cross-entropy over the chosen tokens, summed, and that of next-sentence prediction.
+
+        The paper adds two means, of which one is over tokens and one over examples. A sum that adds up
+        over micro-batches can have terms of single examples only, so an example's next-sentence loss
+        counts once for each of its chosen tokens. Divided by ``tokens``, the number of chosen tokens, the
+        whole is the mean over chosen tokens plus the mean over examples in which an example weighs as
+        much as it has chosen tokens: the paper's loss where all have as many, as full pieces have.
+
+        Returns:
+          The sum, and ``loss``, ``nll`` and ``correct`` (of chosen tokens alone), ``tokens``, and with
+          next-sentence prediction ``next_sentence_correct`` and ``examples``.
+        """
+        found = run_model(apply, params, side_arrays(batch, "inputs"), rng)
+        logits, next_logits = found if self.next_sentence else (found, None)
+        weights = target_weights(batch)
+        losses = smoothed_cross_entropy(logits, jnp.asarray(batch["targets"]), 0.0)
+        loss, sums = token_sums(losses, weights)
+        if next_logits is None:
+            return loss, sums
+        labels = jnp.asarray(batch["labels"])
+        is_example = (labels >= 0).astype(jnp.float32)
+        following = smoothed_cross_entropy(next_logits[:, None], jnp.maximum(labels, 0)[:, None], 0.0)
+        loss += jnp.sum(jnp.sum(weights, axis=1) * is_example * following.loss[:, 0])
+        return loss, sums | {
+            "loss": loss,
+            "next_sentence_correct": jnp.sum(following.is_correct[:, 0] * is_example),
+            "examples": jnp.sum(is_example),
+        }
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """Per chosen token: ``loss`` (the whole), ``nll``, ``perplexity`` and ``accuracy``.
+
+        With next-sentence prediction, ``next_sentence_accuracy`` per example besides.
+        """
+        found = token_metrics(sums)
+        if self.next_sentence:
+            found["next_sentence_accuracy"] = sums["next_sentence_correct"] / sums["examples"]
+        return found
+
+
+def choose_words(
+    words: Int[np.ndarray, "n"], may_be_chosen: Bool[np.ndarray, "n"], count: int, rng: np.random.Generator
+) -> Bool[np.ndarray, "n"]:
+    """Chooses ``count`` tokens by whole words, in random order, leaving out words too long for the rest.
+
+    The first word is chosen whatever its length. Words of one token each give exactly ``count`` tokens,
+    if there are as many, and each set of them is equally likely.
+    """
+    numbers, word_of = np.unique(words, return_inverse=True)
+    sizes = np.bincount(word_of, weights=may_be_chosen, minlength=len(numbers)).astype(int)
+    is_chosen = np.zeros(len(numbers), bool)
+    total = 0
+    for word in rng.permutation(np.flatnonzero(sizes)):
+        if total == 0 or total + sizes[word] <= count:
+            is_chosen[word] = True
+            total += sizes[word]
+        if total >= count:
+            break
+    return is_chosen[word_of] & may_be_chosen
+
+
+def _starts(tokens: TokenExample) -> tuple[np.ndarray, np.ndarray]:
+    """Which tokens begin a line, and which a word."""
+    return tokens["_starts_line"], word_starts(tokens["_words"])
+
+
+def _span(tokens: TokenExample, start: int, stop: int) -> _Span:
+    return _Span(tokens["inputs"][start:stop], tokens["_words"][start:stop])
+
+
+def _pairs(tokens: TokenExample, context: Drawing) -> list[tuple[_Span, _Span, int]]:
+    """Pairs (a, b, label) that go through the whole text."""
+    room = context.max_length - 3
+    starts = (*_starts(tokens), np.ones(len(tokens["inputs"]), bool))
+    found, start = [], 0
+    while start < len(tokens["inputs"]):
+        stop = next_cut(start, room, *starts)
+        borders = _borders(start, stop, *starts)
+        if len(borders) and context.rng.random() < 0.5:
+            middle = int(context.rng.choice(borders))
+            found.append((_span(tokens, start, middle), _span(tokens, middle, stop), FOLLOWS))
+            start = stop
+            continue
+        middle = int(context.rng.choice(borders)) if len(borders) else stop
+        b = _random_span(context, room - (middle - start))
+        found.append((_span(tokens, start, middle), b, RANDOM))
+        start = middle  # what would have followed is not lost
+    return found
+
+
+def _borders(start: int, stop: int, *starts: np.ndarray) -> np.ndarray:
+    """The places within a piece where a unit begins, of the largest unit that has any."""
+    for begins in starts:
+        places = np.flatnonzero(begins[start + 1 : stop])
+        if len(places):
+            return start + 1 + places
+    return np.array([], int)
+
+
+def _random_span(context: Drawing, most: int) -> _Span:
+    """At most ``most`` tokens of another example, from the beginning of one of its lines or words."""
+    other = context.draw_other()
+    starts = _starts(other)
+    borders = np.append(0, _borders(0, len(other["inputs"]), *starts))
+    start = int(context.rng.choice(borders))
+    return _span(other, start, next_cut(start, most, *starts))

@@ -1,0 +1,179 @@
+"""Answers as spans of a context, as BERT has them on SQuAD 1.1 (Devlin et al. 2019)."""
+
+import dataclasses
+from typing import ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from transformer_jax.config import check_types
+from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.calls import run_model, side_arrays
+from transformer_jax.objectives.losses import smoothed_cross_entropy
+from transformer_jax.types import Batch, Drawing, Encoder, PyTree, TextExample, TokenExample
+
+NO_PLACE = -1  # in _starts and _stops, of tokens that are not of the context
+_NO_LOGIT = -1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionAnswering:
+    """Tell the first and the last token of the answer to a question in a context (section 4.2).
+
+    The tokens are "[CLS] question [SEP] context [SEP]", with types 0 and 1. What is longer than
+    ``max_length`` becomes several windows of the context, each with the question; one that does not hold
+    the whole answer has its answer at [CLS]. Of several answers the first one is learned.
+
+    ``_starts`` and ``_stops`` say which characters of the context a token stands for (-1: it is no token of
+    the context), so that ``context[_starts[first] : _stops[last]]`` is the text of a span.
+
+    Attributes:
+      stride: tokens from the beginning of one window to that of the next.
+      max_question_length: tokens of the question that are kept, as in the released BERT.
+    """
+
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy",)
+    FEATURES: ClassVar[tuple[str, ...]] = ("inputs", "context", "answers", "answer_starts")
+
+    name: Literal["question_answering"] = "question_answering"
+    stride: int = 128
+    max_question_length: int = 64
+
+    def __post_init__(self) -> None:
+        check_types(self, "objective")
+        for name in ("stride", "max_question_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    def encode(self, example: TextExample, tokenizer: Encoder) -> TokenExample:
+        """Question and whole context, the first answer's tokens, and the characters of every token.
+
+        Without answers the span is that of [CLS]. An answer that ends inside a token gets the whole token.
+
+        Raises:
+          ValueError: the answer does not stand in the context where ``answer_starts`` says.
+        """
+        question = tokenizer.encode(example["inputs"])[: self.max_question_length]
+        encoding = tokenizer.encode_with_places(example["context"])
+        cls, sep = tokenizer.id_of("cls"), tokenizer.id_of("sep")
+        before = len(question) + 2
+
+        def around(middle: np.ndarray) -> np.ndarray:
+            return np.concatenate([np.full(before, NO_PLACE), middle, [NO_PLACE]]).astype(np.int32)
+
+        return {
+            "inputs": np.concatenate([[cls], question, [sep], encoding.ids, [sep]]).astype(np.int32),
+            "inputs_types": np.repeat([0, 1], [before, len(encoding.ids) + 1]).astype(np.int32),
+            "answer_span": _answer_span(example, encoding.starts, encoding.stops, before),
+            "_starts": around(encoding.starts),
+            "_stops": around(encoding.stops),
+        }
+
+    def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
+        """The example, or its windows from left to right until one reaches the end of the context.
+
+        Raises:
+          ValueError: question and special tokens leave no room for the context.
+        """
+        length = len(tokens["inputs"])
+        if length <= context.max_length:
+            return [tokens]
+        before = int((tokens["inputs_types"] == 0).sum())
+        room = context.max_length - before - 1
+        if room < 1:
+            raise ValueError(
+                f"a question of {before - 2} tokens leaves no room for its context in data.max_length="
+                f"{context.max_length}: raise that, or lower objective.max_question_length="
+                f"{self.max_question_length}"
+            )
+        found, start, end = [], before, length - 1  # of the context
+        while True:
+            stop = min(start + room, end)
+            kept = np.r_[0:before, start:stop, end]
+            window = {key: tokens[key][kept] for key in ("inputs", "inputs_types", "_starts", "_stops")}
+            first, last = tokens["answer_span"]
+            is_whole = start <= first and last < stop
+            span = tokens["answer_span"] - (start - before) if is_whole else np.zeros(2)
+            found.append(window | {"answer_span": span.astype(np.int32)})
+            if stop == end:
+                return found
+            start += min(self.stride, room)  # so that no token is left out
+
+    def loss(
+        self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, Sums]:
+        """The mean of the first and the last token's cross-entropy over real tokens, summed over windows.
+
+        Returns:
+          The sum, and the sums ``loss``, ``correct`` (windows with both ends right) and ``tokens``, which
+          is the number of windows.
+        """
+        logits = run_model(apply, params, side_arrays(batch, "inputs"), rng)
+        is_real = jnp.asarray(batch["inputs_segments"]) > 0
+        logits = jnp.where(is_real[..., None], logits.astype(jnp.float32), _NO_LOGIT)
+        spans = jnp.asarray(batch["answer_span"])
+        ends = smoothed_cross_entropy(logits.transpose(0, 2, 1), jnp.maximum(spans, 0), 0.0)
+        weights = (spans[:, 0] >= 0).astype(jnp.float32)
+        loss = jnp.sum(jnp.mean(ends.loss, axis=1) * weights)
+        correct = jnp.sum(jnp.all(ends.is_correct, axis=1) * weights)
+        return loss, {"loss": loss, "correct": correct, "tokens": jnp.sum(weights)}
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """Per window: ``loss`` and ``accuracy`` (both ends right). Scores of answers: ``squad_scores``."""
+        return {"loss": sums["loss"] / sums["tokens"], "accuracy": sums["correct"] / sums["tokens"]}
+
+
+class Span(NamedTuple):
+    """A span of tokens, both ends in it, and its score; of several windows the highest score counts."""
+
+    first: int
+    last: int
+    score: float
+
+
+def best_span(
+    start_logits: Float[np.ndarray, "L"],
+    end_logits: Float[np.ndarray, "L"],
+    allowed: Bool[np.ndarray, "L"],
+    max_answer_tokens: int,
+) -> Span:
+    """The span with the highest sum of its first token's start logit and its last token's end logit.
+
+    Args:
+      start_logits: of each token to be the first.
+      end_logits: of each token to be the last.
+      allowed: which tokens may be an end: those of the context.
+      max_answer_tokens: tokens in the span, at most; BERT has 30.
+
+    Raises:
+      ValueError: no token is allowed, or no span may have a token.
+    """
+    if not allowed.any() or max_answer_tokens < 1:
+        raise ValueError(f"no span can be chosen: {int(allowed.sum())} tokens allowed, {max_answer_tokens=}")
+    scores = start_logits.astype(np.float64)[:, None] + end_logits.astype(np.float64)[None, :]
+    places = np.arange(len(allowed))
+    tokens = places[None, :] - places[:, None] + 1
+    is_span = (tokens >= 1) & (tokens <= max_answer_tokens) & allowed[:, None] & allowed[None, :]
+    scores = np.where(is_span, scores, -np.inf)
+    first, last = divmod(int(scores.argmax()), len(allowed))
+    return Span(first, last, float(scores[first, last]))
+
+
+def _answer_span(example: TextExample, starts: np.ndarray, stops: np.ndarray, before: int) -> np.ndarray:
+    """First and last token of the first answer, after the tokens ``before`` the context."""
+    if not len(example["answers"]):
+        return np.zeros(2, np.int32)
+    answer, start = example["answers"][0], int(example["answer_starts"][0])
+    stop = start + len(answer)
+    if not answer or start < 0 or example["context"][start:stop] != answer:
+        raise ValueError(
+            f"the answer {answer!r} is not at character {start} of its context, where there is "
+            f"{example['context'][max(start, 0) : max(stop, 0)]!r}"
+        )
+    within = np.flatnonzero((stops > start) & (starts < stop))
+    if not len(within):
+        raise ValueError(f"the answer {answer!r} has no tokens")
+    return np.array([before + within[0], before + within[-1]], np.int32)

@@ -1,0 +1,110 @@
+"""Classes of the words of a text, as in BERT's named-entity recognition (Devlin et al. 2019)."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax.config import check_types
+from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.calls import run_model, side_arrays
+from transformer_jax.objectives.cutting import check_room, cut_at_borders, word_starts
+from transformer_jax.objectives.labels import check_classes, check_names, label_id
+from transformer_jax.objectives.losses import smoothed_cross_entropy, target_weights
+from transformer_jax.types import Batch, Drawing, Encoder, PyTree, TextExample, TokenExample
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenClassification:
+    """Tell the class of each word, at the first of its tokens (section 5.3).
+
+    ``inputs`` of an example is a list of words and ``labels`` a list as long. The words are tokenized
+    joined by spaces. A text that is too long is cut between words: every word has its loss once.
+
+    Attributes:
+      labels: their names in the order of their ids; () where labels are given as ids.
+    """
+
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy",)
+    FEATURES: ClassVar[tuple[str, ...]] = ("inputs", "labels")
+
+    name: Literal["token_classification"] = "token_classification"
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_types(self, "objective")
+        check_names(self.labels)
+
+    def encode(self, example: TextExample, tokenizer: Encoder) -> TokenExample:
+        """The tokens, the number of each one's word, and the words' label ids at their first tokens.
+
+        Raises:
+          ValueError: there are not as many labels as words, a label is unknown, or a word is blank or
+            otherwise nothing to the tokenizer.
+        """
+        words, labels = example["inputs"], example["labels"]
+        if len(words) != len(labels):
+            raise ValueError(f"{len(words)} words have {len(labels)} labels: {' '.join(words)[:80]!r}")
+        ids_of_labels = np.array([label_id(label, self.labels) for label in labels], np.int32)
+        encoding = tokenizer.encode_with_places(" ".join(words))
+        stops = np.cumsum([len(word) + 1 for word in words]) - 1
+        # By the last character: a token may begin with the space before its word.
+        word_of = np.searchsorted(stops, encoding.stops, side="left").astype(np.int32)
+        missing = sorted(set(range(len(words))) - set(word_of.tolist()))
+        if missing:
+            raise ValueError(
+                f"the word {words[missing[0]]!r} (number {missing[0] + 1} of {len(words)}) has no tokens"
+            )
+        weights = word_starts(word_of).astype(np.int32)
+        return {
+            "inputs": encoding.ids,
+            "targets": ids_of_labels[word_of] * weights,
+            "targets_weights": weights,
+            "_words": word_of,
+        }
+
+    def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
+        """ "[CLS] words [SEP]", as many as it takes for all words.
+
+        Raises:
+          ValueError: ``max_length`` has no room for [CLS], a token and [SEP], or there is no such token.
+        """
+        check_room(context.max_length, 3)
+        ends = {"inputs": [context.tokenizer.id_of(role) for role in ("cls", "sep")]}
+        found = []
+        for start, stop in cut_at_borders(context.max_length - 2, word_starts(tokens["_words"])):
+            piece = {}
+            for key in ("inputs", "targets", "targets_weights"):
+                first, last = ends.get(key, (0, 0))
+                piece[key] = np.concatenate([[first], tokens[key][start:stop], [last]]).astype(np.int32)
+            found.append(piece)
+        return found
+
+    def loss(
+        self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, Sums]:
+        """Cross-entropy over words, summed, in nats.
+
+        A label beyond the model's classes makes the loss NaN: with ``labels`` there can be none.
+
+        Returns:
+          The sum, and the sums ``loss``, ``correct`` and ``tokens``, which is the number of words.
+
+        Raises:
+          ValueError: the model tells another number of classes than ``labels`` names.
+        """
+        logits = run_model(apply, params, side_arrays(batch, "inputs"), rng)
+        check_classes(logits.shape[-1], self.labels)
+        targets, weights = jnp.asarray(batch["targets"]), target_weights(batch)
+        losses = smoothed_cross_entropy(logits, targets, 0.0)
+        each = jnp.where(targets < logits.shape[-1], losses.loss, jnp.nan)
+        loss = jnp.sum(jnp.where(weights > 0, each, 0.0))
+        correct = jnp.sum(losses.is_correct * weights)
+        return loss, {"loss": loss, "correct": correct, "tokens": jnp.sum(weights)}
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """Per word: ``loss`` and ``accuracy``."""
+        return {"loss": sums["loss"] / sums["tokens"], "accuracy": sums["correct"] / sums["tokens"]}

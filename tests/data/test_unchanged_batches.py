@@ -26,7 +26,7 @@ def source_and_transform():
     inputs = [" ".join(WORDS[(i + j) % 5] for j in range(i % 7)) for i in range(150)]
     targets = [" ".join(WORDS[(i * j) % 5] for j in range(1 + i % 6)) for i in range(150)]
     tokenizer = train_tokenizer(TokenizerConfig(kind="byte"), [])
-    return MemorySource(inputs, targets), make_transform(Seq2Seq(), tokenizer)
+    return MemorySource({"inputs": inputs, "targets": targets}), make_transform(Seq2Seq(), tokenizer, 24)
 
 
 def digest(batches):

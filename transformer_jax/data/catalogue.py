@@ -118,8 +118,8 @@ def _find_feature(builder: Any, name: str, wanted: str, key: str) -> Any:
     kind = _kind(feature)
     if (f"list of {kind}s" if in_list else kind) not in FEATURES[wanted]:
         raise DataError(
-            f"the feature {key!r} of {name} is {'a list of ' if in_list else ''}{feature}, which cannot be "
-            f"{wanted}: that must be {described(wanted)}"
+            f"the feature {key!r} of {name} is {'a list of ' if in_list else ''}"
+            f"{' '.join(str(feature).split())}, which cannot be {wanted}: that must be {described(wanted)}"
         )
     return feature
 

@@ -43,9 +43,10 @@ def slice_of(name: str, count: int) -> slice:
     for i, text in enumerate((match["start"], match["stop"]) if match else ()):
         if text is None:
             continue
-        place = round(int(text[:-1]) * count / 100) if text.endswith("%") else int(text)
-        if abs(place) > count:
+        number, most = int(text.rstrip("%")), 100 if text.endswith("%") else count
+        if abs(number) > most:
             raise DataError(f"the slice of {name} goes beyond the {count:,} that there are")
+        place = round(number * count / 100) if text.endswith("%") else number
         places[i] = place + count if text.startswith("-") else place
     return slice(*places)
 

@@ -152,7 +152,10 @@ def fill_batch(
       DataError: an example has other keys or shapes than ``like``, or one of several in a row has a key that
         cannot be packed.
     """
-    like = next(example for examples in rows for example in examples) if like is None else like
+    if like is None:
+        like = next((example for examples in rows for example in examples), None)
+        if like is None:
+            raise ValueError("rows without any example say nothing of their keys: give one as like")
     batch: dict[str, np.ndarray] = {}
     for side in _sides_of(like):
         batch |= _fill_side(rows, side, length, like)

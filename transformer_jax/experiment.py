@@ -319,16 +319,16 @@ def _check_vocabulary(tokenizer: Tokenizer, experiment: Experiment, origin: str)
             f"the tokenizer of {origin} has {tokenizer.vocab_size} tokens, the model only "
             f"config.model.vocab_size={experiment.model.vocab_size}"
         )
-    # What the decoder begins with is the paper's choice: T5 has pad there, BART eos.
-    choices = {"pad_id": ("pad",), "eos_id": ("eos",), "decoder_start_id": ("bos", "pad", "eos")}
+    choices = {"pad_id": ("pad",)}
+    if tokenizer.has_role("eos"):  # without, as BERT's, it is for no decoder
+        # What the decoder begins with is the paper's choice: T5 has pad there, BART eos.
+        choices |= {"eos_id": ("eos",), "decoder_start_id": ("bos", "pad", "eos")}
     for name, roles in choices.items():
         ids = {role: tokenizer.id_of(role) for role in roles if tokenizer.has_role(role)}
-        if ids and getattr(experiment.model, name) not in ids.values():
+        found = getattr(experiment.model, name)
+        if ids and found not in ids.values():
             known = " or ".join(f"{id_} ({role})" for role, id_ in ids.items())
-            raise ConfigError(
-                f"config.model.{name}={getattr(experiment.model, name)} must be {known}, as in the tokenizer "
-                f"of {origin}"
-            )
+            raise ConfigError(f"config.model.{name}={found} must be {known}, as in the tokenizer of {origin}")
 
 
 def _was_made_for(workdir: str | os.PathLike[str], experiment: Experiment) -> bool:

@@ -143,6 +143,22 @@ def test_random_pieces_replay_to_the_bit(config):
         again.close()
 
 
+def test_a_window_has_a_limited_number_of_pieces():
+    """One long text with more pieces than the window has room for: one visit a window."""
+    source = MemorySource({"inputs": [" ".join(["100"] * 400), " ".join(["101"] * 300)]})
+    config = dataclasses.replace(BUCKETS, window=32, buckets=())
+    starts, seen = set(), Counter()
+    batches = training_iterator(config, source, Pieces())
+    while len(starts) < 6:
+        found = read_back(next(batches))
+        state = batches.get_state()
+        starts.add(state["start"])
+        if state["start"] < 6:
+            seen.update(number for number, *_ in found)
+    batches.close()
+    assert starts == {0, 1, 2, 3, 4, 5} and set(seen) == {0, 1}
+
+
 @pytest.mark.parametrize("space", [0, 20, 1000])
 def test_the_memory_keeps_tokens_and_changes_nothing(monkeypatch, space):
     monkeypatch.setattr(module, "CACHED_EXAMPLES", space)

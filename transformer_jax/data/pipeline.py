@@ -61,7 +61,7 @@ class DataConfig:
     buckets: tuple[int, ...] = ()  # lengths, tokens, besides max_length
     tokens_per_batch: int = 4096  # of one side, padding included, over all processes
     batch_size: int = 0  # rows of every batch over all processes; 0: as tokens_per_batch says
-    window: int = 4096  # examples that are grouped into batches together
+    window: int = 4096  # examples, or pieces of them, that are grouped into batches together
     seed: int = 0  # of the order of the examples
 
     def __post_init__(self) -> None:
@@ -265,6 +265,7 @@ class _WindowedIterator(grain.DatasetIterator):
         }
         self._plans: list[BatchPlan] | None = None  # of the window; None: not read yet
         self._pieces: list[_Piece] = []  # of the window, carried ones first
+        self._visits = 0  # places of the order that the window takes
         self._next_carried: list[list[int]] = []
         self._counted = False  # the window's filtered and blank pairs
 
@@ -324,15 +325,21 @@ class _WindowedIterator(grain.DatasetIterator):
             carried.setdefault(place, []).append(number)
         places = [*carried, *window]
         found = self._dataset.tokens.read([self._dataset.order[place] for place in places])
-        self._pieces = []
-        filtered = blank = 0
+        self._pieces, self._visits = [], 0
+        filtered = blank = size = 0
         for place, tokens in zip(places, found, strict=True):
+            # Texts of thousands of pieces would otherwise be thousands of times the memory.
+            if size >= config.window:
+                break
             pieces = [] if tokens is None else self._fitting_pieces(place, tokens)
             if place in carried:
                 pieces = [piece for piece in pieces if piece.number in carried[place]]
-            elif place < self._dataset.num_examples:  # of the first epoch
-                blank += tokens is None
-                filtered += tokens is not None and not pieces
+            else:
+                self._visits += 1
+                size += max(1, len(pieces))
+                is_first_epoch = place < self._dataset.num_examples
+                blank += is_first_epoch and tokens is None
+                filtered += is_first_epoch and tokens is not None and not pieces
             self._pieces += pieces
         if not self._counted:
             self._state = state | {
@@ -360,7 +367,7 @@ class _WindowedIterator(grain.DatasetIterator):
 
     def _go_to_next_window(self) -> None:
         self._state = self._state | {
-            "start": self._state["start"] + self._dataset.config.window,
+            "start": self._state["start"] + self._visits,
             "carried": self._next_carried,
             "batch": 0,
         }

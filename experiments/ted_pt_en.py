@@ -42,7 +42,9 @@ def get_config() -> ml_collections.ConfigDict:
         objective=Seq2Seq(label_smoothing=0.1),
         data=DataConfig(
             source=SourceConfig(
-                kind="tfds", name="ted_hrlr_translate/pt_to_en", inputs_key="pt", targets_key="en"
+                kind="tfds",
+                name="ted_hrlr_translate/pt_to_en",
+                features=(("inputs", "pt"), ("targets", "en")),
             ),
             tokenizer=TokenizerConfig(kind="bpe", vocab_size=VOCAB_SIZE),
             max_length=128,

@@ -36,7 +36,9 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         model=model,
         objective=Seq2Seq(label_smoothing=transformer.LABEL_SMOOTHING.get(variant, 0.1)),
         data=DataConfig(
-            source=SourceConfig(kind="tfds", name="wmt14_translate/de-en", inputs_key="en", targets_key="de"),
+            source=SourceConfig(
+                kind="tfds", name="wmt14_translate/de-en", features=(("inputs", "en"), ("targets", "de"))
+            ),
             tokenizer=TokenizerConfig(kind="bpe", vocab_size=VOCAB_SIZE),
             max_length=256,
             buckets=(16, 32, 64, 128),

@@ -56,7 +56,7 @@ def setting(tmp_path_factory):
 
 def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
     experiment, tokenizer, params, _ = setting
-    transform = make_transform(experiment.objective, tokenizer)
+    transform = make_transform(experiment.objective, tokenizer, 40, train=True)
     source = load_source(experiment.data.source, "test")
     batches = [batch for _, batch in evaluation_batches(experiment.data, source, transform)]
     apply = build(experiment.model).apply
@@ -66,7 +66,7 @@ def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
     total = count = 0
     for i in range(len(source)):
         (text,) = source.read([i])
-        example = {name: jax.numpy.asarray(array)[None] for name, array in transform(text).items()}
+        example = {name: jax.numpy.asarray(array)[None] for name, array in transform.encode(text).items()}
         log_probs = jax.nn.log_softmax(apply({"params": params}, **example))[0]
         total -= float(log_probs[np.arange(log_probs.shape[0]), example["targets"][0]].sum())
         count += log_probs.shape[0]

@@ -1,16 +1,27 @@
 """The run folder, its tokenizer, and experiments made small."""
 
 import dataclasses
+import json
 
 import jax
 import pytest
+import tokenizers
+from tokenizers import models
 
-from tests.training import OWN_WORDS, tiny_experiment
+from tests.training import OWN_WORDS, SIZES, tiny_experiment
 from transformer_jax.config import ConfigError
-from transformer_jax.data import TokenizerConfig, rows_per_batch, train_tokenizer
-from transformer_jax.experiment import load_config, load_or_train_tokenizer, run_folder, shrink, store_config
+from transformer_jax.data import TokenizerConfig, load_sources, rows_per_batch, train_tokenizer
+from transformer_jax.experiment import (
+    load_config,
+    load_or_train_tokenizer,
+    load_tokenizer,
+    read_experiment,
+    run_folder,
+    shrink,
+    store_config,
+)
 from transformer_jax.partitioning import make_mesh
-from transformer_jax.train import train
+from transformer_jax.train import _open_data, train
 from transformer_jax.train_step import compile_train_step
 
 
@@ -67,11 +78,87 @@ def test_a_tokenizer_file_that_was_mended_is_read_again(corpus, tmp_path):
     assert load_or_train_tokenizer(run, experiment).fingerprint == second.fingerprint
 
 
+BERT = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4}
+BART = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4}
+T5 = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3}
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "ids", "message"),
+    [
+        (BERT, (0, 1, 2), None),  # it has no eos and no bos: nothing to compare with
+        (BERT, (3, 0, 2), r"pad_id=3 must be 0 \(pad\), as in the tokenizer of .*mine\.json"),
+        (BART, (1, 0, 2), None),
+        (BART, (1, 2, 2), None),  # the decoder begins with eos
+        (BART, (1, 3, 2), r"decoder_start_id=3 must be 0 \(bos\) or 1 \(pad\) or 2 \(eos\)"),
+        (BART, (0, 1, 2), r"pad_id=0 must be 1 \(pad\)"),
+        (T5, (0, 0, 1), None),
+        (T5, (0, 0, 2), r"eos_id=2 must be 1 \(eos\)"),
+    ],
+)
+def test_the_models_special_ids_are_those_of_the_tokenizer(corpus, tmp_path, vocabulary, ids, message):
+    unknown = next(token for token in vocabulary if "unk" in token.lower())
+    path = tmp_path / "mine.json"
+    tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=unknown)).save(str(path))
+    names = ("pad_id", "decoder_start_id", "eos_id")
+    experiment = tiny_experiment(
+        corpus,
+        data=dict(tokenizer=TokenizerConfig(path=str(path))),
+        model=dict(zip(names, ids, strict=True)),
+    )
+    run = tmp_path / "run"
+    if message is None:
+        load_or_train_tokenizer(run, experiment)
+        load_tokenizer(run, experiment)
+        return
+    with pytest.raises(ConfigError, match=message):
+        load_or_train_tokenizer(run, experiment)
+    assert not run.exists()
+
+
+def test_an_objective_gets_the_features_that_it_needs(corpus):
+    experiment = tiny_experiment(corpus)
+    source = dataclasses.replace(
+        experiment.data.source,
+        kind="jsonl",
+        train=("a",),
+        validation=(),
+        test=(),
+        features=(("inputs", "a"),),
+    )
+    with pytest.raises(
+        ConfigError, match=r"Seq2Seq\.FEATURES.*no targets: config\.data\.source\.features gives inp"
+    ):
+        tiny_experiment(corpus, data=dict(source=source))
+
+
+def test_several_sources_are_kept_in_the_config_and_trained_on(corpus, tmp_path):
+    source = tiny_experiment(corpus).data.source
+    more = dataclasses.replace(
+        source, train=tuple(f"{name}[:25%]" for name in source.train), prefix="again: "
+    )
+    experiment = tiny_experiment(corpus, data=dict(more_sources=(more,)))
+    assert read_experiment(experiment.to_config_dict()) == experiment
+    assert read_experiment(json.loads(experiment.to_config_dict().to_json())) == experiment
+    store_config(tmp_path, experiment)
+    assert load_config(tmp_path) == experiment
+    assert len(load_sources(experiment.data.sources, "train")) == 96 + 24
+    mesh = make_mesh(experiment.mesh)
+    tokenizer = load_or_train_tokenizer(tmp_path, experiment)
+    iterator, validation = _open_data(experiment, tokenizer, mesh)
+    assert iterator.get_state()["settings"]["num_examples"] == 96 + 24
+    iterator.close()
+    rows = sum(int((batch["inputs_segments"][:, 0] > 0).sum()) for batch in validation)
+    assert rows == SIZES["validation"]  # evaluated on the first source alone
+
+
 @pytest.mark.parametrize("devices", [6, 8, 16])
 def test_a_shrunk_batch_divides_over_any_number_of_devices(corpus, monkeypatch, devices):
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     data = shrink(tiny_experiment(corpus)).data
     assert rows_per_batch(data.tokens_per_batch, data.max_length) % devices == 0
+    data = shrink(tiny_experiment(corpus, data=dict(batch_size=1024))).data
+    assert data.batch_size % devices == 0 and data.batch_size < 100
 
 
 def test_shrinking_makes_anything_small(corpus):

@@ -65,7 +65,7 @@ def with_data(tmp_path):
             }
             source = dataclasses.replace(source, folder=str(folder), **names)
         elif not source.name.startswith("number_words"):
-            languages = (source.inputs_key, source.targets_key)
+            languages = tuple(name for _, name in source.features)
             pairs = [*PAIRS, LONG_PAIR] if "pt" in languages else PAIRS
             mock = mock_translate(languages, pairs)
             builder = mock(config="mock", data_dir=str(folder), file_format="array_record")

@@ -87,7 +87,7 @@ def test_a_test_pair_longer_than_the_model_is_found_before_training(corpus, tmp_
     for side in ("source", "target"):
         with open(tmp_path / "corpus" / f"test.{side}", "a") as file:
             file.write("x" * 60 + "\n")
-    with pytest.raises(DataError, match=r"pair 38 .* has 61 tokens .* takes 48"):
+    with pytest.raises(DataError, match=r"example 38 .* has 61 tokens .* takes 48"):
         train(tiny_experiment(tmp_path / "corpus"), str(tmp_path / "run"))
 
 
@@ -100,7 +100,10 @@ def test_a_test_pair_longer_than_the_model_is_found_before_training(corpus, tmp_
         (dict(evaluate=dict(split="tset")), "'tset' must be one of train, validation, test"),
         (dict(evaluate=dict(average_last=9)), "average_last=9 needs as many"),
         (dict(evaluate=dict(beam_size=999)), "beam_size=999 is more than"),
-        (dict(model=dict(eos_id=5)), "eos_id=5 must be 2"),
+        (
+            dict(model=dict(eos_id=5)),
+            r"eos_id=5 must be 2 \(eos\), as in the tokenizer of the training split",
+        ),
         (dict(data=dict(max_length=64)), "max_length=64 is longer"),
         (dict(mesh=dict(data=3)), "8 device"),
     ],

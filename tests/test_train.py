@@ -31,7 +31,9 @@ from transformer_jax.types import BATCH_KEYS, SIDES
 def batches_of(experiment, tmp_path):
     tokenizer = load_or_train_tokenizer(tmp_path, experiment)
     source = load_source(experiment.data.source, "train")
-    return training_iterator(experiment.data, source, make_transform(experiment.objective, tokenizer))
+    return training_iterator(
+        experiment.data, source, make_transform(experiment.objective, tokenizer, 40, train=True)
+    )
 
 
 def run_steps(experiment, tmp_path, num_steps, devices):
@@ -125,9 +127,9 @@ def test_a_packed_pair_has_the_loss_it_has_alone(corpus, tmp_path):
     """One packed batch against the same pairs in rows of their own, under the same parameters."""
     experiment = tiny_experiment(corpus, model=dict(dropout=0.0), mesh=dict(data=1))
     tokenizer = load_or_train_tokenizer(tmp_path, experiment)
-    transform = make_transform(experiment.objective, tokenizer)
+    transform = make_transform(experiment.objective, tokenizer, 40, train=True)
     source = load_source(experiment.data.source, "train")
-    examples = [transform(text) for text in source.read(range(48))]
+    examples = [transform.encode(text) for text in source.read(range(48))]
     lengths = np.array([[len(example[side]) for side in ("inputs", "targets")] for example in examples])
     plans, _ = plan_packed(lengths, 40, 8 * 40, 0)
     rows = plans[0].rows

@@ -1,6 +1,7 @@
 """Batched, cached, compiled translation against the plainest possible decoding."""
 
 import dataclasses
+import json
 import shutil
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from tests.models import reference
 from tests.training import tiny_experiment, write_corpus
 from transformer_jax.checkpoint import CheckpointError
 from transformer_jax.config import ConfigError
-from transformer_jax.data import TokenizerConfig, train_tokenizer
+from transformer_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
 from transformer_jax.experiment import EvaluateConfig
 from transformer_jax.models import build, example_inputs
 from transformer_jax.partitioning import MeshConfig, make_mesh
@@ -61,6 +62,25 @@ def test_greedy_translation_equals_decoding_without_cache_batch_or_padding(parts
     translator = Translator(config, tokenizer, EvaluateConfig(beam_size=1, extra_length=8, batch_size=4))
     assert translator.translate(params, TEXTS) == expected
     assert len(set(expected)) > 3  # or nothing was tested
+
+
+def test_another_tokenizers_special_tokens_are_used(parts, tmp_path):
+    config, tokenizer, params = parts
+    tokenizer.save(tmp_path / "ours.json")
+    content = json.loads((tmp_path / "ours.json").read_text())
+    names = ["<s>", "<pad>", "</s>", "<unk>"]  # in BART's order
+    vocabulary = content["model"]["vocab"]
+    for id_, (old, new) in enumerate(zip(SPECIAL_TOKENS, names, strict=True)):
+        del vocabulary[old]
+        vocabulary[new] = id_
+        content["added_tokens"][id_]["content"] = new
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    other = Tokenizer.load(tmp_path / "other.json")
+    config = dataclasses.replace(config, pad_id=1, decoder_start_id=2)
+    expected = [plain_greedy(config, other, params, text, 8) for text in SHORT_TEXTS if text]
+    translator = Translator(config, other, EvaluateConfig(beam_size=1, extra_length=8, batch_size=4))
+    assert translator.translate(params, [text for text in SHORT_TEXTS if text]) == expected
+    assert len(set(expected)) > 1
 
 
 def plain_beam(config, tokenizer, params, text, settings):

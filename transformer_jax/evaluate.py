@@ -128,12 +128,12 @@ def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = 
       settings: instead of the experiment's own.
 
     Raises:
-      DataError: the split cannot be read, or has a pair longer than the model takes.
+      DataError: the split cannot be read, or has an example longer than the model takes.
     """
     experiment = run.experiment
     settings = settings or experiment.evaluate
     source = load_source(experiment.data.source, settings.split)
-    transform = make_transform(experiment.objective, run.tokenizer)
+    transform = make_transform(experiment.objective, run.tokenizer, experiment.data.max_length, train=False)
     limit = experiment.model.max_length
     part, parts = partitioning.process_slice(mesh)
     batches = evaluation_batches(

@@ -11,7 +11,6 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -24,16 +23,16 @@ from transformer_jax.data import (
     DataConfig,
     DataError,
     Tokenizer,
-    load_source,
+    load_sources,
     train_tokenizer,
     training_texts,
 )
 from transformer_jax.files import write_json
-from transformer_jax.objectives import OBJECTIVES, Objective, Seq2Seq
+from transformer_jax.objectives import OBJECTIVES, Objective
+from transformer_jax.objectives.base import BoundTransform, check_features
 from transformer_jax.optimizers import OptimizerConfig
 from transformer_jax.partitioning import MeshConfig
 from transformer_jax.progress import say
-from transformer_jax.types import BOS_ID, EOS_ID, PAD_ID
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -105,7 +104,7 @@ class Experiment:
     """Everything a run needs to know. Each section is read by the module that it configures."""
 
     model: TransformerConfig
-    objective: Seq2Seq
+    objective: Objective
     data: DataConfig
     optimizer: OptimizerConfig
     train: TrainConfig
@@ -121,12 +120,7 @@ class Experiment:
                 f"config.data.tokenizer.vocab_size={tokenizer.vocab_size} does not fit into "
                 f"config.model.vocab_size={self.model.vocab_size}"
             )
-        special = {"pad_id": PAD_ID, "decoder_start_id": BOS_ID, "eos_id": EOS_ID}
-        for name, number in special.items():
-            if getattr(self.model, name) != number:
-                raise ConfigError(
-                    f"config.model.{name}={getattr(self.model, name)} must be {number}, as in the tokenizers"
-                )
+        check_features(self.objective, [feature for feature, _ in self.data.source.features])
         if self.checkpoint.best_metric not in self.objective.METRICS:
             raise ConfigError(
                 f"config.checkpoint.best_metric={self.checkpoint.best_metric!r} must be one of "
@@ -276,7 +270,7 @@ def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experim
     """The run's own tokenizer; if it has none yet, one trained on the training split and stored.
 
     Raises:
-      ConfigError: its vocabulary does not fit the model.
+      ConfigError: its vocabulary, or the ids of special tokens, do not fit the model.
       DataError: the stored file is broken, or the training split cannot be read.
     """
     path = pathlib.Path(workdir) / TOKENIZER_FILE
@@ -285,7 +279,7 @@ def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experim
     section = experiment.data.tokenizer
     texts: Iterable[str] = ()
     if not section.path:
-        texts = training_texts(section, load_source(experiment.data.source, "train"))
+        texts = training_texts(section, load_sources(experiment.data.sources, "train"))
         say("training the tokenizer on the training split")
     tokenizer = train_tokenizer(section, texts)
     _check_vocabulary(tokenizer, experiment, section.path or "the training split")
@@ -301,7 +295,7 @@ def load_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> T
     """The tokenizer that the run folder holds.
 
     Raises:
-      ConfigError: its vocabulary does not fit the model.
+      ConfigError: its vocabulary, or the ids of special tokens, do not fit the model.
       DataError: there is none, or it is broken.
     """
     path = pathlib.Path(workdir) / TOKENIZER_FILE
@@ -318,6 +312,16 @@ def _check_vocabulary(tokenizer: Tokenizer, experiment: Experiment, origin: str)
             f"the tokenizer of {origin} has {tokenizer.vocab_size} tokens, the model only "
             f"config.model.vocab_size={experiment.model.vocab_size}"
         )
+    choices = {"pad_id": ("pad",)}
+    if tokenizer.has_role("eos"):  # without, as BERT's, it is for no decoder
+        # What the decoder begins with is the paper's choice: T5 has pad there, BART eos.
+        choices |= {"eos_id": ("eos",), "decoder_start_id": ("bos", "pad", "eos")}
+    for name, roles in choices.items():
+        ids = {role: tokenizer.id_of(role) for role in roles if tokenizer.has_role(role)}
+        found = getattr(experiment.model, name)
+        if ids and found not in ids.values():
+            known = " or ".join(f"{id_} ({role})" for role, id_ in ids.items())
+            raise ConfigError(f"config.model.{name}={found} must be {known}, as in the tokenizer of {origin}")
 
 
 def _was_made_for(workdir: str | os.PathLike[str], experiment: Experiment) -> bool:
@@ -329,9 +333,18 @@ def _was_made_for(workdir: str | os.PathLike[str], experiment: Experiment) -> bo
     return path.with_name(TOKENIZER_FILE).exists() and stored == _as_json(experiment)["data"]
 
 
-def make_transform(objective: Objective, tokenizer: Tokenizer) -> Any:
-    """The objective's host transform with its tokenizer."""
-    return partial(objective.transform, tokenizer=tokenizer)
+def make_transform(
+    objective: Objective, tokenizer: Tokenizer, max_length: int, *, train: bool
+) -> BoundTransform:
+    """What the objective does on the host, bound to all but the data.
+
+    Args:
+      objective: of the experiment.
+      tokenizer: of the run.
+      max_length: tokens of a side.
+      train: whether it is for training.
+    """
+    return BoundTransform(objective, tokenizer, max_length, train)
 
 
 def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
@@ -344,6 +357,7 @@ def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
     layers = dict(num_encoder_layers=2, num_decoder_layers=2)
     vocab_size, max_length = 300, min(experiment.data.max_length, 64)
     accumulation = min(experiment.train.gradient_accumulation_steps, 2)
+    rows = math.lcm(8, jax.device_count()) * accumulation
     tokenizer = dataclasses.replace(
         experiment.data.tokenizer, path="", vocab_size=vocab_size, max_training_examples=1_000
     )
@@ -358,7 +372,8 @@ def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
             tokenizer=tokenizer,
             max_length=max_length,
             buckets=(),
-            tokens_per_batch=max_length * math.lcm(8, jax.device_count()) * accumulation,
+            tokens_per_batch=max_length * rows,
+            batch_size=rows if experiment.data.batch_size else 0,
             window=64,
         ),
         optimizer=dataclasses.replace(experiment.optimizer, warmup_steps=1),

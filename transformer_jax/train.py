@@ -35,6 +35,7 @@ from transformer_jax.data import (
     TrainingIterator,
     evaluation_batches,
     load_source,
+    load_sources,
     training_iterator,
 )
 from transformer_jax.experiment import (
@@ -293,7 +294,10 @@ def _open_data(
 
     What is evaluated at the end is looked at as well: a mistake in it should not wait until then.
     """
-    transform = make_transform(experiment.objective, tokenizer)
+    evaluated, trained = (
+        make_transform(experiment.objective, tokenizer, experiment.data.max_length, train=train)
+        for train in (False, True)
+    )
     part, parts = partitioning.process_slice(mesh)
     split = dict(process_index=part, process_count=parts)
     shards = partitioning.num_batch_shards(mesh)
@@ -302,16 +306,18 @@ def _open_data(
         source = load_source(experiment.data.source, name)
         limit = experiment.model.max_length
         batches[name] = evaluation_batches(
-            experiment.data, source, transform, limit, **split, row_multiple=shards
+            experiment.data, source, evaluated, limit, **split, row_multiple=shards
         )
-    source = load_source(experiment.data.source, "train")
-    iterator = training_iterator(experiment.data, source, transform, **split)
+    source = load_sources(experiment.data.sources, "train")
+    iterator = training_iterator(experiment.data, source, trained, **split)
     return iterator, [batch for _, batch in batches["validation"]]
 
 
 def _count_tokens(batch: Batch, mesh: Mesh) -> int:
-    """Real target tokens of a batch: exact with one process, else this one's times their number."""
-    return partitioning.process_slice(mesh)[1] * int(np.count_nonzero(batch["targets_segments"]))
+    """Real tokens of a batch, targets where it has them, or its rows: this process's, times their number."""
+    segments = batch.get("targets_segments", batch.get("inputs_segments"))
+    own = len(next(iter(batch.values()))) if segments is None else np.count_nonzero(segments)
+    return partitioning.process_slice(mesh)[1] * int(own)
 
 
 def _validation_line(step: int, scores: dict[str, float]) -> str:

@@ -38,7 +38,7 @@ from transformer_jax.models import abstract_params, build
 from transformer_jax.models.cache import EncodedContext
 from transformer_jax.progress import say
 from transformer_jax.runtime import prepare_process
-from transformer_jax.types import EOS_ID, PAD_ID, Array, PyTree
+from transformer_jax.types import Array, PyTree
 
 SHORTEST_LENGTH = 16  # tokens; sources are padded to this times a power of two
 LINES_AT_ONCE = 1024
@@ -154,7 +154,8 @@ class Translator:
         Raises:
           ValueError: a text is longer than the model's sequences; the message names it.
         """
-        sources = [np.append(self._tokenizer.encode(text), np.int32(EOS_ID)) for text in texts]
+        eos = np.int32(self._tokenizer.id_of("eos"))
+        sources = [np.append(self._tokenizer.encode(text), eos) for text in texts]
         for number, (source, text) in enumerate(zip(sources, texts, strict=True), first_number + 1):
             self._check_length(len(source), number, text)
         translations = [""] * len(texts)
@@ -189,7 +190,7 @@ class Translator:
     def _batch(self, sources: Sequence[np.ndarray], numbers: Sequence[int]) -> tuple[Array, ...]:
         """Padded tokens, how many tokens each row's output may have, and the numbers of the texts."""
         rows = 1 << (len(sources) - 1).bit_length()
-        tokens = np.full((rows, self._padded(max(map(len, sources)))), PAD_ID, np.int32)
+        tokens = np.full((rows, self._padded(max(map(len, sources)))), self._config.pad_id, np.int32)
         limits = np.zeros(rows, np.int32)  # nothing for rows that only fill up the batch
         ids = np.zeros(rows, np.int32)
         for row, (source, number) in enumerate(zip(sources, numbers, strict=True)):

@@ -1,4 +1,4 @@
-"""The one documented data contract: dimension legend, array aliases and the keys of a batch.
+"""The one documented data contract: dimension legend, array aliases, features of examples, keys of a batch.
 
 Dimension legend, used by every shape in this project:
 
@@ -8,15 +8,22 @@ Dimension legend, used by every shape in this project:
 
 How data is called on its way:
 
-* A *text example* is what a source yields: ``{"inputs": str, "targets": str}``.
-* A *token example* is what an objective's host transform yields: ``{"inputs": array, "targets": array}``,
-  one-dimensional int32 arrays that end in ``EOS_ID``.
-* A *batch* is what the pipeline yields: the six int32 arrays named in ``BATCH_KEYS``. ``inputs*`` are
-  (B, S) and ``targets*`` are (B, L).
+* An *example* is what a source yields: a mapping from some of ``FEATURES`` to their values.
+* A *token example* is what an objective makes of it on the host: a mapping from keys to arrays.
+* A *batch* is what the pipeline makes of token examples, by the names of their keys:
+
+  - ``inputs`` and ``targets`` are sides: one-dimensional int32, padded to (B, length), (B, S) and (B, L) in a
+    model. Each brings ``*_positions`` and ``*_segments`` of the same shape.
+  - a key that begins with ``inputs_`` or ``targets_`` is as long as that side, and padded with 0:
+    ``inputs_types`` (0 for the first text, 1 for the second), ``targets_weights`` (1 where there is a loss).
+  - any other key is one value an example, stacked: ``labels`` () to (B,), ``answer_span`` (2,) to (B, 2),
+    ``images`` (h, w, c) to (B, h, w, c). A row without an example has -1, or 0 where the type has no sign.
+    Rows that have such values hold one example each: they cannot be packed.
+  - a key that begins with ``_`` stays on the host.
 
 In a batch, ``*_segments`` is 0 on padding and counts the examples of a row from 1 (one unless rows
 are packed; example ``i`` of a row has segment ``i`` on both sides). ``*_positions`` restart at 0 in every
-segment. Targets are not shifted: the model shifts its decoder inputs itself.
+segment. Targets are not shifted: an encoder-decoder shifts its decoder inputs itself.
 """
 
 import dataclasses
@@ -28,67 +35,76 @@ import numpy as np
 
 Array: TypeAlias = jax.Array | np.ndarray
 PyTree: TypeAlias = Any
-TextExample: TypeAlias = Mapping[str, Any]  # feature -> str, int, list or array
+Example: TypeAlias = Mapping[str, Any]
 TokenExample: TypeAlias = Mapping[str, np.ndarray]
 Batch: TypeAlias = Mapping[str, Array]
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # their ids are their places here
+SPECIAL_TOKENS = (
+    "<pad>",
+    "<bos>",
+    "<eos>",
+    "<unk>",
+)  # of our own tokenizers; their ids are their places here
 
 SIDES = ("inputs", "targets")
 BATCH_KEYS = tuple(side + part for side in SIDES for part in ("", "_positions", "_segments"))
 
+# What the value of each feature of an example may be; a list may be empty. Images are (height, width,
+# channels) uint8 arrays; ``answer_starts`` are characters of ``context``.
+FEATURES = {
+    "inputs": ("text", "list of texts"),  # a list is of words
+    "pair": ("text",),  # a second text beside the inputs
+    "targets": ("text",),
+    "labels": ("integer", "text", "list of integers", "list of texts"),  # a list is of one a word
+    "context": ("text",),  # where the answers stand; the inputs are the question
+    "answers": ("list of texts",),
+    "answer_starts": ("list of integers",),
+    "images": ("image",),
+}
+TEXT_FEATURES = ("inputs", "pair", "targets", "context")  # what a tokenizer is trained on
+
 
 class Encoding(NamedTuple):
-    """The tokens of a text and where they come from: four int32 arrays of one length."""
+    """The tokens of a text and where they stand in it, four int32 arrays of one length."""
 
     ids: np.ndarray
-    words: np.ndarray  # number of the word that a token belongs to
-    starts: np.ndarray  # first character of the text that a token stands for
-    stops: np.ndarray  # and the one after its last
+    words: np.ndarray  # number of the word, as the tokenizer parts them before it looks for tokens
+    starts: np.ndarray  # first character of the text
+    stops: np.ndarray  # the character after the last
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """The part of a tokenizer that an objective's host side needs."""
+    """The part of a tokenizer that an objective needs; see ``data.tokenizers.Tokenizer``."""
 
     @property
-    def vocab_size(self) -> int:
-        """The number of tokens, special ones included."""
-        ...
+    def vocab_size(self) -> int: ...
 
     @property
-    def sentinels(self) -> tuple[int, ...]:
-        """Ids of <extra_id_0>, <extra_id_1>, …; empty where there are none."""
-        ...
+    def sentinels(self) -> tuple[int, ...]: ...
 
-    def encode(self, text: str) -> np.ndarray:
-        """The int32 ids of a text, without special tokens."""
-        ...
+    def encode(self, text: str) -> np.ndarray: ...
 
-    def encode_with_places(self, text: str) -> Encoding:
-        """The same ids, with words and characters."""
-        ...
+    def encode_with_places(self, text: str) -> Encoding: ...
 
-    def id_of(self, role: str) -> int:
-        """The id of "pad", "bos", "eos", "unk", "cls", "sep" or "mask"; a ValueError where there is none."""
-        ...
+    def id_of(self, role: str) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """What one visit of an example may depend on besides its tokens.
+    """What an objective may use when it makes the pieces that one visit of an example gives.
 
     Attributes:
-      rng: of this visit alone, seeded by the seed of the data and the visit's place in the endless order.
-      max_length: tokens of a side.
-      tokenizer: for the ids of special tokens.
-      draw_other: the encoded tokens of another example, chosen by ``rng``.
-      train: whether this is for training; evaluation sees whole, unchanged examples where it can.
+      rng: of this visit alone.
+      max_length: tokens of a side that a piece may have.
+      tokenizer: that the example was encoded with.
+      draw_other: the tokens of another example than this one, chosen by ``rng``.
+      train: whether this is for training; in evaluation, examples are changed as little as can be.
     """
 
     rng: np.random.Generator
     max_length: int
     tokenizer: Encoder
     draw_other: Callable[[], TokenExample]
-    train: bool = True
+    train: bool

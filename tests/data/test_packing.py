@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transformer_jax.data.examples import DataError
 from transformer_jax.data.packing import (
     BatchPlan,
     fill_batch,
@@ -104,6 +105,55 @@ def test_a_filled_batch_by_hand():
         np.testing.assert_array_equal(batch[key], [*first_rows, [0] * 6], err_msg=key)
 
 
+def test_keys_go_into_a_batch_by_their_names():
+    def one(start, length, label):
+        return {
+            "labels": np.array(label, np.int32),
+            "inputs": np.arange(start, start + length, dtype=np.int32),
+            "inputs_types": np.arange(length, dtype=np.int32) % 2,
+            "answer_span": np.array([label, label + 1], np.int32),
+            "image": np.full((2, 1, 3), label, np.uint8),
+            "_words": np.arange(3),
+        }
+
+    batch = fill_batch([[one(10, 3, 4)], [], [one(20, 1, 0)]], 4)
+    expected = {
+        "inputs": [[10, 11, 12, 0], [0] * 4, [20, 0, 0, 0]],
+        "inputs_positions": [[0, 1, 2, 0], [0] * 4, [0] * 4],
+        "inputs_segments": [[1, 1, 1, 0], [0] * 4, [1, 0, 0, 0]],
+        "inputs_types": [[0, 1, 0, 0], [0] * 4, [0] * 4],
+        "labels": [4, -1, 0],
+        "answer_span": [[4, 5], [-1, -1], [0, 1]],
+        "image": np.array([4, 0, 0])[:, None, None, None] * np.ones((1, 2, 1, 3)),
+    }
+    assert set(batch) == set(expected)
+    for key, array in expected.items():
+        np.testing.assert_array_equal(batch[key], array, err_msg=key)
+        assert batch[key].dtype == (np.uint8 if key == "image" else np.int32)
+
+
+def test_rows_without_examples_are_like_the_one_given():
+    like = {"targets": np.ones(3, np.int32), "targets_weights": np.ones(3, np.int32)}
+    batch = fill_batch([[], []], 5, like)
+    assert set(batch) == {f"targets{part}" for part in ("", "_positions", "_segments", "_weights")}
+    assert all(array.shape == (2, 5) and not array.any() for array in batch.values())
+
+
+def test_examples_that_do_not_go_together():
+    one = {"inputs": np.ones(2, np.int32), "labels": np.array(1, np.int32)}
+    with pytest.raises(DataError, match=r"labels cannot be packed, for a row has one of them"):
+        fill_batch([[one, one]], 5)
+    with pytest.raises(
+        DataError, match=r"examples with different keys: \['inputs'\] and \['inputs', 'labels'\]"
+    ):
+        fill_batch([[one], [{"inputs": one["inputs"]}]], 5)
+    images = [{"images": np.zeros((side, 2, 1), np.uint8)} for side in (2, 3)]
+    with pytest.raises(
+        DataError, match=r"images of the shape \(3, 2, 1\) cannot be in one batch with .*\(2, 2, 1\)"
+    ):
+        fill_batch([[image] for image in images], 5)
+
+
 @settings(max_examples=40, deadline=None)
 @given(lengths=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=80))
 def test_examples_can_be_read_back_from_packed_batches(lengths):
@@ -112,7 +162,7 @@ def test_examples_can_be_read_back_from_packed_batches(lengths):
     plans.append(BatchPlan(12, tuple((e,) for e in carried)))
     seen = []
     for plan in plans:
-        batch = fill_batch([[examples[e] for e in row] for row in plan.rows], plan.length)
+        batch = fill_batch([[examples[e] for e in row] for row in plan.rows], plan.length, examples[0])
         for row in range(len(plan.rows)):
             segments = {side: batch[f"{side}_segments"][row] for side in SIDES}
             for segment in range(1, segments["inputs"].max() + 1):

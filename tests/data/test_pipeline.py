@@ -6,15 +6,13 @@ from collections import Counter
 from typing import Any
 
 import grain
-import ml_collections
 import numpy as np
 import pytest
 
 from tests.processes import run_python
-from transformer_jax.config import ConfigError, read_section
 from transformer_jax.data import DataConfig, evaluation_batches, training_iterator
-from transformer_jax.data import pipeline as module
-from transformer_jax.data.sources import DataError, MemorySource
+from transformer_jax.data import token_examples as module
+from transformer_jax.data.examples import DataError, MemorySource
 from transformer_jax.types import BATCH_KEYS, EOS_ID, SIDES
 
 NUM_EXAMPLES = 160
@@ -34,19 +32,36 @@ def make_source():
         counts[::20] = 30
         sides.append([" ".join([str(i)] * count) for i, count in enumerate(counts)])
     sides[1][10] = " \t"
-    return MemorySource(*sides)
+    return pairs(*sides)
 
 
-def transform(text):
+def pairs(inputs, targets):
+    return MemorySource({"inputs": inputs, "targets": targets})
+
+
+class Plain:
+    """Each example is one piece: its numbers, with ``encode`` as the caller may want it."""
+
+    def __init__(self, encode=None):
+        self.encode = encode or encode_numbers
+
+    def pieces(self, tokens, rng, draw_other):
+        return [tokens]
+
+
+def encode_numbers(text):
     ids = {side: [int(word) + 10 for word in text[side].split()] for side in SIDES}
     return {side: np.array([*ids[side], EOS_ID], np.int32) for side in SIDES}
+
+
+PLAIN = Plain()
 
 
 TRAINABLE = [i for i in range(NUM_EXAMPLES) if i % 20 and i != 10]
 
 
 def iterator(config, **processes):
-    return training_iterator(config, make_source(), transform, **processes)
+    return training_iterator(config, make_source(), PLAIN, **processes)
 
 
 def numbers_in(batch):
@@ -59,7 +74,7 @@ def numbers_in(batch):
             number = int(batch["inputs"][row][segments[0] == segment][0]) - 10
             for side, where in zip(SIDES, segments, strict=True):
                 tokens = batch[side][row][where == segment]
-                np.testing.assert_array_equal(tokens, transform(source.read([number])[0])[side])
+                np.testing.assert_array_equal(tokens, encode_numbers(source.read([number])[0])[side])
             found.append(number)
     return found
 
@@ -80,7 +95,7 @@ def test_every_epoch_has_every_example_once(config):
         state = batches.get_state()
         epochs, rest = divmod(state["start"], NUM_EXAMPLES)
         if epochs > checked and not rest:  # the window before was the last of an epoch
-            waiting = Counter(order[place] for place in state["carried"])
+            waiting = Counter(order[place] for place, _ in state["carried"])
             assert emitted + waiting == {number: epochs for number in TRAINABLE}
             checked = epochs
         emitted.update(numbers)
@@ -192,9 +207,9 @@ def test_a_second_epoch_does_not_tokenize_again(monkeypatch, space):
 
     def counted(text):
         calls[text["inputs"]] += 1
-        return transform(text)
+        return encode_numbers(text)
 
-    batches = training_iterator(BUCKETS, make_source(), counted)
+    batches = training_iterator(BUCKETS, make_source(), Plain(counted))
     expected = iterator(BUCKETS)
     while batches.epoch < 2:
         assert_same(next(batches), next(expected))
@@ -207,8 +222,8 @@ def test_a_second_epoch_does_not_tokenize_again(monkeypatch, space):
 
 
 def test_fewer_examples_than_rows():
-    source = MemorySource(["1", "2", "3"], ["1", "2", "3"])
-    batches = training_iterator(BUCKETS, source, transform)
+    source = pairs(["1", "2", "3"], ["1", "2", "3"])
+    batches = training_iterator(BUCKETS, source, PLAIN)
     emitted = Counter()
     for _ in range(6):
         emitted.update((next(batches)["inputs"][:, 0] - 10).tolist())
@@ -216,9 +231,9 @@ def test_fewer_examples_than_rows():
 
 
 def test_no_pair_to_train_on():
-    source = MemorySource(["1 " * 20, "", "3"], ["1", "2", "3 " * 20])
-    batches = training_iterator(BUCKETS, source, transform)
-    with pytest.raises(DataError, match=r"none of the 3 pairs .*max_length=16 .* blank"):
+    source = pairs(["1 " * 20, "", "3"], ["1", "2", "3 " * 20])
+    batches = training_iterator(BUCKETS, source, PLAIN)
+    with pytest.raises(DataError, match=r"none of the 3 examples .*max_length=16 .* blank"):
         next(batches)
 
 
@@ -226,7 +241,7 @@ def test_a_failing_transform_reaches_the_caller():
     def fail(text):
         raise RuntimeError(f"cannot do {text['inputs'][:2]}")
 
-    batches = training_iterator(BUCKETS, make_source(), fail)
+    batches = training_iterator(BUCKETS, make_source(), Plain(fail))
     with pytest.raises(RuntimeError, match="cannot do"):
         next(batches)
 
@@ -248,7 +263,7 @@ def test_a_state_of_other_settings_is_refused(changes, message):
 
 
 def test_a_state_of_another_corpus_is_refused():
-    batches = training_iterator(BUCKETS, MemorySource(["1"] * 9, ["1"] * 9), transform)
+    batches = training_iterator(BUCKETS, pairs(["1"] * 9, ["1"] * 9), PLAIN)
     with pytest.raises(DataError, match="num_examples 160, now 9"):
         batches.set_state(iterator(BUCKETS).get_state())
 
@@ -278,10 +293,15 @@ PROGRAM = """
 import numpy as np
 from transformer_jax.data import DataConfig, MemorySource, training_iterator
 
-def transform(text):
-    return {"inputs": np.ones(3, np.int32), "targets": np.ones(3, np.int32)}
+class Ones:
+    def encode(self, example):
+        return {"inputs": np.ones(3, np.int32), "targets": np.ones(3, np.int32)}
 
-batches = training_iterator(DataConfig(), MemorySource(["a"] * 50, ["b"] * 50), transform)
+    def pieces(self, tokens, rng, draw_other):
+        return [tokens]
+
+source = MemorySource({"inputs": ["a"] * 50, "targets": ["b"] * 50})
+batches = training_iterator(DataConfig(), source, Ones())
 next(batches)
 print("done")
 """
@@ -303,9 +323,7 @@ def test_a_program_ends_quietly_with_the_thread_at_work(tmp_path, single_device_
 def test_evaluation_has_every_example_once(config, count):
     source, places = make_source(), []
     parts = [
-        evaluation_batches(
-            config, source, transform, process_index=i, process_count=count, row_multiple=count
-        )
+        evaluation_batches(config, source, PLAIN, process_index=i, process_count=count, row_multiple=count)
         for i in range(count)
     ]
     assert len({len(part) for part in parts}) == 1
@@ -316,7 +334,7 @@ def test_evaluation_has_every_example_once(config, count):
         places += indices.tolist()
         for row, place in enumerate(indices.tolist()):
             for side in SIDES:
-                tokens = transform(source.read([place])[0])[side] if place >= 0 else np.zeros(0)
+                tokens = encode_numbers(source.read([place])[0])[side] if place >= 0 else np.zeros(0)
                 padding = batch[side].shape[1] - len(tokens)
                 real = np.arange(len(tokens))
                 np.testing.assert_array_equal(batch[side][row], np.pad(tokens, (0, padding)))
@@ -332,62 +350,18 @@ def test_evaluation_has_every_example_once(config, count):
 
 def test_evaluation_batches_divide_over_any_number_of_devices():
     def shapes(row_multiple):
-        batches = evaluation_batches(BUCKETS, make_source(), transform, row_multiple=row_multiple)
+        batches = evaluation_batches(BUCKETS, make_source(), PLAIN, row_multiple=row_multiple)
         assert all(indices.shape == batch["inputs"].shape[:1] for indices, batch in batches)
         return {batch["inputs"].shape for _, batch in batches}
 
     assert shapes(1) == {(16, 6), (8, 10), (8, 16), (8, 64)}
     assert shapes(3) == {(18, 6), (9, 10), (9, 16), (9, 64)}
     with pytest.raises(ValueError, match="must be a multiple of process_count=2"):
-        evaluation_batches(BUCKETS, make_source(), transform, process_count=2, row_multiple=3)
+        evaluation_batches(BUCKETS, make_source(), PLAIN, process_count=2, row_multiple=3)
 
 
 def test_evaluation_keeps_its_shapes_when_all_fit():
-    source = MemorySource(["1"] * 3, ["1"] * 3)
-    ((indices, batch),) = evaluation_batches(BUCKETS, source, transform)
+    source = pairs(["1"] * 3, ["1"] * 3)
+    ((indices, batch),) = evaluation_batches(BUCKETS, source, PLAIN)
     assert indices.tolist() == [0, 1, 2] + [-1] * 13
     assert batch["targets"].shape == (16, 6)
-
-
-# Config
-
-
-def test_the_section_is_read_from_plain_values():
-    values = {
-        "source": {
-            "kind": "text",
-            "name": "",
-            "folder": "",
-            "train": ("a", "b"),
-            "validation": (),
-            "test": (),
-            "inputs_key": "",
-            "targets_key": "",
-            "encoding": "utf-8",
-        },
-        "tokenizer": {"kind": "byte", "vocab_size": 1, "max_training_examples": 1, "path": ""},
-        "max_length": 64,
-        "batching": "buckets",
-        "buckets": (32, 16, 64),
-        "tokens_per_batch": 1024,
-        "window": 100,
-        "seed": 0,
-    }
-    config = read_section(DataConfig, ml_collections.ConfigDict(values), "data")
-    assert config.lengths == (16, 32, 64)
-    assert config.source.train == ("a", "b") and config.tokenizer.kind == "byte"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"batching": "bucket"}, "config.data.batching must be .*buckets.*packed.* not 'bucket'"),
-        ({"max_length": 0}, "max_length=0 must be at least 1"),
-        ({"buckets": (200,)}, r"buckets=\(200,\) must be from 1 to data\.max_length=128"),
-        ({"window": 0}, "window=0"),
-        ({"seed": -1}, "seed=-1"),
-    ],
-)
-def test_impossible_configs(changes, message):
-    with pytest.raises(ConfigError, match=message):
-        read_section(DataConfig, dataclasses.asdict(DataConfig()) | changes, "data")

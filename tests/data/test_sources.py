@@ -13,17 +13,11 @@ import pytest
 from tests.mock_dataset import mock_translate
 from tests.processes import run_python
 from transformer_jax.config import ConfigError, read_section
+from transformer_jax.data.catalogue import TfdsSource
 from transformer_jax.data.datasets.number_words import number_words
-from transformer_jax.data.sources import (
-    DataError,
-    MemorySource,
-    Source,
-    SourceConfig,
-    TfdsSource,
-    data_folder,
-    load_source,
-    read_lines,
-)
+from transformer_jax.data.examples import DataError, MemorySource, Source
+from transformer_jax.data.sources import SourceConfig, data_folder, load_source
+from transformer_jax.data.text_files import read_lines
 
 PAIRS = [
     ("A man sleeps.", "Ein Mann schläft."),
@@ -63,7 +57,9 @@ def test_aligned_text_files(tmp_path, suffix, line_end, last_end):
 @pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz"])
 def test_tsv_columns(tmp_path, name):
     write(tmp_path / name, "".join(f"{i}\t{de}\t{en}\n" for i, (en, de) in enumerate(PAIRS)))
-    config = SourceConfig(kind="tsv", folder=str(tmp_path), test=(name,), inputs_key="2", targets_key="1")
+    config = SourceConfig(
+        kind="tsv", folder=str(tmp_path), test=(name,), features=(("inputs", "2"), ("targets", "1"))
+    )
     assert examples(load_source(config, "test")) == PAIRS
 
 
@@ -72,7 +68,7 @@ def test_jsonl_keys(tmp_path, name):
     lines = [json.dumps({"en": en, "de": de, "id": 1}) for en, de in PAIRS]
     write(tmp_path / name, "\n".join(lines))
     config = SourceConfig(
-        kind="jsonl", folder=str(tmp_path), train=(name,), inputs_key="en", targets_key="de"
+        kind="jsonl", folder=str(tmp_path), train=(name,), features=(("inputs", "en"), ("targets", "de"))
     )
     assert examples(load_source(config, "train")) == PAIRS
 
@@ -147,7 +143,9 @@ def test_a_folder_in_place_of_a_file(tmp_path):
 )
 def test_tsv_with_the_wrong_number_of_columns(tmp_path, text, message):
     write(tmp_path / "a.tsv", text)
-    config = SourceConfig(kind="tsv", folder=str(tmp_path), train=("a.tsv",), inputs_key="0", targets_key="1")
+    config = SourceConfig(
+        kind="tsv", folder=str(tmp_path), train=("a.tsv",), features=(("inputs", "0"), ("targets", "1"))
+    )
     with pytest.raises(DataError, match=message):
         load_source(config, "train")
 
@@ -159,7 +157,7 @@ def test_tsv_with_the_wrong_number_of_columns(tmp_path, text, message):
         ("", r"line 2: broken JSON"),
         ('["a", "b"]', r"line 2: must be a JSON object"),
         ('{"inputs": "a", "target": "b"}', r"no key 'targets': did you mean 'target'\?"),
-        ('{"inputs": "a", "targets": 3}', r"line 2: 'targets' must be a string, not 3"),
+        ('{"inputs": "a", "targets": 3}', r"line 2: 'targets' must be a text to be targets, not 3"),
     ],
 )
 def test_bad_jsonl(tmp_path, line, message):
@@ -182,20 +180,21 @@ def test_unknown_and_unset_splits(tmp_path):
         ({"kind": "csv"}, "kind"),
         ({"kind": "text"}, r"source\.train=\('train',\) must have 2 name"),
         ({"train": ("a", "b")}, r"must have 1 name"),
-        ({"kind": "tsv"}, r"inputs_key='inputs' must be a column number"),
+        ({"kind": "tsv"}, r"'inputs' is in column 'inputs', which must be a number"),
         ({"encoding": "utf-9"}, "not an encoding"),
     ],
 )
 def test_impossible_configs(changes, message):
     values = {"kind": "tfds", "name": "a", "folder": "", "train": ("train",), "validation": ()}
-    values |= {"test": (), "inputs_key": "inputs", "targets_key": "targets", "encoding": "utf-8"}
+    values |= {"test": (), "features": (("inputs", "inputs"), ("targets", "targets"))}
+    values |= {"pattern": "", "prefix": "", "encoding": "utf-8"}
     with pytest.raises(ConfigError, match=message):
         read_section(SourceConfig, values | changes, "data.source")
 
 
 def test_sides_of_different_lengths():
     with pytest.raises(DataError, match="1 inputs but 2 targets"):
-        MemorySource(["a"], ["b", "c"])
+        MemorySource({"inputs": ["a"], "targets": ["b", "c"]})
 
 
 # TFDS
@@ -264,7 +263,7 @@ def test_text_that_is_not_utf8_within_tfds_is_named():
         def __getitems__(self, indices):
             return [{"en": b"good", "de": b"bad \xff" if i == 7 else b"gut"} for i in indices]
 
-    source = TfdsSource("some/data, train", Records(), "en", "de")
+    source = TfdsSource("some/data, train", Records(), (("inputs", "en"), ("targets", "de")))
     assert len(source.read([1, 2])) == 2
     with pytest.raises(DataError, match=r"example 7 of some/data, train: the feature 'de' is not UTF-8"):
         source.read([1, 7])
@@ -285,9 +284,12 @@ def test_nothing_is_written_into_a_read_only_folder(tmp_path, small_number_words
     [
         ({"name": "number_words/it"}, r"no data set 'number_words/it': did you mean"),
         ({"test": ("tests",)}, r"no split 'tests': did you mean 'test'\?"),
-        ({"inputs_key": "input"}, r"no feature 'input': did you mean 'inputs'\?"),
-        ({"inputs_key": "inputs/en"}, r"no feature 'inputs/en'"),
-        ({"targets_key": "number"}, r"the feature 'number' .* is not text"),
+        ({"features": (("inputs", "input"),)}, r"no feature 'input': did you mean 'inputs'\?"),
+        ({"features": (("inputs", "inputs/en"),)}, r"no feature 'inputs/en'"),
+        (
+            {"features": (("inputs", "number"),)},
+            r"'number' of .*, which cannot be inputs: that must be a text or",
+        ),
     ],
 )
 def test_bad_tfds_names(tmp_path, small_number_words, changes, message):
@@ -315,8 +317,7 @@ def test_catalogue_features_without_their_code(tmp_path, prefix):
         name="other_translate/mock",
         folder=str(tmp_path),
         train=("train[:3]",),
-        inputs_key=f"{prefix}en",
-        targets_key=f"{prefix}de",
+        features=(("inputs", f"{prefix}en"), ("targets", f"{prefix}de")),
     )
     assert len(load_source(config, "train")) == 3
     assert sorted(examples(load_source(config, "test"))) == sorted(PAIRS)

@@ -13,7 +13,7 @@ from tests.processes import run_python
 from transformer_jax.config import ConfigError, read_section
 from transformer_jax.data import tokenizers as module
 from transformer_jax.data.datasets.number_words.number_words import number_words
-from transformer_jax.data.sources import DataError, MemorySource
+from transformer_jax.data.examples import DataError, MemorySource
 from transformer_jax.data.tokenizers import (
     Tokenizer,
     TokenizerConfig,
@@ -137,18 +137,9 @@ def test_a_missing_file(tmp_path):
         Tokenizer.load(tmp_path / "tokenizer.json")
 
 
-def test_a_tokenizer_with_other_special_tokens(tmp_path, monkeypatch):
-    path = tmp_path / "tokenizer.json"
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "SPECIAL_TOKENS", ("<s>", "<pad>", "</s>", "<unk>"))
-        train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=300), TEXTS).save(path)
-    with pytest.raises(DataError, match=r"first tokens are \('<s>'.* must be \('<pad>'"):
-        Tokenizer.load(path)
-
-
 def test_training_texts_are_evenly_spaced(monkeypatch):
     monkeypatch.setattr(module, "_TEXTS_AT_ONCE", 3)
-    source = MemorySource([f"i{n}" for n in range(20)], [f"t{n}" for n in range(20)])
+    source = MemorySource({side: [f"{side[0]}{n}" for n in range(20)] for side in ("inputs", "targets")})
 
     def texts(limit):
         return list(training_texts(TokenizerConfig(max_training_examples=limit), source))
@@ -168,6 +159,7 @@ def test_training_texts_are_evenly_spaced(monkeypatch):
 )
 def test_impossible_configs(changes, message):
     values = {"kind": "bpe", "vocab_size": 300, "max_training_examples": 10, "path": ""}
+    values |= {"special_tokens": ()}
     with pytest.raises(ConfigError, match=message):
         read_section(TokenizerConfig, values | changes, "data.tokenizer")
 

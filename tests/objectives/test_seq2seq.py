@@ -1,7 +1,6 @@
 """Losses against their definitions, in NumPy and float64."""
 
 import math
-import types
 
 import jax
 import jax.numpy as jnp
@@ -77,12 +76,24 @@ def test_dropout_is_on_only_with_a_key():
     assert seen[0][1] is None and set(seen[1][1]) == {"dropout"}
 
 
-def test_transform_ends_both_sides_in_eos():
-    tokenizer = types.SimpleNamespace(
-        encode=lambda text: np.array([len(word) + 10 for word in text.split()], np.int32)
-    )
-    example = Seq2Seq().transform({"inputs": "a bc", "targets": "def"}, tokenizer)
-    assert [example[side].tolist() for side in ("inputs", "targets")] == [[11, 12, 2], [13, 2]]
+class WordLengths:
+    """A tokenizer of which the token of a word is its length and ten."""
+
+    vocab_size, sentinels = 30, ()
+
+    def encode(self, text):
+        return np.array([len(word) + 10 for word in text.split()], np.int32)
+
+    def encode_with_places(self, text):
+        raise NotImplementedError
+
+    def id_of(self, role):
+        return {"eos": 7}[role]
+
+
+def test_both_sides_end_in_eos():
+    example = Seq2Seq().encode({"inputs": "a bc", "targets": "def"}, WordLengths())
+    assert [example[side].tolist() for side in ("inputs", "targets")] == [[11, 12, 7], [13, 7]]
 
 
 def test_bad_smoothing_is_refused():

@@ -1,6 +1,7 @@
-"""Text pairs to batches: sources, tokenizers, and the Grain pipeline with its replayable state."""
+"""Examples to batches: sources, tokenizers, and the Grain pipeline with its replayable state."""
 
 from transformer_jax.data.evaluation import evaluation_batches
+from transformer_jax.data.examples import DataError, MemorySource, Source
 from transformer_jax.data.packing import rows_per_batch
 from transformer_jax.data.pipeline import (
     DataConfig,
@@ -8,15 +9,14 @@ from transformer_jax.data.pipeline import (
     training_iterator,
 )
 from transformer_jax.data.sources import (
-    DATA_VARIABLE,
     SPLITS,
-    DataError,
-    MemorySource,
-    Source,
     SourceConfig,
     data_folder,
     load_source,
+    load_sources,
 )
+from transformer_jax.data.text_files import DATA_VARIABLE
+from transformer_jax.data.token_examples import Transform
 from transformer_jax.data.tokenizers import (
     Tokenizer,
     TokenizerConfig,
@@ -35,9 +35,11 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "TrainingIterator",
+    "Transform",
     "data_folder",
     "evaluation_batches",
     "load_source",
+    "load_sources",
     "rows_per_batch",
     "train_tokenizer",
     "training_iterator",

@@ -2,11 +2,15 @@
 
 import numpy as np
 
-from transformer_jax.data.packing import fill_batch, longest_side, own_rows, rows_per_batch
-from transformer_jax.data.pipeline import DataConfig, Transform
-from transformer_jax.data.sources import DataError, Source
+from transformer_jax.data.examples import DataError, Source
+from transformer_jax.data.packing import check_example, fill_batch, own_rows, rows_per_batch, side_lengths
+from transformer_jax.data.pipeline import DataConfig
+from transformer_jax.data.token_examples import Transform, draw_other
+from transformer_jax.types import TokenExample
 
 EXTRA_LENGTH_MULTIPLE = 64  # of the one further length
+
+_MARK = 1  # keeps the random numbers of evaluation apart from those of training
 
 
 def evaluation_batches(
@@ -21,14 +25,15 @@ def evaluation_batches(
 ) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """All of ``source`` once, grouped by length, nothing left out and never packed.
 
-    Rows per batch are those of training, rounded up to a multiple of ``row_multiple``. Pairs above
-    ``max_length`` share one further length: their longest, rounded up to a multiple of 64 but not
-    above ``longest_allowed``. So there are at most ``len(lengths) + 1`` shapes.
+    An example that comes in pieces has the same at every evaluation, and each is scored once. Rows per
+    batch are those of training, rounded up to a multiple of ``row_multiple``. Pieces above ``max_length``
+    share one further length: their longest, rounded up to a multiple of 64 but not above
+    ``longest_allowed``. So there are at most ``len(lengths) + 1`` shapes.
 
     Args:
-      config: how to batch; its ``source`` and ``tokenizer`` sections are not read here.
+      config: how to batch; its sources and tokenizer are not read here.
       source: the split to evaluate.
-      transform: a pure function from a text example to a token example.
+      transform: from examples to tokens.
       longest_allowed: tokens of a side that the model takes; None takes any number.
       process_index: which of the processes this is.
       process_count: processes that share every batch.
@@ -39,19 +44,19 @@ def evaluation_batches(
       segments all 0) and the batch; of this process's rows, as many batches in every process.
 
     Raises:
-      DataError: a pair is longer than ``longest_allowed``.
+      DataError: an example is longer than ``longest_allowed``, or is not what the objective needs.
       ValueError: ``process_count`` does not divide ``row_multiple``.
     """
     if row_multiple % process_count:
         raise ValueError(f"{row_multiple=} must be a multiple of {process_count=}")
-    examples = [transform(text) for text in source.read(range(len(source)))]
-    longest = np.array([longest_side(example) for example in examples])
+    places, pieces = _all_pieces(config, source, transform)
+    longest = np.array([max(side_lengths(piece)) for piece in pieces])
     lengths = list(config.lengths)
     top = int(longest.max())
     if longest_allowed is not None and top > longest_allowed:
         raise DataError(
-            f"pair {int(longest.argmax()) + 1} of those to evaluate has {top} tokens on a side, and the "
-            f"model takes {longest_allowed}: raise config.model.max_length, or shorten the pair"
+            f"example {places[int(longest.argmax())] + 1} of those to evaluate has {top} tokens on a side, "
+            f"and the model takes {longest_allowed}: raise config.model.max_length, or shorten the example"
         )
     if top > lengths[-1]:
         rounded = -(-top // EXTRA_LENGTH_MULTIPLE) * EXTRA_LENGTH_MULTIPLE
@@ -60,12 +65,33 @@ def evaluation_batches(
     batches = []
     for bucket, length in enumerate(lengths):
         members = np.flatnonzero(buckets == bucket)
-        size = -(-rows_per_batch(config.tokens_per_batch, length) // row_multiple) * row_multiple
+        rows = rows_per_batch(config.tokens_per_batch, length, config.batch_size)
+        size = -(-rows // row_multiple) * row_multiple
         own = own_rows(size, process_index, process_count)
         for start in range(0, len(members), size):
-            indices = np.full(size, -1)
-            found = members[start : start + size]
-            indices[: len(found)] = found
-            rows = [[examples[i]] if i >= 0 else [] for i in indices[own].tolist()]
-            batches.append((indices[own], fill_batch(rows, length)))
+            found = members[start : start + size].tolist()
+            filled = [*found, *[-1] * (size - len(found))][own]
+            batch = fill_batch([[pieces[i]] if i >= 0 else [] for i in filled], length, pieces[0])
+            batches.append((np.array([places[i] if i >= 0 else -1 for i in filled]), batch))
     return batches
+
+
+def _all_pieces(
+    config: DataConfig, source: Source, transform: Transform
+) -> tuple[list[int], list[TokenExample]]:
+    """The pieces of all examples, and the place in ``source`` of the example that each comes from."""
+    encoded = [transform.encode(example) for example in source.read(range(len(source)))]
+    places, pieces = [], []
+    for place, tokens in enumerate(encoded):
+        rng = np.random.default_rng((config.seed, place, _MARK))
+
+        def draw(place: int = place, rng: np.random.Generator = rng) -> TokenExample:
+            return draw_other(encoded.__getitem__, place, len(encoded), rng)
+
+        for piece in transform.pieces(tokens, rng, draw):
+            check_example(piece, packed=False, batch_size=config.batch_size)
+            places.append(place)
+            pieces.append(piece)
+    if not pieces:
+        raise DataError(f"there is nothing to evaluate in {len(source):,} example(s)")
+    return places, pieces

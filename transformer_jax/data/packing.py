@@ -12,10 +12,12 @@ import numpy as np
 from grain.experimental import index_shuffle
 from jaxtyping import Int
 
-from transformer_jax.data.sources import DataError
+from transformer_jax.data.examples import DataError
 from transformer_jax.types import PAD_ID, SIDES, TokenExample
 
 ROWS_MULTIPLE = 8  # so that 8 devices divide every batch
+
+_NOT_SINGLE = ("_", *(f"{side}_" for side in SIDES))  # how keys begin that are not one value an example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +28,10 @@ class BatchPlan:
     rows: tuple[tuple[int, ...], ...]
 
 
-def rows_per_batch(tokens_per_batch: int, length: int) -> int:
-    """Rows of a batch of this length: the most that fit, as a multiple of 8, but at least 8."""
+def rows_per_batch(tokens_per_batch: int, length: int, batch_size: int = 0) -> int:
+    """Rows of a batch: ``batch_size``, or for 0 the most of ``length`` that fit, by eights, at least 8."""
+    if batch_size:
+        return batch_size
     fitting = tokens_per_batch // length // ROWS_MULTIPLE * ROWS_MULTIPLE
     return max(fitting, ROWS_MULTIPLE)
 
@@ -39,7 +43,7 @@ def own_rows(rows: int, process_index: int, process_count: int) -> slice:
 
 
 def check_processes(
-    lengths: Sequence[int], tokens_per_batch: int, process_index: int, process_count: int
+    lengths: Sequence[int], tokens_per_batch: int, batch_size: int, process_index: int, process_count: int
 ) -> None:
     """Checks that the processes can share the rows of batches of all ``lengths``.
 
@@ -49,13 +53,14 @@ def check_processes(
     if not 0 <= process_index < process_count:
         raise DataError(f"{process_index=} must be from 0 to {process_count=} - 1")
     for length in lengths:
-        rows = rows_per_batch(tokens_per_batch, length)
+        rows = rows_per_batch(tokens_per_batch, length, batch_size)
         if rows % process_count:
-            raise DataError(
-                f"data.tokens_per_batch={tokens_per_batch} makes {rows} rows of {length} tokens, "
-                f"which {process_count} processes cannot share equally; change tokens_per_batch "
-                "or data.buckets"
-            )
+            what = f"data.batch_size={batch_size} makes {rows} rows"
+            mend = "make it a multiple of them"
+            if not batch_size:
+                what = f"data.tokens_per_batch={tokens_per_batch} makes {rows} rows of {length} tokens"
+                mend = "change tokens_per_batch or data.buckets"
+            raise DataError(f"{what}, which {process_count} processes cannot share equally; {mend}")
 
 
 def plan_buckets(
@@ -63,14 +68,16 @@ def plan_buckets(
     bucket_lengths: Sequence[int],
     tokens_per_batch: int,
     seed: int,
+    batch_size: int = 0,
 ) -> tuple[list[BatchPlan], list[int]]:
     """Puts every example into the shortest bucket that holds both its sides, one to a row.
 
     Args:
-      lengths: tokens of the inputs and the targets of each example.
+      lengths: tokens of the inputs and the targets of each example, 0 of a side that is not there.
       bucket_lengths: increasing; no example is longer than the last.
       tokens_per_batch: padding included, per side.
       seed: of the order of the batches.
+      batch_size: rows of every batch, instead of as many as there are tokens for; 0 for these.
 
     Returns:
       The full batches, in random order, and the examples that did not fill one, oldest first.
@@ -80,7 +87,7 @@ def plan_buckets(
         buckets[bucket_lengths[bisect.bisect_left(bucket_lengths, longest)]].append(example)
     plans, carried = [], []
     for length, members in buckets.items():
-        size = rows_per_batch(tokens_per_batch, length)
+        size = rows_per_batch(tokens_per_batch, length, batch_size)
         full = len(members) // size * size
         for start in range(0, full, size):
             rows = tuple((example,) for example in members[start : start + size])
@@ -90,7 +97,11 @@ def plan_buckets(
 
 
 def plan_packed(
-    lengths: Int[np.ndarray, "examples 2"], max_length: int, tokens_per_batch: int, seed: int
+    lengths: Int[np.ndarray, "examples 2"],
+    max_length: int,
+    tokens_per_batch: int,
+    seed: int,
+    batch_size: int = 0,
 ) -> tuple[list[BatchPlan], list[int]]:
     """Packs several examples into each row so that both sides fit, longest first, first fit.
 
@@ -101,6 +112,7 @@ def plan_packed(
       max_length: tokens in a row, per side.
       tokens_per_batch: padding included, per side.
       seed: of the order of the rows.
+      batch_size: as in ``plan_buckets``.
 
     Returns:
       The full batches and the examples of the rows that did not fill one, oldest first.
@@ -117,7 +129,7 @@ def plan_packed(
         space[row] -= lengths[example]
     # The rows to carry over are drawn by lot: always the emptiest would starve short examples.
     shuffled = _shuffled(rows, seed)
-    size = rows_per_batch(tokens_per_batch, max_length)
+    size = rows_per_batch(tokens_per_batch, max_length, batch_size)
     full = len(rows) // size * size
     plans = [
         BatchPlan(max_length, tuple(tuple(row) for row in shuffled[start : start + size]))
@@ -126,29 +138,60 @@ def plan_packed(
     return plans, sorted(example for row in shuffled[full:] for example in row)
 
 
-def fill_batch(rows: Sequence[Sequence[TokenExample]], length: int) -> dict[str, np.ndarray]:
-    """Writes token examples into the six arrays of a batch, each (rows, ``length``) int32.
+def fill_batch(
+    rows: Sequence[Sequence[TokenExample]], length: int, like: TokenExample | None = None
+) -> dict[str, np.ndarray]:
+    """Writes token examples into the arrays of a batch, by the names of their keys (see ``types``).
 
     Args:
       rows: the examples of every row; a row may be empty.
       length: tokens, of both sides; every row must fit.
+      like: an example with the keys, types and shapes of all; by default the first of ``rows``.
+
+    Raises:
+      DataError: an example has other keys or shapes than ``like``, or one of several in a row has a key that
+        cannot be packed.
     """
-    batch = {}
-    for side in SIDES:
-        tokens = np.full((len(rows), length), PAD_ID, np.int32)
-        positions = np.zeros((len(rows), length), np.int32)
-        segments = np.zeros((len(rows), length), np.int32)
-        for row, examples in enumerate(rows):
-            start = 0
-            for segment, example in enumerate(examples, start=1):
-                stop = start + len(example[side])
-                tokens[row, start:stop] = example[side]
-                positions[row, start:stop] = np.arange(stop - start)
-                segments[row, start:stop] = segment
-                start = stop
-        batch[side] = tokens
-        batch[f"{side}_positions"] = positions
-        batch[f"{side}_segments"] = segments
+    if like is None:
+        like = next((example for examples in rows for example in examples), None)
+        if like is None:
+            raise ValueError("rows without any example say nothing of their keys: give one as like")
+    batch: dict[str, np.ndarray] = {}
+    for side in _sides_of(like):
+        batch |= _fill_side(rows, side, length, like)
+    for key in _single_keys(like):
+        no_value = 0 if like[key].dtype.kind in "ub" else -1
+        batch[key] = np.full((len(rows), *like[key].shape), no_value, like[key].dtype)
+    for row, examples in enumerate(rows):
+        for example in examples:
+            _check_like(example, like)
+            for key in _single_keys(example):
+                if len(examples) > 1:
+                    raise DataError(_unpackable(key))
+                batch[key][row] = example[key]
+    return batch
+
+
+def _fill_side(
+    rows: Sequence[Sequence[TokenExample]], side: str, length: int, like: TokenExample
+) -> dict[str, np.ndarray]:
+    """The arrays of one side: tokens, positions, segments, and what else is as long as it."""
+    others = [key for key in like if key.startswith(f"{side}_")]
+    tokens = np.full((len(rows), length), PAD_ID, np.int32)
+    positions = np.zeros((len(rows), length), np.int32)
+    segments = np.zeros((len(rows), length), np.int32)
+    batch = {side: tokens, f"{side}_positions": positions, f"{side}_segments": segments}
+    batch |= {key: np.zeros((len(rows), length), like[key].dtype) for key in others}
+    for row, examples in enumerate(rows):
+        start = 0
+        for segment, example in enumerate(examples, start=1):
+            stop = start + len(example[side])
+            tokens[row, start:stop] = example[side]
+            positions[row, start:stop] = np.arange(stop - start)
+            segments[row, start:stop] = segment
+            for key in others:
+                batch[key][row, start:stop] = example[key]
+            start = stop
     return batch
 
 
@@ -158,6 +201,56 @@ def _shuffled(items: list, seed: int) -> list:
     return [items[index_shuffle(index, max_index=last, seed=seed, rounds=4)] for index in range(len(items))]
 
 
-def longest_side(example: TokenExample) -> int:
-    """Tokens of the longer side."""
-    return max(len(example[side]) for side in SIDES)
+def side_lengths(example: TokenExample) -> tuple[int, ...]:
+    """Tokens of both sides, 0 of one that is not there."""
+    return tuple(len(example[side]) if side in example else 0 for side in SIDES)
+
+
+def check_example(example: TokenExample, *, packed: bool, batch_size: int) -> None:
+    """Checks that a token example is what its keys say, and can be put into batches.
+
+    Raises:
+      DataError: a part is not as long as its side; it has values that cannot be packed, and is to be; or
+        it has no tokens to make batches by, and there is no ``batch_size``.
+    """
+    for side in SIDES:
+        for key in (key for key in example if key.startswith(f"{side}_")):
+            found, wanted = len(example[key]), len(example.get(side, ()))
+            if found != wanted:
+                raise DataError(
+                    f"the objective gives {found} {key} for {wanted} {side}: there must be as many"
+                )
+    if packed:
+        for key in _single_keys(example):
+            raise DataError(_unpackable(key))
+    if not _sides_of(example) and not batch_size:
+        raise DataError(
+            f"examples of {', '.join(_single_keys(example))} have no tokens to make batches by: set "
+            "config.data.batch_size to the rows of a batch"
+        )
+
+
+def _sides_of(example: TokenExample) -> list[str]:
+    return [side for side in SIDES if side in example]
+
+
+def _single_keys(example: TokenExample) -> list[str]:
+    """The keys with one value an example."""
+    return [key for key in example if key not in SIDES and not key.startswith(_NOT_SINGLE)]
+
+
+def _unpackable(key: str) -> str:
+    return f"{key} cannot be packed, for a row has one of them: set config.data.batching='buckets'"
+
+
+def _check_like(example: TokenExample, like: TokenExample) -> None:
+    """Raises DataError unless batches can hold both."""
+    keys = [sorted(key for key in one if not key.startswith("_")) for one in (example, like)]
+    if keys[0] != keys[1]:
+        raise DataError(f"the objective gives examples with different keys: {keys[0]} and {keys[1]}")
+    for key in _single_keys(like):
+        if example[key].shape != like[key].shape:
+            raise DataError(
+                f"{key} of the shape {example[key].shape} cannot be in one batch with those of the shape "
+                f"{like[key].shape}: all must have the same"
+            )

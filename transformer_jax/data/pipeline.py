@@ -3,41 +3,41 @@
 How training batches come about::
 
     Grain MapDataset: index -> shuffle (anew every epoch) -> repeat
-      -> a window of examples: read, transformed, filtered (counted)
+      -> a window of examples: read, encoded (kept in memory), taken to pieces, filtered (counted)
       -> a plan of the window's batches (transformer_jax.data.packing)
       -> batches, filled in ahead of time by a thread
 
 Every process goes through the same plans and fills in its own rows, so the order of the data does not
 depend on how many processes there are. The state is where the window starts, what it carried over from
-earlier ones, and how many of its batches were handed out; from this it is read and planned again.
+earlier ones, and how many of its batches were handed out; from this it is read and planned again. The
+pieces of an example may be random, but follow from the seed and its place in the endless order.
 """
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import grain
 import numpy as np
 
 from transformer_jax.config import check_types
+from transformer_jax.data.examples import DataError, Source
 from transformer_jax.data.packing import (
     BatchPlan,
+    check_example,
     check_processes,
     fill_batch,
-    longest_side,
     own_rows,
     plan_buckets,
     plan_packed,
+    side_lengths,
 )
-from transformer_jax.data.sources import DataError, Source, SourceConfig
+from transformer_jax.data.sources import SourceConfig
+from transformer_jax.data.token_examples import TokenCache, Transform, draw_other
 from transformer_jax.data.tokenizers import TokenizerConfig
-from transformer_jax.types import SIDES, TextExample, TokenExample
+from transformer_jax.types import TokenExample
 
-CACHED_EXAMPLES = 500_000  # token examples kept in memory, about 200 MB of single sentences
 PREFETCHED_BATCHES = 4
-
-Transform = Callable[[TextExample], TokenExample]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,20 +45,23 @@ class DataConfig:
     """The data section of an experiment.
 
     Batches are (rows, length) on both sides, where length is one of ``lengths`` and rows is
-    ``tokens_per_batch // length``, rounded down to a multiple of 8 but at least 8. So there are
-    ``len(lengths)`` shapes to compile, or one when packed.
+    ``batch_size`` or, where that is 0, ``tokens_per_batch // length``, rounded down to a multiple of 8 but
+    at least 8. So there are ``len(lengths)`` shapes to compile, or one when packed or without tokens.
 
     Raises:
-      ValueError: a size below 1, a bucket above ``max_length``, or an unknown kind of batching.
+      ValueError: a size below 1, a bucket above ``max_length``, an unknown kind of batching, or sources with
+        different features.
     """
 
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
+    more_sources: tuple[SourceConfig, ...] = ()  # trained on together with source; not evaluated
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
-    max_length: int = 128  # tokens of one side, <eos> included; longer pairs are not trained on
+    max_length: int = 128  # tokens of one side, <eos> included; longer examples are not trained on
     batching: Literal["buckets", "packed"] = "buckets"
     buckets: tuple[int, ...] = ()  # lengths, tokens, besides max_length
     tokens_per_batch: int = 4096  # of one side, padding included, over all processes
-    window: int = 4096  # examples that are grouped into batches together
+    batch_size: int = 0  # rows of every batch over all processes; 0: as tokens_per_batch says
+    window: int = 4096  # examples, or pieces of them, that are grouped into batches together
     seed: int = 0  # of the order of the examples
 
     def __post_init__(self) -> None:
@@ -66,6 +69,16 @@ class DataConfig:
         for name in ("max_length", "tokens_per_batch", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size < 0:
+            raise ValueError(f"data.batch_size={self.batch_size} must not be negative")
+        wanted = {name for name, _ in self.source.features}
+        for number, source in enumerate(self.more_sources):
+            found = {name for name, _ in source.features}
+            if found != wanted:
+                raise ValueError(
+                    f"data.more_sources[{number}] has the features {', '.join(sorted(found))}, but "
+                    f"data.source {', '.join(sorted(wanted))}: they must be the same"
+                )
         for bucket in self.buckets:
             if not 1 <= bucket <= self.max_length:
                 raise ValueError(
@@ -74,6 +87,11 @@ class DataConfig:
                 )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"data.seed={self.seed} must be from 0 to 2**32 - 1")
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """All that is trained on."""
+        return (self.source, *self.more_sources)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -94,16 +112,16 @@ def training_iterator(
     """Endless training batches of ``source``; see ``TrainingIterator``.
 
     Args:
-      config: how to batch; its ``source`` and ``tokenizer`` sections are not read here.
+      config: how to batch; its sources and tokenizer are not read here.
       source: the training split.
-      transform: a pure function from a text example to a token example.
+      transform: from examples to tokens.
       process_index: which of the processes this is.
       process_count: processes that share every batch.
 
     Raises:
       DataError: the rows of a batch cannot be shared equally among the processes.
     """
-    check_processes(config.lengths, config.tokens_per_batch, process_index, process_count)
+    check_processes(config.lengths, config.tokens_per_batch, config.batch_size, process_index, process_count)
     windows = _WindowedBatches(config, source, transform, process_index, process_count)
     return TrainingIterator(windows, len(source))
 
@@ -111,8 +129,8 @@ def training_iterator(
 class TrainingIterator:
     """Batches for ever: every example once an epoch, in a new order each epoch.
 
-    A pair is left out, and counted, if a side has more than ``max_length`` tokens or is blank (nothing
-    but white space). Examples that do not fill a batch wait for the next window.
+    An example is left out, and counted, if a text in it is blank (nothing but white space) or if none of its
+    pieces has at most ``max_length`` tokens a side. Pieces that do not fill a batch wait for the next window.
     """
 
     def __init__(self, windows: "_WindowedBatches", num_examples: int):
@@ -129,17 +147,18 @@ class TrainingIterator:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """This process's rows of the next batch: the six arrays named in ``BATCH_KEYS``.
+        """This process's rows of the next batch; ``transformer_jax.types`` says what is in it.
 
         Raises:
-          DataError: no pair of the source can be trained on.
+          DataError: no example of the source can be trained on, or one is not what the objective needs.
         """
         return next(self._iterator)
 
     def get_state(self) -> dict[str, Any]:
         """What ``set_state`` needs to go on after the batch that was handed out last, for JSON."""
         state = self._iterator.get_state()
-        return state | {"carried": list(state["carried"]), "settings": dict(state["settings"])}
+        carried = [list(pair) for pair in state["carried"]]
+        return state | {"carried": carried, "settings": dict(state["settings"])}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to where ``get_state`` was called, perhaps with another number of processes.
@@ -151,17 +170,17 @@ class TrainingIterator:
 
     @property
     def filtered(self) -> int:
-        """Pairs left out for their length, in what was read of the first epoch; the others are alike."""
+        """Examples left out for their length, in what was read of the first epoch; the others are alike."""
         return self._iterator.get_state()["filtered"]
 
     @property
     def blank(self) -> int:
-        """Pairs left out for a blank side, in what was read of the first epoch; the others are alike."""
+        """Examples left out for a blank text, in what was read of the first epoch; the others are alike."""
         return self._iterator.get_state()["blank"]
 
     @property
     def examples(self) -> int:
-        """Examples in the batches handed out so far, over all processes."""
+        """Examples in the batches handed out so far, by all processes; one in pieces counts once."""
         return self._iterator.get_state()["examples"]
 
     @property
@@ -180,26 +199,6 @@ class TrainingIterator:
         return self._open[0]
 
 
-class _TokenCache:
-    """The token examples of a source; those read first stay in memory."""
-
-    def __init__(self, source: Source, transform: Transform):
-        self._source, self._transform = source, transform
-        self._cached: dict[int, TokenExample | None] = {}
-
-    def read(self, indices: Sequence[int]) -> list[TokenExample | None]:
-        """The token examples at ``indices``; None for a pair with a blank side."""
-        missing = [index for index in dict.fromkeys(indices) if index not in self._cached]
-        fresh = dict(zip(missing, map(self._tokens, self._source.read(missing)), strict=True))
-        found = [fresh[i] if i in fresh else self._cached[i] for i in indices]
-        space = CACHED_EXAMPLES - len(self._cached)
-        self._cached.update((index, fresh[index]) for index in missing[:space])
-        return found
-
-    def _tokens(self, text: TextExample) -> TokenExample | None:
-        return self._transform(text) if all(text[side].strip() for side in SIDES) else None
-
-
 class _WindowedBatches(grain.IterDataset):
     """The endless batches of one process, without the thread."""
 
@@ -213,9 +212,10 @@ class _WindowedBatches(grain.IterDataset):
     ):
         super().__init__()
         self.config = config
-        self.order = grain.MapDataset.range(len(source)).seed(config.seed).shuffle().repeat()
+        self.order: Any = grain.MapDataset.range(len(source)).seed(config.seed).shuffle().repeat()
         self.num_examples = len(source)
-        self.tokens = _TokenCache(source, transform)
+        self.transform = transform
+        self.tokens = TokenCache(source, transform)
         self.process = (process_index, process_count)
         self.settings = {
             "num_examples": len(source),
@@ -223,12 +223,29 @@ class _WindowedBatches(grain.IterDataset):
             "batching": config.batching,
             "lengths": list(config.lengths),
             "tokens_per_batch": config.tokens_per_batch,
+            "batch_size": config.batch_size,
             "window": config.window,
             "seed": config.seed,
         }
 
     def __iter__(self) -> "_WindowedIterator":
         return _WindowedIterator(self)
+
+    def pieces(self, place: int, tokens: TokenExample) -> list[TokenExample]:
+        """What the visit of an example at a place of the endless order gives, however often it is asked."""
+        rng = np.random.default_rng((self.config.seed, place))
+
+        def draw() -> TokenExample:
+            return draw_other(lambda i: self.tokens.read([i])[0], self.order[place], self.num_examples, rng)
+
+        return self.transform.pieces(tokens, rng, draw)
+
+
+class _Piece(NamedTuple):
+    place: int  # of its example, in the endless order
+    number: int  # among the pieces of that visit
+    is_first: bool  # of those that are not too long
+    tokens: TokenExample
 
 
 class _WindowedIterator(grain.DatasetIterator):
@@ -239,7 +256,7 @@ class _WindowedIterator(grain.DatasetIterator):
         self._dataset = dataset
         self._state: dict[str, Any] = {
             "start": 0,  # of the window, in the endless order of examples
-            "carried": [],  # places in that order, of examples that wait since earlier windows
+            "carried": [],  # [place in that order, number of the piece] of what waits since earlier windows
             "batch": 0,  # of the window, to be handed out next
             "examples": 0,
             "filtered": 0,  # counted when a window is read
@@ -247,8 +264,9 @@ class _WindowedIterator(grain.DatasetIterator):
             "settings": dataset.settings,
         }
         self._plans: list[BatchPlan] | None = None  # of the window; None: not read yet
-        self._examples: list[TokenExample] = []  # of the window, carried ones first
-        self._next_carried: list[int] = []
+        self._pieces: list[_Piece] = []  # of the window, carried ones first
+        self._visits = 0  # places of the order that the window takes
+        self._next_carried: list[list[int]] = []
         self._counted = False  # the window's filtered and blank pairs
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -259,21 +277,22 @@ class _WindowedIterator(grain.DatasetIterator):
             assert self._plans is not None
             if self._state["batch"] < len(self._plans):
                 break
-            barren = 0 if self._examples else barren + self._dataset.config.window
+            barren = 0 if self._pieces else barren + self._dataset.config.window
             if barren >= 2 * self._dataset.num_examples:  # there is a whole epoch in these
                 raise DataError(
-                    f"none of the {self._dataset.num_examples:,} pairs can be trained on: each is "
+                    f"none of the {self._dataset.num_examples:,} examples can be trained on: each is "
                     f"longer than data.max_length={self._dataset.config.max_length} tokens or has "
-                    "a blank side"
+                    "a blank text"
                 )
             self._go_to_next_window()
         plan = self._plans[self._state["batch"]]
         self._state = self._state | {
             "batch": self._state["batch"] + 1,
-            "examples": self._state["examples"] + sum(map(len, plan.rows)),
+            "examples": self._state["examples"]
+            + sum(self._pieces[i].is_first for row in plan.rows for i in row),
         }
         own = plan.rows[own_rows(len(plan.rows), *self._dataset.process)]
-        return fill_batch([[self._examples[i] for i in row] for row in own], plan.length)
+        return fill_batch([[self._pieces[i].tokens for i in row] for row in own], plan.length)
 
     def get_state(self) -> dict[str, Any]:
         return self._state
@@ -301,37 +320,54 @@ class _WindowedIterator(grain.DatasetIterator):
     def _read_window(self) -> None:
         config, state = self._dataset.config, self._state
         window = range(state["start"], state["start"] + config.window)
-        places = [*state["carried"], *window]
+        carried: dict[int, list[int]] = {}  # pieces of each place
+        for place, number in state["carried"]:
+            carried.setdefault(place, []).append(number)
+        places = [*carried, *window]
         found = self._dataset.tokens.read([self._dataset.order[place] for place in places])
-        kept_places, self._examples = [], []
-        filtered = blank = 0
-        for place, example in zip(places, found, strict=True):
-            is_first_epoch = place < self._dataset.num_examples
-            if example is None:
-                blank += is_first_epoch
-            elif longest_side(example) > config.max_length:
-                filtered += is_first_epoch
+        self._pieces, self._visits = [], 0
+        filtered = blank = size = 0
+        for place, tokens in zip(places, found, strict=True):
+            # Texts of thousands of pieces would otherwise be thousands of times the memory.
+            if size >= config.window:
+                break
+            pieces = [] if tokens is None else self._fitting_pieces(place, tokens)
+            if place in carried:
+                pieces = [piece for piece in pieces if piece.number in carried[place]]
             else:
-                kept_places.append(place)
-                self._examples.append(example)
+                self._visits += 1
+                size += max(1, len(pieces))
+                is_first_epoch = place < self._dataset.num_examples
+                blank += is_first_epoch and tokens is None
+                filtered += is_first_epoch and tokens is not None and not pieces
+            self._pieces += pieces
         if not self._counted:
             self._state = state | {
                 "filtered": state["filtered"] + filtered,
                 "blank": state["blank"] + blank,
             }
             self._counted = True
-        lengths = np.array([[len(e[side]) for side in SIDES] for e in self._examples])
-        lengths = lengths.reshape(-1, 2).astype(np.int64)  # also where there is none
-        seed = config.seed + state["start"]
+        lengths = np.array([side_lengths(piece.tokens) for piece in self._pieces], np.int64)
+        sizes = (config.tokens_per_batch, config.seed + state["start"], config.batch_size)
         if config.batching == "packed":
-            self._plans, carried = plan_packed(lengths, config.max_length, config.tokens_per_batch, seed)
+            self._plans, waiting = plan_packed(lengths.reshape(-1, 2), config.max_length, *sizes)
         else:
-            self._plans, carried = plan_buckets(lengths, config.lengths, config.tokens_per_batch, seed)
-        self._next_carried = [kept_places[i] for i in carried]
+            self._plans, waiting = plan_buckets(lengths.reshape(-1, 2), config.lengths, *sizes)
+        self._next_carried = [[self._pieces[i].place, self._pieces[i].number] for i in waiting]
+
+    def _fitting_pieces(self, place: int, tokens: TokenExample) -> list[_Piece]:
+        """The pieces of one visit that are not too long."""
+        config = self._dataset.config
+        fitting: list[_Piece] = []
+        for number, piece in enumerate(self._dataset.pieces(place, tokens)):
+            check_example(piece, packed=config.batching == "packed", batch_size=config.batch_size)
+            if max(side_lengths(piece)) <= config.max_length:
+                fitting.append(_Piece(place, number, not fitting, piece))
+        return fitting
 
     def _go_to_next_window(self) -> None:
         self._state = self._state | {
-            "start": self._state["start"] + self._dataset.config.window,
+            "start": self._state["start"] + self._visits,
             "carried": self._next_carried,
             "batch": 0,
         }

@@ -1,15 +1,17 @@
 """Text to token ids and back, through Hugging Face ``tokenizers``.
 
-All kinds work on bytes, so that no text is out of vocabulary and ``decode(encode(text)) == text``
-for every text: spaces, case, line ends and the literal text ``<eos>`` included. One vocabulary
-serves both languages. Ids 0 to 3 are the special tokens of ``transformer_jax.types``; ``encode``
-never yields them.
+All kinds that are trained here work on bytes, so that no text is out of vocabulary and
+``decode(encode(text)) == text`` for every text: spaces, case, line ends and the literal text ``<eos>``
+included. One vocabulary serves both languages. Ids 0 to 3 are the special tokens of
+``transformer_jax.types``. A tokenizer.json from elsewhere (BERT's WordPiece, GPT-2's byte pairs, T5's
+unigrams) keeps its own ids, and what it has in place of ours is found by name.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -19,13 +21,23 @@ from absl import logging
 from jaxtyping import Int32
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from transformer_jax.config import check_types
-from transformer_jax.data.sources import DataError, Source
+from transformer_jax.config import check_types, nearest
+from transformer_jax.data.examples import DataError, Source
 from transformer_jax.files import write_whole
-from transformer_jax.types import SIDES, SPECIAL_TOKENS, UNK_ID
+from transformer_jax.types import SPECIAL_TOKENS, TEXT_FEATURES, UNK_ID, Encoding
 
 NUM_BYTES = 256
-MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + NUM_BYTES
+
+# What a token is for, and the names it has: ours first, then those of published vocabularies.
+ROLES = {
+    "pad": ("<pad>", "[PAD]"),
+    "bos": ("<bos>", "<s>", "<|endoftext|>"),
+    "eos": ("<eos>", "</s>", "<|endoftext|>"),
+    "unk": ("<unk>", "[UNK]"),
+    "cls": ("<cls>", "[CLS]"),
+    "sep": ("<sep>", "[SEP]"),
+    "mask": ("<mask>", "[MASK]"),
+}
 
 _TEXTS_AT_ONCE = 4096
 
@@ -41,20 +53,27 @@ class TokenizerConfig:
       order, so that training twice gives slightly different vocabularies: keep the stored one.
 
     Raises:
-      ValueError: a vocabulary too small for the special tokens and the 256 bytes.
+      ValueError: a vocabulary too small for the special tokens and the 256 bytes, or a special token twice.
     """
 
     kind: Literal["byte", "bpe", "unigram"] = "bpe"
     vocab_size: int = 8192  # at most; includes the special tokens and the 256 bytes
-    max_training_examples: int = 1_000_000  # train on this many pairs, evenly spaced in the corpus
+    special_tokens: tuple[str, ...] = ()  # beyond <pad> <bos> <eos> <unk>, with ids from 4 on
+    max_training_examples: int = 1_000_000  # train on this many examples, evenly spaced in the corpus
     path: str = ""  # of a tokenizer.json to use instead of training one
 
     def __post_init__(self) -> None:
         check_types(self, "data.tokenizer")
-        if self.kind != "byte" and self.vocab_size <= MIN_VOCAB_SIZE:
+        special = (*SPECIAL_TOKENS, *self.special_tokens)
+        if len(set(special)) < len(special) or "" in special:
             raise ValueError(
-                f"tokenizer.vocab_size={self.vocab_size} must be above {MIN_VOCAB_SIZE}: "
-                f"{len(SPECIAL_TOKENS)} special tokens and {NUM_BYTES} bytes come first"
+                f"tokenizer.special_tokens={self.special_tokens!r} must be names, each once, and none of "
+                + " ".join(SPECIAL_TOKENS)
+            )
+        if self.kind != "byte" and self.vocab_size <= len(special) + NUM_BYTES:
+            raise ValueError(
+                f"tokenizer.vocab_size={self.vocab_size} must be above {len(special) + NUM_BYTES}: "
+                f"{len(special)} special tokens and {NUM_BYTES} bytes come first"
             )
         if self.max_training_examples < 1:
             raise ValueError(
@@ -66,15 +85,23 @@ class Tokenizer:
     """A vocabulary with its rules; see the module for what it promises.
 
     Raises:
-      DataError: the special tokens do not have the ids of ``transformer_jax.types``.
+      DataError: it has no token that ends a text.
     """
 
     def __init__(self, implementation: tokenizers.Tokenizer):
-        found = tuple(implementation.id_to_token(i) for i in range(len(SPECIAL_TOKENS)))
-        if found != SPECIAL_TOKENS:
-            raise DataError(f"the tokenizer's first tokens are {found}, but they must be {SPECIAL_TOKENS}")
+        self._content = implementation.to_str(pretty=True)
+        self._roles = _find_roles(implementation)
+        if not {"eos", "sep"} & set(self._roles):
+            raise DataError(
+                "the tokenizer has no token that ends a text: one of "
+                f"{', '.join((*ROLES['eos'], *ROLES['sep']))} must be in its vocabulary"
+            )
+        added = implementation.get_added_tokens_decoder()
+        special = {id_: token.content for id_, token in added.items() if token.special}
+        self._special_ids = np.array(sorted(special), np.int32)
         # Otherwise "<eos>" within a text would end it. This is not stored in the file.
         implementation.encode_special_tokens = True
+        _keep_out(implementation, list(special.values()))
         # A file from elsewhere may say that texts are cut or filled up.
         implementation.no_truncation()
         implementation.no_padding()
@@ -89,12 +116,58 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """16 hexadecimal digits that tell this vocabulary from any other."""
         # Not the whole serialisation: another version of the library may add keys to it.
-        content = json.dumps(json.loads(self._implementation.to_str())["model"], sort_keys=True)
+        content = json.dumps(json.loads(self._content)["model"], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
+    def sentinels(self) -> tuple[int, ...]:
+        """Ids of ``<extra_id_0>``, ``<extra_id_1>``, ... (Raffel et al. 2020, section 3.1.4); may be none."""
+        found: list[int] = []
+        while (id_ := self._implementation.token_to_id(f"<extra_id_{len(found)}>")) is not None:
+            found.append(id_)
+        return tuple(found)
+
+    @property
+    def role_tokens(self) -> dict[str, str]:
+        """The token for each role that has one, such as ``{"pad": "<pad>"}``."""
+        return {role: self._implementation.id_to_token(id_) for role, id_ in self._roles.items()}
+
+    def has_role(self, role: str) -> bool:
+        """Whether there is a token for a role, one of ``ROLES``."""
+        return role in self._roles
+
+    def id_of(self, role: str) -> int:
+        """The id of the token for a role, one of ``ROLES``.
+
+        Raises:
+          DataError: there is none.
+        """
+        if role not in ROLES:
+            raise DataError(f"a tokenizer has no role {role!r}: {nearest(role, ROLES)}")
+        if role not in self._roles:
+            raise DataError(
+                f"the tokenizer has no {role} token, {' or '.join(ROLES[role])}: use one that has, or, where "
+                "it is trained, name it in config.data.tokenizer.special_tokens"
+            )
+        return self._roles[role]
 
     def encode(self, text: str) -> Int32[np.ndarray, "_"]:
         """The ids of a text, without special tokens."""
         return np.array(self._implementation.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_with_places(self, text: str) -> Encoding:
+        """As ``encode``, with the word of each token and its characters in ``text``."""
+        found = self._implementation.encode(text, add_special_tokens=False)
+        places = np.array(found.offsets, np.int32).reshape(-1, 2)
+        words = [-1 if word is None else word for word in found.word_ids]
+        return Encoding(np.array(found.ids, np.int32), np.array(words, np.int32), places[:, 0], places[:, 1])
+
+    def encode_pair(
+        self, text: str, pair: str | None = None
+    ) -> tuple[Int32[np.ndarray, "_"], Int32[np.ndarray, "_"]]:
+        """Ids and types (0, of the pair 1), with special tokens as the file says: ``[CLS] text [SEP]``."""
+        found = self._implementation.encode(text, pair, add_special_tokens=True)
+        return np.array(found.ids, np.int32), np.array(found.type_ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of one-dimensional ids. Special tokens are skipped, wherever they are.
@@ -110,7 +183,7 @@ class Tokenizer:
                 f"ids from {array.min()} to {array.max()} do not fit a tokenizer with ids from 0 "
                 f"to {self.vocab_size - 1}"
             )
-        kept = array[array >= len(SPECIAL_TOKENS)].tolist()
+        kept = array[~np.isin(array, self._special_ids)].tolist()
         return self._implementation.decode(kept, skip_special_tokens=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -119,14 +192,14 @@ class Tokenizer:
         Raises:
           OSError: as ``files.write_whole``.
         """
-        write_whole(path, self._implementation.to_str(pretty=True))  # the binding's errors have no type
+        write_whole(path, self._content)  # the binding's errors have no type
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """Reads what ``save`` wrote.
+        """Reads what ``save`` wrote, or any tokenizer.json of Hugging Face.
 
         Raises:
-          DataError: the file is missing, broken, or has other special tokens.
+          DataError: the file is missing, broken, or has no token that ends a text.
         """
         try:
             with open(path, encoding="utf-8") as file:
@@ -140,13 +213,39 @@ class Tokenizer:
         return cls(implementation)
 
 
+def _find_roles(implementation: tokenizers.Tokenizer) -> dict[str, int]:
+    found = {}
+    for role, names in ROLES.items():
+        ids = [id_ for id_ in map(implementation.token_to_id, names) if id_ is not None]
+        if ids:
+            found[role] = ids[0]
+    return found
+
+
+def _keep_out(implementation: tokenizers.Tokenizer, special: Sequence[str]) -> None:
+    """Has a text that reads like a special token parted after its first character.
+
+    A unigram model has its special tokens among its pieces, and would find "</s>" in a text.
+    """
+    names = [name for name in special if len(name) > 1]
+    if not names:
+        return
+    pattern = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in sorted(names))
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    first = implementation.pre_tokenizer
+    implementation.pre_tokenizer = split if first is None else pre_tokenizers.Sequence([first, split])
+
+
 def training_texts(config: TokenizerConfig, source: Source) -> Iterator[str]:
-    """Both sides of at most ``max_training_examples`` pairs, evenly spaced in ``source``."""
+    """Texts, not labels, of at most ``max_training_examples`` examples, evenly spaced in ``source``."""
     step = -(-len(source) // config.max_training_examples)
     indices = range(0, len(source), step)
     for start in range(0, len(indices), _TEXTS_AT_ONCE):
         for example in source.read(indices[start : start + _TEXTS_AT_ONCE]):
-            yield from (example[side] for side in SIDES)
+            for feature in TEXT_FEATURES:
+                if feature in example:
+                    value = example[feature]
+                    yield value if isinstance(value, str) else " ".join(value)
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
@@ -156,12 +255,12 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     logged: take the size from the result.
 
     Raises:
-      DataError: ``config.path`` is set and is not a tokenizer of this project.
+      DataError: ``config.path`` is set and is not a tokenizer.json.
     """
     if config.path:
         return Tokenizer.load(config.path)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = list(SPECIAL_TOKENS)
+    special = [*SPECIAL_TOKENS, *config.special_tokens]
     if config.kind == "byte":
         vocabulary = {token: i for i, token in enumerate(special + alphabet)}
         implementation = tokenizers.Tokenizer(models.BPE(vocabulary, []))

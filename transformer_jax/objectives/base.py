@@ -1,43 +1,97 @@
 """What the trainer and the data pipeline ask of an objective."""
 
-from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
 
-from transformer_jax.types import Batch, PyTree, TextExample, TokenExample
+from transformer_jax.config import ConfigError
+from transformer_jax.types import Batch, Drawing, Encoder, Encoding, Example, PyTree, TokenExample
+
+__all__ = [
+    "Apply",
+    "BoundTransform",
+    "Drawing",
+    "Encoder",
+    "Encoding",
+    "Objective",
+    "Sums",
+    "check_features",
+]
 
 Apply: TypeAlias = Callable[..., Any]  # model.apply
 Sums: TypeAlias = dict[str, jax.Array]
 
 
 @runtime_checkable
-class Encoder(Protocol):
-    """The part of a tokenizer that a host transform needs."""
-
-    def encode(self, text: str) -> np.ndarray: ...
-
-
-@runtime_checkable
 class Objective(Protocol):
-    """A host transform and a device loss; knows no architecture."""
+    """Host transforms and a device loss; knows no architecture. A section of a config: a dataclass."""
 
-    def transform(self, example: TextExample, tokenizer: Encoder) -> TokenExample:
-        """One text example as token arrays, on the host."""
+    METRICS: ClassVar[tuple[str, ...]]
+    HIGHER_IS_BETTER: ClassVar[tuple[str, ...]]  # of METRICS
+    FEATURES: ClassVar[tuple[str, ...]]  # of an example, that it must have
+
+    def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
+        """An example as token arrays, on the host. Not random: the pipeline keeps the result in memory."""
+        ...
+
+    def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
+        """What is learned from one visit of an example.
+
+        Itself, ``[tokens]``, or, anew at every visit, its pieces of at most ``context.max_length`` tokens a
+        side, with noise from ``context.rng``. A pure function of its arguments. The keys of the pieces are as
+        ``transformer_jax.types`` says.
+        """
         ...
 
     def loss(
         self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        """The loss summed over a batch's tokens, and sums for metrics, ``tokens`` among them.
+        """The loss summed over a batch's tokens or examples, and sums for metrics, ``tokens`` among them.
 
-        Sums, not means: those of several micro-batches, devices or evaluation batches add up, and
-        divided by their ``tokens`` give exactly the mean over all real tokens. ``rng`` None means
+        ``tokens`` is the number that the loss is divided by: of tokens or, where there is one answer an
+        example, of examples. Sums, not means: those of several micro-batches, devices or evaluation batches
+        add up, and divided by their ``tokens`` give exactly the mean over all real ones. ``rng`` None means
         evaluation: no dropout.
         """
         ...
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """Metrics per token from summed sums."""
+        """Metrics per token or example from summed sums."""
         ...
+
+
+def check_features(objective: Objective, found: Iterable[str]) -> None:
+    """Raises ConfigError unless all features that the objective needs of an example are among ``found``."""
+    there = list(found)
+    missing = [feature for feature in objective.FEATURES if feature not in there]
+    if missing:
+        raise ConfigError(
+            f"{type(objective).__name__}.FEATURES, what this objective needs of an example, are "
+            f"{', '.join(objective.FEATURES)}, but there is no {', '.join(missing)}: "
+            f"config.data.source.features gives {', '.join(there)}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundTransform:
+    """What an objective does on the host, bound to all but the data; the pipeline's ``Transform``."""
+
+    objective: Objective
+    tokenizer: Encoder
+    max_length: int  # tokens of a side
+    train: bool
+
+    def encode(self, example: Example) -> TokenExample:
+        """As ``Objective.encode``; raises ConfigError where the example lacks a feature."""
+        check_features(self.objective, example)
+        return self.objective.encode(example, self.tokenizer)
+
+    def pieces(
+        self, tokens: TokenExample, rng: np.random.Generator, draw_other: Callable[[], TokenExample]
+    ) -> list[TokenExample]:
+        """As ``Objective.pieces``."""
+        context = Drawing(rng, self.max_length, self.tokenizer, draw_other, self.train)
+        return self.objective.pieces(tokens, context)

@@ -17,7 +17,7 @@ from transformer_jax.objectives.losses import (
     token_metrics,
     token_sums,
 )
-from transformer_jax.types import Batch, Drawing, Encoder, PyTree, TextExample, TokenExample
+from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CausalLM:
     def __post_init__(self) -> None:
         check_types(self, "objective")
 
-    def encode(self, example: TextExample, tokenizer: Encoder) -> TokenExample:
+    def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
         """The document's tokens and eos."""
         return {"inputs": np.append(tokenizer.encode(example["inputs"]), np.int32(tokenizer.id_of("eos")))}
 

@@ -13,7 +13,7 @@ from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.cutting import check_room
 from transformer_jax.objectives.labels import check_classes, check_names, label_id
 from transformer_jax.objectives.losses import smoothed_cross_entropy
-from transformer_jax.types import Batch, Drawing, Encoder, PyTree, TextExample, TokenExample
+from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Classification:
         if self.crop_padding < 0:
             raise ValueError(f"crop_padding={self.crop_padding} must not be negative")
 
-    def encode(self, example: TextExample, tokenizer: Encoder) -> TokenExample:
+    def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
         """The image as it is, or the whole text with its special tokens and types; and the label's id.
 
         Raises:

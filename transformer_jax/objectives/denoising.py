@@ -17,7 +17,7 @@ from transformer_jax.objectives.cutting import (
     word_starts,
 )
 from transformer_jax.objectives.losses import teacher_forced, token_metrics
-from transformer_jax.types import Batch, Drawing, Encoder, PyTree, TextExample, TokenExample
+from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Denoising:
         if not self.mean_span_length >= 1:
             raise ValueError(f"mean_span_length={self.mean_span_length} must be at least 1")
 
-    def encode(self, example: TextExample, tokenizer: Encoder) -> TokenExample:
+    def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
         """The text's tokens, with their words and which of them begin a line or a sentence."""
         text = example["inputs"]
         encoding = tokenizer.encode_with_places(text)

@@ -19,7 +19,7 @@ from transformer_jax.objectives.losses import (
     token_sums,
 )
 from transformer_jax.objectives.special_tokens import random_ids, special_ids
-from transformer_jax.types import Batch, Drawing, Encoder, PyTree, TextExample, TokenExample
+from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 FOLLOWS, RANDOM = 0, 1  # labels of next-sentence prediction, as in the released BERT
 
@@ -77,7 +77,7 @@ class MaskedLM:
                 f"random_rate={self.random_rate} and keep_rate={self.keep_rate} must add up to at most 1"
             )
 
-    def encode(self, example: TextExample, tokenizer: Encoder) -> TokenExample:
+    def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
         """The text's tokens, with their words and which of them begin a line."""
         text = example["inputs"]
         encoding = tokenizer.encode_with_places(text)

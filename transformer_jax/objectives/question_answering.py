@@ -12,7 +12,7 @@ from transformer_jax.config import check_types
 from transformer_jax.objectives.base import Apply, Sums
 from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.losses import smoothed_cross_entropy
-from transformer_jax.types import Batch, Drawing, Encoder, PyTree, TextExample, TokenExample
+from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 NO_PLACE = -1  # in _starts and _stops, of tokens that are not of the context
 _NO_LOGIT = -1e9
@@ -48,7 +48,7 @@ class QuestionAnswering:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
-    def encode(self, example: TextExample, tokenizer: Encoder) -> TokenExample:
+    def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
         """Question and whole context, the first answer's tokens, and the characters of every token.
 
         Without answers the span is that of [CLS]. An answer that ends inside a token gets the whole token.
@@ -162,7 +162,7 @@ def best_span(
     return Span(first, last, float(scores[first, last]))
 
 
-def _answer_span(example: TextExample, starts: np.ndarray, stops: np.ndarray, before: int) -> np.ndarray:
+def _answer_span(example: Example, starts: np.ndarray, stops: np.ndarray, before: int) -> np.ndarray:
     """First and last token of the first answer, after the tokens ``before`` the context."""
     if not len(example["answers"]):
         return np.zeros(2, np.int32)

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Encoder, Sums
+from transformer_jax.objectives.base import Apply, Drawing, Encoder, Sums
 from transformer_jax.objectives.losses import teacher_forced, token_metrics
-from transformer_jax.types import EOS_ID, SIDES, Batch, PyTree, TextExample, TokenExample
+from transformer_jax.types import SIDES, Batch, Example, PyTree, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Seq2Seq:
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "accuracy")
     HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy",)
+    FEATURES: ClassVar[tuple[str, ...]] = SIDES
 
     name: Literal["seq2seq"] = "seq2seq"
     label_smoothing: float = 0.1
@@ -31,9 +32,14 @@ class Seq2Seq:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be in [0, 1)")
 
-    def transform(self, example: TextExample, tokenizer: Encoder) -> TokenExample:
+    def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
         """Both sides as tokens that end in eos."""
-        return {side: np.append(tokenizer.encode(example[side]), np.int32(EOS_ID)) for side in SIDES}
+        eos = np.int32(tokenizer.id_of("eos"))
+        return {side: np.append(tokenizer.encode(example[side]), eos) for side in SIDES}
+
+    def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
+        """The pair as it is."""
+        return [tokens]
 
     def loss(
         self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None

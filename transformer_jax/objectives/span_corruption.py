@@ -12,7 +12,7 @@ from transformer_jax.config import check_types
 from transformer_jax.objectives.base import Apply, Sums
 from transformer_jax.objectives.cutting import check_room, cut_evenly
 from transformer_jax.objectives.losses import teacher_forced, token_metrics
-from transformer_jax.types import Batch, Drawing, Encoder, PyTree, TextExample, TokenExample
+from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SpanCorruption:
         if not self.mean_span_length >= 1:
             raise ValueError(f"mean_span_length={self.mean_span_length} must be at least 1")
 
-    def encode(self, example: TextExample, tokenizer: Encoder) -> TokenExample:
+    def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
         """The text's tokens."""
         return {"inputs": tokenizer.encode(example["inputs"])}
 

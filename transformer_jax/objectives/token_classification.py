@@ -13,7 +13,7 @@ from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.cutting import check_room, cut_at_borders, word_starts
 from transformer_jax.objectives.labels import check_classes, check_names, label_id
 from transformer_jax.objectives.losses import smoothed_cross_entropy, target_weights
-from transformer_jax.types import Batch, Drawing, Encoder, PyTree, TextExample, TokenExample
+from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TokenClassification:
         check_types(self, "objective")
         check_names(self.labels)
 
-    def encode(self, example: TextExample, tokenizer: Encoder) -> TokenExample:
+    def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
         """The tokens, the number of each one's word, and the words' label ids at their first tokens.
 
         Raises:

@@ -1,0 +1,121 @@
+"""What a source is, and what the examples in it may hold."""
+
+import bisect
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from transformer_jax.types import FEATURES, Example
+
+
+class DataError(ValueError):
+    """The data cannot be used as they are; the message says where, and what would be right."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A sequence of examples, with indices from 0."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        """The examples at ``indices``: several at once, because that is much faster in TFDS."""
+        ...
+
+
+class MemorySource:
+    """A source whose values are in memory: for each feature a sequence with its value in every example.
+
+    Raises:
+      DataError: a feature has more values than another.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[Any] | np.ndarray]):
+        if len(set(map(len, columns.values()))) > 1:
+            raise DataError(" but ".join(f"{len(column):,} {name}" for name, column in columns.items()))
+        self._columns = dict(columns)
+
+    def __len__(self) -> int:
+        return len(next(iter(self._columns.values()), ()))
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        return [{name: column[i] for name, column in self._columns.items()} for i in indices]
+
+
+class JoinedSource:
+    """Several sources, one after the other."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources = sources
+        self._stops = list(itertools.accumulate(map(len, sources)))
+
+    def __len__(self) -> int:
+        return self._stops[-1]
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        found: dict[int, Example] = {}
+        for number, (source, stop) in enumerate(zip(self._sources, self._stops, strict=True)):
+            start = stop - len(source)
+            own = [index for index in indices if bisect.bisect_right(self._stops, index) == number]
+            found |= zip(own, source.read([index - start for index in own]) if own else [], strict=True)
+        return [found[index] for index in indices]
+
+
+class PrefixedSource:
+    """A source with the same words before all its inputs; blank inputs stay blank."""
+
+    def __init__(self, source: Source, prefix: str):
+        self._source, self._prefix = source, prefix
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        return [
+            {**example, "inputs": self._prefixed(example["inputs"])} for example in self._source.read(indices)
+        ]
+
+    def _prefixed(self, text: Any) -> str:
+        if not isinstance(text, str):
+            raise DataError(
+                f"source.prefix={self._prefix!r} cannot stand before words in a list, as {text[:4]!r}"
+            )
+        return self._prefix + text if text.strip() else text
+
+
+def check_value(feature: str, value: Any, where: str) -> None:
+    """Checks that a value is what the feature may be, by ``FEATURES``.
+
+    Args:
+      feature: one of ``FEATURES``.
+      value: plain, as JSON gives it.
+      where: file and line, or example, and the key of the value.
+
+    Raises:
+      DataError: it is of another type, or has half of a surrogate pair.
+    """
+    allowed = FEATURES[feature]
+    if _kind(value) not in allowed and not (value == [] and any(kind.startswith("list") for kind in allowed)):
+        raise DataError(f"{where} must be {described(feature)} to be {feature}, not {value!r:.80}")
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and any(0xD800 <= ord(character) < 0xE000 for character in text):
+            raise DataError(f"{where} has half of a surrogate pair, which is no character")
+
+
+def described(feature: str) -> str:
+    """What the value of a feature must be: "a text or a list of texts"."""
+    return " or ".join(f"an {kind}" if kind[0] == "i" else f"a {kind}" for kind in FEATURES[feature])
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "integer"
+    if isinstance(value, list):
+        kinds = set(map(_kind, value))
+        if kinds in ({"text"}, {"integer"}):
+            return f"list of {kinds.pop()}s"
+    return ""

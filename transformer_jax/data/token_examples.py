@@ -1,0 +1,78 @@
+"""From examples to their tokens: what the pipeline asks of an objective, and a memory of what it gave."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from transformer_jax.data.examples import DataError, Source
+from transformer_jax.types import Example, TokenExample
+
+CACHED_EXAMPLES = 500_000  # token examples kept in memory, about 200 MB of single sentences
+
+_MOST_DRAWS = 1000  # of another example, before all count as blank
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """An objective bound to all it needs but the data."""
+
+    def encode(self, example: Example) -> TokenExample:
+        """The tokens of an example: a pure function, called once as long as there is memory to keep them."""
+        ...
+
+    def pieces(
+        self, tokens: TokenExample, rng: np.random.Generator, draw_other: Callable[[], TokenExample]
+    ) -> list[TokenExample]:
+        """What is learned from one visit of an example: a pure function of tokens and random numbers.
+
+        Args:
+          tokens: as ``encode`` gave them.
+          rng: of this visit alone.
+          draw_other: the tokens of another example, chosen by ``rng``.
+        """
+        ...
+
+
+class TokenCache:
+    """The token examples of a source; those read first stay in memory."""
+
+    def __init__(self, source: Source, transform: Transform):
+        self._source, self._transform = source, transform
+        self._cached: dict[int, TokenExample | None] = {}
+
+    def read(self, indices: Sequence[int]) -> list[TokenExample | None]:
+        """The token examples at ``indices``; None for one with a blank text."""
+        missing = [index for index in dict.fromkeys(indices) if index not in self._cached]
+        read = self._source.read(missing) if missing else []
+        fresh = dict(zip(missing, map(self._tokens, read), strict=True))
+        found = [fresh[i] if i in fresh else self._cached[i] for i in indices]
+        space = CACHED_EXAMPLES - len(self._cached)
+        self._cached.update((index, fresh[index]) for index in missing[:space])
+        return found
+
+    def _tokens(self, example: Example) -> TokenExample | None:
+        return None if any(map(_is_blank, example.values())) else self._transform.encode(example)
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def draw_other(
+    read: Callable[[int], TokenExample | None], index: int, num_examples: int, rng: np.random.Generator
+) -> TokenExample:
+    """The tokens of a random example that is not ``index``, nor blank.
+
+    Raises:
+      DataError: there is none.
+    """
+    for _ in range(_MOST_DRAWS if num_examples > 1 else 0):
+        other = int(rng.integers(num_examples - 1))
+        found = read(other + (other >= index))
+        if found is not None:
+            return found
+    raise DataError(
+        f"the objective needs another example beside each, and of {num_examples:,} none was found that is "
+        "not blank"
+    )

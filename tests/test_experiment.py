@@ -17,10 +17,10 @@ from transformer_jax.experiment import (
     load_tokenizer,
     read_experiment,
     run_folder,
-    shrink,
     store_config,
 )
 from transformer_jax.partitioning import make_mesh
+from transformer_jax.shrinking import shrink
 from transformer_jax.train import _open_data, train
 from transformer_jax.train_step import compile_train_step
 

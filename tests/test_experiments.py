@@ -10,8 +10,10 @@ import pytest
 from tests.mock_dataset import mock_translate
 from transformer_jax.data import SPLITS
 from transformer_jax.data.datasets.number_words import number_words
-from transformer_jax.experiment import Experiment, read_experiment, shrink
+from transformer_jax.experiment import Experiment, read_experiment
+from transformer_jax.objectives import OBJECTIVES, Objective
 from transformer_jax.partitioning import MESH_AXES
+from transformer_jax.shrinking import shrink
 from transformer_jax.train import train
 from transformer_jax.translate import DECODING_FLAGS
 
@@ -114,7 +116,10 @@ def test_an_unknown_variant_is_named():
 
 def sections_of(cls, prefix):
     for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(field.type):
+        if field.type is Objective:
+            for objective in OBJECTIVES.values():
+                yield from sections_of(objective, f"{prefix}{field.name}.")
+        elif dataclasses.is_dataclass(field.type):
             yield from sections_of(field.type, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", cls, field.name

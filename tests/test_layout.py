@@ -19,7 +19,8 @@ CODE_FOLDERS = (PACKAGE, "experiments", "launch", "benchmarks", "tests")
 # transformer_jax counts as one module). A new module gets its place here and in docs/design.md.
 BASIC = "types config"
 PARTS = f"{BASIC} files objectives data sampling decoding partitioning optimizers checkpoint progress runtime"
-WHOLE = f"{PARTS} layers models families weights transformers_config pretrained generation experiment"
+READY = f"{PARTS} layers models families weights transformers_config pretrained generation"
+WHOLE = f"{READY} compatibility experiment shrinking"
 MAY_IMPORT = {
     "types": "",
     "config": "types",
@@ -41,11 +42,15 @@ MAY_IMPORT = {
     "transformers_config": f"{BASIC} families",
     "pretrained": f"{PARTS} families models weights transformers_config",
     "generation": f"{PARTS} models",
-    "experiment": f"{PARTS} generation models families weights transformers_config pretrained",
+    "compatibility": PARTS,
+    "experiment": f"{PARTS} compatibility generation models families weights transformers_config pretrained",
+    "shrinking": f"{PARTS} experiment",
     "train_step": WHOLE,
     "translate": WHOLE,
-    "evaluate": f"{WHOLE} translate",
-    "train": f"{WHOLE} train_step translate evaluate",
+    "initialization": f"{WHOLE} translate",
+    "predictions": f"{WHOLE} translate",
+    "evaluate": f"{WHOLE} translate predictions",
+    "train": f"{WHOLE} train_step translate predictions evaluate initialization",
     "__init__": f"{WHOLE} translate evaluate",
 }
 NEVER_IMPORTED = {

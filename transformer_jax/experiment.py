@@ -7,35 +7,34 @@ evaluated split ``evaluation_SPLIT.json`` and ``translations_SPLIT.txt``.
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import ml_collections
 
 from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax.compatibility import check_sections
 from transformer_jax.config import ConfigError, TransformerConfig, check_keys, check_types, read_section
 from transformer_jax.data import (
-    SPLITS,
     DataConfig,
     DataError,
     Tokenizer,
+    TokenizerConfig,
     load_sources,
     train_tokenizer,
     training_texts,
 )
 from transformer_jax.files import write_json
 from transformer_jax.objectives import OBJECTIVES, Objective
-from transformer_jax.objectives.base import BoundTransform, check_features
+from transformer_jax.objectives.base import BoundTransform
 from transformer_jax.optimizers import OptimizerConfig
 from transformer_jax.partitioning import MeshConfig
+from transformer_jax.pretrained import TOKENIZER_FILE, find_folder
 from transformer_jax.progress import say
 
 CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_DATA_FILE = "tokenizer_data.json"  # the data section that the tokenizer was made for
 CHECKPOINTS_FOLDER = "checkpoints"
 SUMMARY_FILE = "summary.json"
@@ -50,6 +49,7 @@ class TrainConfig:
     evaluate_every_steps: int = 1000  # loss on the validation split; also scores checkpoints
     gradient_accumulation_steps: int = 1  # micro-batches of each batch, one after the other
     seed: int = 0  # of the initial parameters and of dropout
+    init_from: str = ""  # a run folder, a folder of transformers or a name on the hub, to start from
 
     def __post_init__(self) -> None:
         check_types(self, "train")
@@ -113,45 +113,7 @@ class Experiment:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
-        tokenizer = self.data.tokenizer
-        is_trained = tokenizer.kind != "byte" and not tokenizer.path
-        if is_trained and tokenizer.vocab_size > self.model.vocab_size:
-            raise ConfigError(
-                f"config.data.tokenizer.vocab_size={tokenizer.vocab_size} does not fit into "
-                f"config.model.vocab_size={self.model.vocab_size}"
-            )
-        check_features(self.objective, [feature for feature, _ in self.data.source.features])
-        if self.checkpoint.best_metric not in self.objective.METRICS:
-            raise ConfigError(
-                f"config.checkpoint.best_metric={self.checkpoint.best_metric!r} must be one of "
-                + ", ".join(self.objective.METRICS)
-            )
-        best_mode = "max" if self.checkpoint.best_metric in self.objective.HIGHER_IS_BETTER else "min"
-        if self.checkpoint.best_mode != best_mode:
-            raise ConfigError(
-                f"config.checkpoint.best_metric={self.checkpoint.best_metric!r} needs "
-                f"config.checkpoint.best_mode={best_mode!r}"
-            )
-        if self.evaluate.split not in SPLITS:
-            raise ConfigError(
-                f"config.evaluate.split={self.evaluate.split!r} must be one of {', '.join(SPLITS)}"
-            )
-        for name in ("beam_size", "top_k"):
-            if getattr(self.evaluate, name) > self.model.vocab_size:
-                raise ConfigError(
-                    f"config.evaluate.{name}={getattr(self.evaluate, name)} is more than the vocabulary has "
-                    f"tokens: {self.model.vocab_size}"
-                )
-        if self.data.max_length > self.model.max_length:
-            raise ConfigError(
-                f"config.data.max_length={self.data.max_length} is longer than the model's sequences: raise "
-                f"config.model.max_length={self.model.max_length}, or lower it"
-            )
-        if self.evaluate.average_last > self.checkpoint.keep_latest:
-            raise ConfigError(
-                f"config.evaluate.average_last={self.evaluate.average_last} needs as many checkpoints, but "
-                f"config.checkpoint.keep_latest={self.checkpoint.keep_latest}"
-            )
+        check_sections(self.model, self.objective, self.data, self.train, self.checkpoint, self.evaluate)
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
         """The sections with every key spelt out: what ``get_config`` of an experiment returns."""
@@ -274,9 +236,13 @@ def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experim
       DataError: the stored file is broken, or the training split cannot be read.
     """
     path = pathlib.Path(workdir) / TOKENIZER_FILE
-    if _has_checkpoints(workdir) or _was_made_for(workdir, experiment):
+    if experiment.model.image_shape or _has_checkpoints(workdir) or _was_made_for(workdir, experiment):
         return load_tokenizer(workdir, experiment)
     section = experiment.data.tokenizer
+    if experiment.train.init_from and not section.path:
+        section = dataclasses.replace(
+            section, path=str(find_folder(experiment.train.init_from) / TOKENIZER_FILE)
+        )
     texts: Iterable[str] = ()
     if not section.path:
         texts = training_texts(section, load_sources(experiment.data.sources, "train"))
@@ -298,6 +264,8 @@ def load_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> T
       ConfigError: its vocabulary, or the ids of special tokens, do not fit the model.
       DataError: there is none, or it is broken.
     """
+    if experiment.model.image_shape:  # nothing to encode: bytes will do, and need no file
+        return train_tokenizer(TokenizerConfig(kind="byte"), ())
     path = pathlib.Path(workdir) / TOKENIZER_FILE
     if not path.exists():
         raise DataError(f"{path} is missing: put it back, checkpoints can be used with no other tokenizer")
@@ -345,53 +313,3 @@ def make_transform(
       train: whether it is for training.
     """
     return BoundTransform(objective, tokenizer, max_length, train)
-
-
-def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
-    """The same experiment in seconds: a tiny model, short batches, ``num_steps`` steps.
-
-    What makes the experiment what it is stays: objective, kind of data, tokenizer, batching, optimizer and
-    schedule, placement of norms, sharing, scan and remat. The batch is shared by all devices.
-    """
-    sizes = dict(d_model=16, num_heads=2, key_size=8, value_size=8, d_feedforward=32)
-    layers = dict(num_encoder_layers=2, num_decoder_layers=2)
-    vocab_size, max_length = 300, min(experiment.data.max_length, 64)
-    accumulation = min(experiment.train.gradient_accumulation_steps, 2)
-    rows = math.lcm(8, jax.device_count()) * accumulation
-    tokenizer = dataclasses.replace(
-        experiment.data.tokenizer, path="", vocab_size=vocab_size, max_training_examples=1_000
-    )
-    return dataclasses.replace(
-        experiment,
-        # Sequences of any length: a text has many tokens of so small a vocabulary.
-        model=dataclasses.replace(
-            experiment.model, vocab_size=vocab_size, max_length=4096, **sizes, **layers
-        ),
-        data=dataclasses.replace(
-            experiment.data,
-            tokenizer=tokenizer,
-            max_length=max_length,
-            buckets=(),
-            tokens_per_batch=max_length * rows,
-            batch_size=rows if experiment.data.batch_size else 0,
-            window=64,
-        ),
-        optimizer=dataclasses.replace(experiment.optimizer, warmup_steps=1),
-        train=dataclasses.replace(
-            experiment.train,
-            num_steps=num_steps,
-            log_every_steps=1,
-            evaluate_every_steps=num_steps,
-            gradient_accumulation_steps=accumulation,
-        ),
-        checkpoint=dataclasses.replace(experiment.checkpoint, every_steps=1),
-        evaluate=dataclasses.replace(
-            experiment.evaluate,
-            extra_length=4,
-            batch_size=16,
-            num_samples=1,
-            beam_size=min(experiment.evaluate.beam_size, vocab_size),
-            top_k=min(experiment.evaluate.top_k, vocab_size),
-        ),
-        mesh=MeshConfig(rules=experiment.mesh.rules),
-    )

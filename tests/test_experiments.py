@@ -8,6 +8,7 @@ import pathlib
 import pytest
 
 from tests.mock_dataset import mock_translate
+from tests.mock_files import PAIRS, write_files
 from transformer_jax.data import SPLITS
 from transformer_jax.data.datasets.number_words import number_words
 from transformer_jax.experiment import Experiment, read_experiment
@@ -27,12 +28,6 @@ TRAINED = [
     pytest.param(*case, marks=[pytest.mark.slow] * (case[1] != VARIANTS.get(case[0], (None,))[0]))
     for case in CASES
 ]
-
-PAIRS = [
-    (f"A small dog number {i} sees the {i % 7} cats.", f"Ein kleiner Hund Nummer {i} sieht {i % 7} Katzen.")
-    for i in range(80)
-]
-
 
 LONG_PAIR = ("A small dog sees a cat. " * 20, "Ein kleiner Hund sieht eine Katze. " * 20)  # newstest has such
 
@@ -56,17 +51,11 @@ def with_data(tmp_path):
     def replace(experiment):
         source = experiment.data.source
         folder = tmp_path / "data"
-        if source.kind == "text":
-            for split in SPLITS:
-                for side, path in enumerate(getattr(source, split)):
-                    target = folder / path.removesuffix(".gz")
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_text("".join(pair[side] + "\n" for pair in PAIRS))
-            names = {
-                split: tuple(path.removesuffix(".gz") for path in getattr(source, split)) for split in SPLITS
-            }
-            source = dataclasses.replace(source, folder=str(folder), **names)
-        elif not source.name.startswith("number_words"):
+        if source.kind != "tfds":
+            more = tuple(write_files(other, folder) for other in experiment.data.more_sources)
+            data = dataclasses.replace(experiment.data, source=write_files(source, folder), more_sources=more)
+            return dataclasses.replace(experiment, data=data)
+        if not source.name.startswith("number_words"):
             languages = tuple(name for _, name in source.features)
             pairs = [*PAIRS, LONG_PAIR] if "pt" in languages else PAIRS
             mock = mock_translate(languages, pairs)

@@ -19,7 +19,7 @@ CODE_FOLDERS = (PACKAGE, "experiments", "launch", "benchmarks", "tests")
 # transformer_jax counts as one module). A new module gets its place here and in docs/design.md.
 BASIC = "types config"
 PARTS = f"{BASIC} files objectives data sampling decoding partitioning optimizers checkpoint progress runtime"
-READY = f"{PARTS} layers models families weights transformers_config pretrained generation"
+READY = f"{PARTS} layers models families weights transformers_config verify pretrained generation"
 WHOLE = f"{READY} compatibility experiment shrinking"
 MAY_IMPORT = {
     "types": "",
@@ -40,8 +40,9 @@ MAY_IMPORT = {
     "runtime": BASIC,
     "weights": f"{BASIC} files families",
     "transformers_config": f"{BASIC} families",
-    "pretrained": f"{PARTS} families models weights transformers_config",
     "generation": f"{PARTS} models",
+    "verify": f"{PARTS} families models generation",
+    "pretrained": f"{PARTS} families models weights transformers_config verify",
     "compatibility": PARTS,
     "experiment": f"{PARTS} compatibility generation models families weights transformers_config pretrained",
     "shrinking": f"{PARTS} experiment",
@@ -58,7 +59,11 @@ NEVER_IMPORTED = {
     "launch": "the library knows no launcher",
     "tensorflow": "the core runs without TensorFlow",
     "torch": "the core runs without PyTorch",
+    "transformers": "the core runs without PyTorch's transformers",
 }
+# But inside a function of this file, which compares with them.
+COMPARES = f"{PACKAGE}/verify.py"
+COMPARED_WITH = ("torch", "transformers")
 FORBIDDEN_NAMES = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
 MOST_LINES_IN_FILE = 400
 MOST_LINES_IN_FUNCTION = 80
@@ -70,9 +75,24 @@ def python_files(root: pathlib.Path, folders: tuple[str, ...]) -> list[pathlib.P
 
 
 def imports(path: pathlib.Path, root: pathlib.Path) -> Iterator[tuple[int, str]]:
-    """Line and full name of everything imported in a file, at its top or inside a function."""
+    """Line and full name of everything imported in a file, at its top or inside a function.
+
+    Without what ``COMPARES`` may import there.
+    """
     package = path.relative_to(root).with_suffix("").parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    allowed = set()
+    if path.relative_to(root).as_posix() == COMPARES:
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        inside = [node for function in functions for node in ast.walk(function)]
+        allowed = {
+            id(node)
+            for node in inside
+            if isinstance(node, ast.Import) and {alias.name for alias in node.names} <= set(COMPARED_WITH)
+        }
+    for node in ast.walk(tree):
+        if id(node) in allowed:
+            continue
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -196,6 +216,10 @@ def test_no_test_is_skipped_without_a_reason() -> None:
         ("train.py", "from launch import slurm", "knows no launcher"),
         ("data/new.py", "import tensorflow as tf", "without TensorFlow"),
         ("pretrained.py", "def f():\n    import torch.nn", "without PyTorch"),
+        ("verify.py", "import torch", "without PyTorch"),
+        ("verify.py", "class A:\n    import transformers", "without PyTorch"),
+        ("data/verify.py", "def f():\n    import torch", "without PyTorch"),
+        ("verify.py", "def f():\n    import tensorflow", "without TensorFlow"),
         ("novelty.py", "import os", "no place in MAY_IMPORT"),
     ],
 )
@@ -214,6 +238,7 @@ def test_allowed_imports_are_not_caught(tmp_path: pathlib.Path) -> None:
         "import jax\nimport tensorflow_datasets\nfrom transformer_jax.types import Array\n"
         "from transformer_jax.layers import norms\nfrom .masks import Mask\n"
     )
+    (tmp_path / COMPARES).write_text("def f():\n    import torch\n    import transformers\n")
     assert import_problems(tmp_path) == []
 
 

@@ -4,18 +4,24 @@ bert = from_pretrained("path/to/folder")      # or a name on the hub; .config .m
 save_pretrained("another/folder", bert)       # which transformers loads, with the same logits
 
 python -m transformer_jax.pretrained verify FOLDER     # both implementations side by side, where PyTorch is
+
+``verify`` gives the model here and the one in ``transformers`` the same random input, and prints for each
+output by how much they differ. The status is 0 if no difference is above --tolerance, 1 if one is, 2 if they
+cannot be compared. It needs PyTorch and transformers: pip install '.[parity]'
 """
 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import huggingface_hub
 import huggingface_hub.errors
 import jax
 import jax.numpy as jnp
+from absl import app, flags
 from jax.sharding import Mesh
 
 from transformer_jax import partitioning
@@ -26,6 +32,7 @@ from transformer_jax.families.base import make_config
 from transformer_jax.files import write_json
 from transformer_jax.models import Model, abstract_params, build, example_inputs
 from transformer_jax.progress import say
+from transformer_jax.runtime import prepare_process
 from transformer_jax.transformers_config import (
     BARE_HEADS,
     CONFIG_FILE,
@@ -174,7 +181,9 @@ def _draw_missing(params: PyTree, config: TransformerConfig, template: PyTree, s
         for path, missing in jax.tree_util.tree_leaves_with_path(is_missing)
         if missing
     ]
-    say(f"drawn anew, for the checkpoint does not have it: {', '.join(names) or 'nothing'}")
+    if not names:
+        return params
+    say(f"drawn anew, for the checkpoint does not have it: {', '.join(names)}")
 
     def draw() -> list[jax.Array]:
         drawn = build(config).init(jax.random.key(seed), **cast(Any, example_inputs(config)))["params"]
@@ -259,3 +268,39 @@ def family_of(config: TransformerConfig) -> Family:
             + ", ".join(family.name for family in FAMILIES.values() if family.checkpoint is not None)
         )
     return found[0]
+
+
+def main(argv: Sequence[str]) -> None:
+    """The program: ``verify FOLDER``."""
+    from transformer_jax import verify  # here alone: no other use needs what it imports
+
+    if len(argv) != 3 or argv[1] != "verify":
+        raise app.UsageError("say: python -m transformer_jax.pretrained verify FOLDER", exitcode=2)
+    prepare_process()
+    try:
+        folder = find_folder(argv[2])
+        ours = from_pretrained(folder)
+        compared = verify.compare(
+            folder, ours.family, ours.config, ours.params, tolerance=flags.FLAGS.tolerance
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(verify.table(compared))
+    sys.exit(not all(one.is_same for one in compared))
+
+
+def define_flags() -> None:
+    """The flags of ``main``."""
+    flags.DEFINE_float(
+        "tolerance",
+        1e-4,
+        "Largest absolute difference of an output that is still the same. A model whose numbers are large, "
+        "as the table shows, may need more.",
+        lower_bound=0.0,
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -130,7 +130,8 @@ class Tokenizer:
     @property
     def role_tokens(self) -> dict[str, str]:
         """The token for each role that has one, such as ``{"pad": "<pad>"}``."""
-        return {role: str(self._implementation.id_to_token(id_)) for role, id_ in self._roles.items()}
+        tokens = {role: self._implementation.id_to_token(id_) for role, id_ in self._roles.items()}
+        return {role: token for role, token in tokens.items() if token is not None}
 
     def has_role(self, role: str) -> bool:
         """Whether there is a token for a role, one of ``ROLES``."""

@@ -41,7 +41,7 @@ def pairs(direction: str) -> SourceConfig:
     """The translations in one direction, with its prefix."""
     languages = direction.split("-")
     names = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
-    splits = {
+    splits: dict[str, Any] = {
         split: tuple(f"multi30k/{name}.{language}.gz" for language in languages)
         for split, name in names.items()
     }

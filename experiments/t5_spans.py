@@ -9,6 +9,8 @@ Published: nothing at this size; Raffel et al. 2020 pretrain on 34 billion token
 Measured here: not yet.
 """
 
+from typing import Any
+
 import ml_collections
 
 from transformer_jax import experiment, families
@@ -51,7 +53,7 @@ def tokenizer() -> TokenizerConfig:
 def captions(language: str) -> SourceConfig:
     """The captions of one language."""
     names = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
-    splits = {split: (f"multi30k/{name}.{language}.gz",) for split, name in names.items()}
+    splits: dict[str, Any] = {split: (f"multi30k/{name}.{language}.gz",) for split, name in names.items()}
     return SourceConfig(kind="text", features=(("inputs", ""),), **splits)
 
 

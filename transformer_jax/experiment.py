@@ -239,10 +239,10 @@ def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experim
     if experiment.model.image_shape or _has_checkpoints(workdir) or _was_made_for(workdir, experiment):
         return load_tokenizer(workdir, experiment)
     section = experiment.data.tokenizer
-    if experiment.train.init_from and not section.path:
-        section = dataclasses.replace(
-            section, path=str(find_folder(experiment.train.init_from) / TOKENIZER_FILE)
-        )
+    origin = section.path or experiment.train.init_from
+    if origin and not origin.endswith(".json"):
+        origin = str(find_folder(origin) / TOKENIZER_FILE)
+    section = dataclasses.replace(section, path=origin)
     texts: Iterable[str] = ()
     if not section.path:
         texts = training_texts(section, load_sources(experiment.data.sources, "train"))

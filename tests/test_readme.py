@@ -5,14 +5,24 @@ import pathlib
 import re
 import shlex
 
+from tests.parity.test_fixtures import STORED
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_library_example_runs():
-    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_library_examples_run(tmp_path):
+    checkpoint, library = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for path, folder in (
+        ("path/to/folder", STORED / "bert_base_model"),
+        ("another/folder", tmp_path / "new"),
+    ):
+        assert path in checkpoint
+        checkpoint = checkpoint.replace(path, str(folder))
     names = {}
-    exec(compile(program, "README.md", "exec"), names)
+    exec(compile(checkpoint, "README.md", "exec"), names)
+    assert names["vectors"].shape == (1, 3, 16) and (tmp_path / "new" / "config.json").exists()
+    exec(compile(library, "README.md", "exec"), names)
     assert names["logits"].shape == (1, 4, 32_000)
 
 

@@ -19,7 +19,10 @@ CODE_FOLDERS = (PACKAGE, "experiments", "launch", "benchmarks", "tests")
 # transformer_jax counts as one module). A new module gets its place here and in docs/design.md.
 BASIC = "types config"
 PARTS = f"{BASIC} files objectives data sampling decoding partitioning optimizers checkpoint progress runtime"
-WHOLE = f"{PARTS} layers models families weights transformers_config pretrained generation experiment"
+WHOLE = (
+    f"{PARTS} layers models families weights transformers_config generation inference pretrained "
+    "experiment run_folder loading command_line"
+)
 MAY_IMPORT = {
     "types": "",
     "config": "types",
@@ -39,11 +42,18 @@ MAY_IMPORT = {
     "runtime": BASIC,
     "weights": f"{BASIC} files families",
     "transformers_config": f"{BASIC} families",
-    "pretrained": f"{PARTS} families models weights transformers_config",
     "generation": f"{PARTS} models",
+    "inference": f"{PARTS} models generation",
+    "pretrained": f"{PARTS} families models weights transformers_config generation inference",
     "experiment": f"{PARTS} generation models families weights transformers_config pretrained",
+    "run_folder": f"{PARTS} experiment",
+    "loading": f"{PARTS} families models pretrained experiment run_folder",
+    "command_line": f"{PARTS} generation",
     "train_step": WHOLE,
     "translate": WHOLE,
+    "generate": WHOLE,
+    "classify": WHOLE,
+    "embed": WHOLE,
     "evaluate": f"{WHOLE} translate",
     "train": f"{WHOLE} train_step translate evaluate",
     "__init__": f"{WHOLE} translate evaluate",

@@ -11,16 +11,15 @@ from tokenizers import models
 from tests.training import OWN_WORDS, SIZES, tiny_experiment
 from transformer_jax.config import ConfigError
 from transformer_jax.data import TokenizerConfig, load_sources, rows_per_batch, train_tokenizer
-from transformer_jax.experiment import (
+from transformer_jax.experiment import read_experiment, shrink
+from transformer_jax.partitioning import make_mesh
+from transformer_jax.run_folder import (
     load_config,
     load_or_train_tokenizer,
     load_tokenizer,
-    read_experiment,
     run_folder,
-    shrink,
     store_config,
 )
-from transformer_jax.partitioning import make_mesh
 from transformer_jax.train import _open_data, train
 from transformer_jax.train_step import compile_train_step
 

@@ -8,12 +8,12 @@ import pathlib
 import pytest
 
 from tests.mock_dataset import mock_translate
+from transformer_jax.command_line import DECODING_FLAGS
 from transformer_jax.data import SPLITS
 from transformer_jax.data.datasets.number_words import number_words
 from transformer_jax.experiment import Experiment, read_experiment, shrink
 from transformer_jax.partitioning import MESH_AXES
 from transformer_jax.train import train
-from transformer_jax.translate import DECODING_FLAGS
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
 LIBRARY = FOLDER.parent / "transformer_jax"

@@ -366,7 +366,7 @@ def test_an_example_without_what_the_objective_needs():
         def id_of(self, role):
             raise NotImplementedError
 
-    transform = BoundTransform(Seq2Seq(), Words(), 12)
+    transform = BoundTransform(Seq2Seq(), Words(), 12, train=True)
     message = (
         r"Seq2Seq\.FEATURES, .* are inputs, targets, .* no targets: config\.data\.source\.features gives"
     )

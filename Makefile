@@ -33,10 +33,10 @@ demo: $(VENV)/installed-$(PINS)-core  ## train the default experiment, print its
 	$(PY) -m transformer_jax.train --config=experiments/number_words.py --workdir=$(DEMO_WORKDIR)
 
 test: $(VENV)/installed-$(PINS)-dev  ## all fast tests
-	$(PY) -m pytest -m 'not slow' -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
+	$(PY) -m pytest -m 'not slow and not live' -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
 
 slow: $(VENV)/installed-$(PINS)-dev  ## the tests that take minutes
-	$(PY) -m pytest -m slow $(PYTEST_ARGS)
+	$(PY) -m pytest -m 'slow and not live' $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-$(PINS)-dev  ## style and formatting
 	$(VENV)/bin/ruff check .
@@ -58,6 +58,7 @@ parity:  ## compare with Hugging Face models in PyTorch, computed anew
 	rm -rf $(PARITY_FIXTURES)
 	$(PY) -m tests.parity.make_fixtures $(PARITY_FIXTURES)
 	TRANSFORMER_JAX_PARITY_FIXTURES=$(abspath $(PARITY_FIXTURES)) $(PY) -m pytest -m parity tests/parity $(PYTEST_ARGS)
+	$(PY) -m pytest -m live tests/parity/live $(PYTEST_ARGS)
 
 clean:  ## remove caches and build products; runs/, data/ and environments stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -13,6 +13,7 @@ from transformer_jax.experiment import make_transform
 from transformer_jax.loading import TrainedRun
 from transformer_jax.models import build
 from transformer_jax.partitioning import MeshConfig, make_mesh
+from transformer_jax.predictions import Outputs
 from transformer_jax.run_folder import load_or_train_tokenizer
 from transformer_jax.train_step import make_init
 from transformer_jax.translate import Translator
@@ -108,6 +109,6 @@ def test_translations_meet_their_own_references(setting, tmp_path, monkeypatch, 
 
 
 def test_samples_are_spread_out_and_marked():
-    text = evaluate.sample_text(list("abcde"), list("ABXDE"), list("ABCDE"), 3)
+    text = evaluate.sample_text(Outputs("translations", list("ABXDE"), list("abcde"), list("ABCDE"), {}), 3)
     assert [line.split()[-1] for line in text.splitlines() if "source" in line] == ["a", "c", "e"]
     assert text.count("≠") == 1

@@ -12,7 +12,7 @@ from tokenizers import models
 from tests.training import OWN_WORDS, SIZES, tiny_experiment
 from transformer_jax.config import ConfigError
 from transformer_jax.data import TokenizerConfig, load_sources, rows_per_batch, train_tokenizer
-from transformer_jax.experiment import EvaluateConfig, read_experiment, shrink
+from transformer_jax.experiment import EvaluateConfig, read_experiment
 from transformer_jax.partitioning import make_mesh
 from transformer_jax.run_folder import (
     load_config,
@@ -21,6 +21,7 @@ from transformer_jax.run_folder import (
     run_folder,
     store_config,
 )
+from transformer_jax.shrinking import shrink
 from transformer_jax.train import _open_data, train
 from transformer_jax.train_step import compile_train_step
 

@@ -8,11 +8,14 @@ import pathlib
 import pytest
 
 from tests.mock_dataset import mock_translate
+from tests.mock_files import PAIRS, write_files
 from transformer_jax.command_line import DECODING_FLAGS
 from transformer_jax.data import SPLITS
 from transformer_jax.data.datasets.number_words import number_words
-from transformer_jax.experiment import Experiment, read_experiment, shrink
+from transformer_jax.experiment import Experiment, read_experiment
+from transformer_jax.objectives import OBJECTIVES, Objective
 from transformer_jax.partitioning import MESH_AXES
+from transformer_jax.shrinking import shrink
 from transformer_jax.train import train
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
@@ -25,12 +28,6 @@ TRAINED = [
     pytest.param(*case, marks=[pytest.mark.slow] * (case[1] != VARIANTS.get(case[0], (None,))[0]))
     for case in CASES
 ]
-
-PAIRS = [
-    (f"A small dog number {i} sees the {i % 7} cats.", f"Ein kleiner Hund Nummer {i} sieht {i % 7} Katzen.")
-    for i in range(80)
-]
-
 
 LONG_PAIR = ("A small dog sees a cat. " * 20, "Ein kleiner Hund sieht eine Katze. " * 20)  # newstest has such
 
@@ -54,17 +51,11 @@ def with_data(tmp_path):
     def replace(experiment):
         source = experiment.data.source
         folder = tmp_path / "data"
-        if source.kind == "text":
-            for split in SPLITS:
-                for side, path in enumerate(getattr(source, split)):
-                    target = folder / path.removesuffix(".gz")
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_text("".join(pair[side] + "\n" for pair in PAIRS))
-            names = {
-                split: tuple(path.removesuffix(".gz") for path in getattr(source, split)) for split in SPLITS
-            }
-            source = dataclasses.replace(source, folder=str(folder), **names)
-        elif not source.name.startswith("number_words"):
+        if source.kind != "tfds":
+            more = tuple(write_files(other, folder) for other in experiment.data.more_sources)
+            data = dataclasses.replace(experiment.data, source=write_files(source, folder), more_sources=more)
+            return dataclasses.replace(experiment, data=data)
+        if not source.name.startswith("number_words"):
             languages = tuple(name for _, name in source.features)
             pairs = [*PAIRS, LONG_PAIR] if "pt" in languages else PAIRS
             mock = mock_translate(languages, pairs)
@@ -114,7 +105,10 @@ def test_an_unknown_variant_is_named():
 
 def sections_of(cls, prefix):
     for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(field.type):
+        if field.type is Objective:
+            for objective in OBJECTIVES.values():
+                yield from sections_of(objective, f"{prefix}{field.name}.")
+        elif dataclasses.is_dataclass(field.type):
             yield from sections_of(field.type, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", cls, field.name

@@ -335,7 +335,12 @@ def test_a_run_brings_labels_and_the_start_of_prompts(corpus, monkeypatch):
     experiment = tiny_experiment(corpus)
     data = dataclasses.replace(experiment.data, source=source)
     experiments = {
-        "classes": dataclasses.replace(experiment, data=data, objective=Classification(labels=("no", "yes"))),
+        "classes": dataclasses.replace(
+            experiment,
+            data=data,
+            objective=Classification(labels=("no", "yes")),
+            model=bert.config("base", vocab_size=260, head="classes", num_labels=2),
+        ),
         "stories": dataclasses.replace(experiment, data=data, objective=CausalLM(), model=model.config),
     }
 

@@ -19,10 +19,11 @@ CODE_FOLDERS = (PACKAGE, "experiments", "launch", "benchmarks", "tests")
 # transformer_jax counts as one module). A new module gets its place here and in docs/design.md.
 BASIC = "types config"
 PARTS = f"{BASIC} files objectives data sampling decoding partitioning optimizers checkpoint progress runtime"
-WHOLE = (
-    f"{PARTS} layers models families weights transformers_config generation inference pretrained "
-    "experiment run_folder loading command_line"
+READY = (
+    f"{PARTS} layers models families weights transformers_config verify generation inference "
+    "pretrained_model pretrained command_line"
 )
+WHOLE = f"{READY} compatibility experiment run_folder loading shrinking"
 MAY_IMPORT = {
     "types": "",
     "config": "types",
@@ -44,18 +45,24 @@ MAY_IMPORT = {
     "transformers_config": f"{BASIC} families",
     "generation": f"{PARTS} models",
     "inference": f"{PARTS} models generation",
-    "pretrained": f"{PARTS} families models weights transformers_config generation inference",
-    "experiment": f"{PARTS} generation models families weights transformers_config pretrained",
-    "run_folder": f"{PARTS} experiment",
-    "loading": f"{PARTS} families models pretrained experiment run_folder",
+    "verify": f"{PARTS} families models generation",
+    "pretrained_model": f"{PARTS} families models generation inference",
+    "pretrained": f"{PARTS} families models weights transformers_config pretrained_model verify",
     "command_line": f"{PARTS} generation",
+    "compatibility": PARTS,
+    "experiment": f"{PARTS} compatibility generation models families weights transformers_config pretrained",
+    "run_folder": f"{PARTS} pretrained experiment",
+    "loading": f"{PARTS} families models pretrained_model pretrained experiment run_folder",
+    "shrinking": f"{PARTS} experiment",
     "train_step": WHOLE,
-    "translate": WHOLE,
+    "initialization": WHOLE,
     "generate": WHOLE,
     "classify": WHOLE,
     "embed": WHOLE,
-    "evaluate": f"{WHOLE} translate",
-    "train": f"{WHOLE} train_step translate evaluate",
+    "translate": WHOLE,
+    "predictions": WHOLE,
+    "evaluate": f"{WHOLE} translate predictions",
+    "train": f"{WHOLE} train_step translate predictions evaluate initialization",
     "__init__": f"{WHOLE} translate evaluate",
 }
 NEVER_IMPORTED = {
@@ -63,7 +70,11 @@ NEVER_IMPORTED = {
     "launch": "the library knows no launcher",
     "tensorflow": "the core runs without TensorFlow",
     "torch": "the core runs without PyTorch",
+    "transformers": "the core runs without PyTorch's transformers",
 }
+# But inside a function of this file, which compares with them.
+COMPARES = f"{PACKAGE}/verify.py"
+COMPARED_WITH = ("torch", "transformers")
 FORBIDDEN_NAMES = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
 MOST_LINES_IN_FILE = 400
 MOST_LINES_IN_FUNCTION = 80
@@ -75,9 +86,24 @@ def python_files(root: pathlib.Path, folders: tuple[str, ...]) -> list[pathlib.P
 
 
 def imports(path: pathlib.Path, root: pathlib.Path) -> Iterator[tuple[int, str]]:
-    """Line and full name of everything imported in a file, at its top or inside a function."""
+    """Line and full name of everything imported in a file, at its top or inside a function.
+
+    Without what ``COMPARES`` may import there.
+    """
     package = path.relative_to(root).with_suffix("").parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    allowed = set()
+    if path.relative_to(root).as_posix() == COMPARES:
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        inside = [node for function in functions for node in ast.walk(function)]
+        allowed = {
+            id(node)
+            for node in inside
+            if isinstance(node, ast.Import) and {alias.name for alias in node.names} <= set(COMPARED_WITH)
+        }
+    for node in ast.walk(tree):
+        if id(node) in allowed:
+            continue
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -201,6 +227,10 @@ def test_no_test_is_skipped_without_a_reason() -> None:
         ("train.py", "from launch import slurm", "knows no launcher"),
         ("data/new.py", "import tensorflow as tf", "without TensorFlow"),
         ("pretrained.py", "def f():\n    import torch.nn", "without PyTorch"),
+        ("verify.py", "import torch", "without PyTorch"),
+        ("verify.py", "class A:\n    import transformers", "without PyTorch"),
+        ("data/verify.py", "def f():\n    import torch", "without PyTorch"),
+        ("verify.py", "def f():\n    import tensorflow", "without TensorFlow"),
         ("novelty.py", "import os", "no place in MAY_IMPORT"),
     ],
 )
@@ -219,6 +249,7 @@ def test_allowed_imports_are_not_caught(tmp_path: pathlib.Path) -> None:
         "import jax\nimport tensorflow_datasets\nfrom transformer_jax.types import Array\n"
         "from transformer_jax.layers import norms\nfrom .masks import Mask\n"
     )
+    (tmp_path / COMPARES).write_text("def f():\n    import torch\n    import transformers\n")
     assert import_problems(tmp_path) == []
 
 

@@ -131,6 +131,22 @@ def test_a_config_of_another_model_is_refused(folder, changes, message):
         from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("t5", dict(dense_act_fn="silu"), r"dense_act_fn='silu' contradicts feed_forward_proj='relu'"),
+        ("t5", dict(is_gated_act=True), r"is_gated_act=True contradicts feed_forward_proj='relu'"),
+        ("t5_v1_1", dict(dense_act_fn="gelu"), r"'gelu' contradicts feed_forward_proj='gated-gelu'"),
+        ("t5", dict(feed_forward_proj="gated-silu"), r"'gated-silu' must be one of relu, gated-gelu"),
+    ],
+)
+def test_what_transformers_computes_by_another_key_is_refused(name, changes, message, tmp_path):
+    folder = pathlib.Path(shutil.copytree(STORED / name, tmp_path / name))
+    change_config(folder, **changes)
+    with pytest.raises(ConfigError, match=message):
+        from_pretrained(folder)
+
+
 def test_a_folder_without_a_config_and_a_name_that_is_nowhere(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"is no checkpoint: there is no config.json in it"):
         from_pretrained(tmp_path)
@@ -191,6 +207,15 @@ def test_bfloat16_and_old_names_are_read(folder):
     found = from_pretrained(folder).params
     rounded = jax.tree.map(lambda leaf: np.asarray(leaf).astype(ml_dtypes.bfloat16).astype("f"), ours.params)
     assert equal(found, rounded)
+
+
+def test_one_tensor_under_an_old_and_a_new_name_is_refused(folder):
+    def add(tensors):
+        tensors["bert.embeddings.LayerNorm.gamma"] = tensors["bert.embeddings.LayerNorm.weight"] + 1
+
+    change_tensors(folder, add)
+    with pytest.raises(WeightsError, match=r"has bert.embeddings.LayerNorm.\w+, and .* as well"):
+        from_pretrained(folder)
 
 
 def test_parameters_go_straight_into_their_shards(tmp_path):

@@ -1,9 +1,13 @@
 """The JAX home of the classic Transformers: one small set of modules, many configurations."""
 
+from typing import TYPE_CHECKING, Any
+
 from transformer_jax import families
 from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.models import build, example_inputs
-from transformer_jax.pretrained import from_pretrained, save_pretrained
+
+if TYPE_CHECKING:
+    from transformer_jax.pretrained import from_pretrained, save_pretrained
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,3 +19,12 @@ __all__ = [
     "from_pretrained",
     "save_pretrained",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What is in ``pretrained``, imported when it is asked for: Python warns where a program came first."""
+    if name not in ("from_pretrained", "save_pretrained"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from transformer_jax import pretrained
+
+    return getattr(pretrained, name)

@@ -32,6 +32,7 @@ from transformer_jax.files import write_json, write_whole
 from transformer_jax.loading import TrainedRun, load_run
 from transformer_jax.models import build
 from transformer_jax.objectives.base import Apply, Objective, Sums
+from transformer_jax.predictions import Outputs, answers, reconstructions
 from transformer_jax.progress import summary_table
 from transformer_jax.run_folder import run_folder
 from transformer_jax.runtime import prepare_process
@@ -45,7 +46,7 @@ class Evaluation(NamedTuple):
     """What a run scores on a split."""
 
     figures: dict[str, Any]  # JSON values: which split and checkpoints, how it was decoded, the scores
-    translations: list[str]  # of the whole split, in order
+    outputs: Outputs | None  # texts of the whole split, where the objective is to make some
     samples: str  # some of them with source and reference, to be looked at
 
 
@@ -104,17 +105,17 @@ def translate_source(
     return inputs, translator.translate(params, inputs), [example["targets"] for example in examples]
 
 
-def sample_text(
-    inputs: Sequence[str], hypotheses: Sequence[str], references: Sequence[str], count: int
-) -> str:
-    """``count`` examples, evenly spaced, each as source, translation and reference."""
-    places = np.linspace(0, len(inputs) - 1, min(count, len(inputs)), dtype=int).tolist()
+def sample_text(outputs: Outputs, count: int) -> str:
+    """``count`` examples, evenly spaced, each as source, output and reference."""
+    places = np.linspace(0, len(outputs.texts) - 1, min(count, len(outputs.texts)), dtype=int).tolist()
+    name = outputs.name.removesuffix("s")
+    width = max(len(name), len("reference")) + 2
     parts = []
     for place in places:
-        mark = "=" if hypotheses[place] == references[place] else "≠"
+        mark = "=" if outputs.texts[place] == outputs.references[place] else "≠"
         parts.append(
-            f"  source       {inputs[place]}\n  translation  {hypotheses[place]}\n"
-            f"  reference  {mark} {references[place]}"
+            f"  {'source':{width}}{outputs.sources[place]}\n  {name:{width}}{outputs.texts[place]}\n"
+            f"  {'reference':{width - 2}}{mark} {outputs.references[place]}"
         )
     return "\n\n".join(parts)
 
@@ -154,15 +155,32 @@ def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = 
         (partitioning.shard_batch(mesh, batch) for _, batch in batches),
     )
     start = time.monotonic()
-    translator = Translator(experiment.model, run.tokenizer, settings, mesh)
+    predict = OUTPUTS.get(experiment.objective.name)
+    if predict is None:
+        return Evaluation(figures, None, "")
+    outputs = predict(run, mesh, settings, source)
+    figures |= outputs.figures
+    figures[f"{outputs.name.removesuffix('s')}_seconds"] = time.monotonic() - start
+    return Evaluation(figures, outputs, sample_text(outputs, settings.num_samples))
+
+
+def translations(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Source) -> Outputs:
+    """The split translated, and how well."""
+    translator = Translator(run.experiment.model, run.tokenizer, settings, mesh)
     inputs, hypotheses, references = translate_source(translator, run.params, source)
     decoding = {name: getattr(settings, name) for name in DECODING_FLAGS}
     if settings.temperature == 0:
         decoding = {name: decoding[name] for name in ("beam_size", "length_penalty")}
-    figures |= decoding | score_texts(hypotheses, references)
-    figures["translation_seconds"] = time.monotonic() - start
-    samples = sample_text(inputs, hypotheses, references, settings.num_samples)
-    return Evaluation(figures, hypotheses, samples)
+    scores = score_texts(hypotheses, references)
+    return Outputs("translations", hypotheses, inputs, references, decoding | scores)
+
+
+# What is predicted and scored besides the loss, by the name of the objective.
+OUTPUTS: dict[str, Callable[[TrainedRun, Mesh, EvaluateConfig, Source], Outputs]] = {
+    "seq2seq": translations,
+    "denoising": reconstructions,
+    "question_answering": answers,
+}
 
 
 def report(evaluation: Evaluation, workdir: str, rows: Mapping[str, Any] | None = None) -> None:
@@ -173,11 +191,13 @@ def report(evaluation: Evaluation, workdir: str, rows: Mapping[str, Any] | None 
     """
     if jax.process_index() > 0:
         return
-    print(evaluation.samples, end="\n\n")
+    if evaluation.samples:
+        print(evaluation.samples, end="\n\n")
     print(summary_table({**(rows or {}), **evaluation.figures}), flush=True)
     split, folder = evaluation.figures["split"], pathlib.Path(workdir)
-    lines = "".join(text.replace("\n", " ") + "\n" for text in evaluation.translations)
-    write_whole(folder / f"translations_{split}.txt", lines)
+    if evaluation.outputs is not None:
+        lines = "".join(text.replace("\n", " ") + "\n" for text in evaluation.outputs.texts)
+        write_whole(folder / f"{evaluation.outputs.name}_{split}.txt", lines)
     write_json(folder / f"evaluation_{split}.json", evaluation.figures)
 
 

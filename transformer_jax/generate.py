@@ -24,7 +24,7 @@ from transformer_jax.command_line import (
     work_on_lines,
 )
 from transformer_jax.loading import load_model
-from transformer_jax.pretrained import Pretrained
+from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.runtime import prepare_process
 
 

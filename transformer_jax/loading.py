@@ -13,7 +13,8 @@ from transformer_jax.data import DataError, Tokenizer
 from transformer_jax.experiment import Experiment
 from transformer_jax.families import FAMILIES
 from transformer_jax.models import abstract_params
-from transformer_jax.pretrained import Pretrained, family_of, from_pretrained
+from transformer_jax.pretrained import family_of, from_pretrained
+from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.progress import say
 from transformer_jax.run_folder import CHECKPOINTS_FOLDER, load_config, load_tokenizer, run_folder
 from transformer_jax.types import PyTree
@@ -126,4 +127,5 @@ def load_model(
     labels: tuple[str, ...] = getattr(run.experiment.objective, "labels", ())
     # CausalLM has eos before every document, and what a prompt begins is a document.
     prompt_start = (config.eos_id,) if config.is_decoder_only else ()
-    return Pretrained(family, config, run.params, run.tokenizer, labels, prompt_start)
+    tokenizer = None if config.image_shape else run.tokenizer
+    return Pretrained(family, config, run.params, tokenizer, labels, prompt_start)

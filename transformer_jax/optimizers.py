@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +43,10 @@ class OptimizerConfig:
     epsilon: float = 1e-9
     weight_decay: float = 0.0  # adamw: subtracts rate * weight_decay * parameter
     clip_norm: float = 0.0  # largest global norm of the gradients; 0 does not clip
+    # Regular expressions; a parameter that one of them matches at its path's start, as "embedding|encoder/",
+    # stays as it is.
+    frozen: tuple[str, ...] = ()
+    layer_decay: float = 1.0  # of the rate, for each layer further from the output
 
     def __post_init__(self) -> None:
         check_types(self, "optimizer")
@@ -55,6 +61,15 @@ class OptimizerConfig:
                 f"end_rate_factor={self.end_rate_factor} is for the schedules cosine and linear: "
                 f"set it to 0 for schedule={self.schedule!r}"
             )
+        for pattern in self.frozen:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"frozen has {pattern!r}, which is no regular expression: {error}"
+                ) from error
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1")
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
@@ -160,10 +175,84 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
         ),
         "adafactor": lambda: optax.adafactor(schedule),
     }
-    optimizer = builders[config.name]()
+    parts = [builders[config.name]()]
     if config.clip_norm:
-        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.layer_decay < 1:
+        parts.append(scale_by_depth(config.layer_decay))
+    optimizer = optax.chain(*parts) if len(parts) > 1 else parts[0]
+    if config.frozen:
+        kinds: dict[Any, Any] = {"trained": optimizer, "frozen": optax.set_to_zero()}
+        optimizer = optax.partition(kinds, cast(Any, partial(_trained_or_frozen, patterns=config.frozen)))
     return optimizer
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    """The names of a parameter, such as ``encoder/layer_0/feedforward/hidden/kernel``."""
+    return "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+
+
+def _trained_or_frozen(params: PyTree, patterns: tuple[str, ...]) -> PyTree:
+    """Which of the two each parameter is.
+
+    Raises:
+      ValueError: a pattern matches none, or all parameters are frozen.
+    """
+    paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns:
+        if not any(re.match(pattern, path) for path in paths):
+            raise ValueError(
+                f"optimizer.frozen has {pattern!r}, which matches no parameter; there are {', '.join(paths)}"
+            )
+    if all(any(re.match(pattern, path) for pattern in patterns) for path in paths):
+        raise ValueError(f"optimizer.frozen={patterns} leaves no parameter to be trained")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "frozen" if any(re.match(p, _path(path)) for p in patterns) else "trained", params
+    )
+
+
+def scale_by_depth(decay: float) -> optax.GradientTransformation:
+    """Multiplies each update by ``decay`` to the number of layers between it and its stack's output.
+
+    Layer-wise decay of the rate (Howard and Ruder 2018, section 3.2; Clark et al. 2020, appendix B): of N
+    layers the last has ``decay ** 1``, the first ``decay ** N``, embeddings ``decay ** (N + 1)``, heads and
+    final norms 1. An encoder and a decoder are counted each by itself.
+    """
+
+    def update(updates: PyTree) -> PyTree:
+        leaves = jax.tree_util.tree_leaves_with_path(updates)
+        counts = _layer_counts([(_path(path), leaf) for path, leaf in leaves])
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf * _depth_factor(_path(path), leaf, counts, decay), updates
+        )
+
+    return optax.stateless(lambda updates, _: update(updates))
+
+
+def _layer_counts(leaves: list[tuple[str, Any]]) -> dict[str, int]:
+    """The number of layers of each stack."""
+    counts: dict[str, int] = {}
+    for path, leaf in leaves:
+        stack, *rest = path.split("/")
+        if rest and (found := re.fullmatch(r"layer_(\d+)", rest[0])):
+            counts[stack] = max(counts.get(stack, 0), int(found[1]) + 1)
+        elif rest and rest[0] == "layers":
+            counts[stack] = leaf.shape[0]
+    return counts
+
+
+def _depth_factor(path: str, leaf: Any, counts: dict[str, int], decay: float) -> Any:
+    stack, *rest = path.split("/")
+    if stack in counts:
+        count = counts[stack]
+        if found := re.fullmatch(r"layer_(\d+)", rest[0]):
+            return decay ** (count - int(found[1]))
+        if rest[0] == "layers":
+            factors = decay ** (count - jnp.arange(count, dtype=leaf.dtype))
+            return factors.reshape(-1, *(1,) * (leaf.ndim - 1))
+        return decay ** (count + 1) if rest[0] == "relative_bias" else 1.0
+    is_embedding = stack.startswith(("embed", "target_embedding"))
+    return decay ** (max(counts.values(), default=0) + 1) if is_embedding else 1.0
 
 
 def decay_mask(params: PyTree) -> PyTree:

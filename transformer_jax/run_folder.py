@@ -13,13 +13,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformer_jax.config import ConfigError
-from transformer_jax.data import DataError, Tokenizer, load_sources, train_tokenizer, training_texts
+from transformer_jax.data import (
+    DataError,
+    Tokenizer,
+    TokenizerConfig,
+    load_sources,
+    train_tokenizer,
+    training_texts,
+)
 from transformer_jax.experiment import Experiment, read_experiment
 from transformer_jax.files import write_json
+from transformer_jax.pretrained import TOKENIZER_FILE, find_folder
 from transformer_jax.progress import say
 
 CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_DATA_FILE = "tokenizer_data.json"  # the data section that the tokenizer was made for
 CHECKPOINTS_FOLDER = "checkpoints"
 SUMMARY_FILE = "summary.json"
@@ -117,9 +124,13 @@ def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experim
       DataError: the stored file is broken, or the training split cannot be read.
     """
     path = pathlib.Path(workdir) / TOKENIZER_FILE
-    if _has_checkpoints(workdir) or _was_made_for(workdir, experiment):
+    if experiment.model.image_shape or _has_checkpoints(workdir) or _was_made_for(workdir, experiment):
         return load_tokenizer(workdir, experiment)
     section = experiment.data.tokenizer
+    origin = section.path or experiment.train.init_from
+    if origin and not origin.endswith(".json"):
+        origin = str(find_folder(origin) / TOKENIZER_FILE)
+    section = dataclasses.replace(section, path=origin)
     texts: Iterable[str] = ()
     if not section.path:
         texts = training_texts(section, load_sources(experiment.data.sources, "train"))
@@ -141,6 +152,8 @@ def load_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> T
       ConfigError: its vocabulary, or the ids of special tokens, do not fit the model.
       DataError: there is none, or it is broken.
     """
+    if experiment.model.image_shape:  # nothing to encode: bytes will do, and need no file
+        return train_tokenizer(TokenizerConfig(kind="byte"), ())
     path = pathlib.Path(workdir) / TOKENIZER_FILE
     if not path.exists():
         raise DataError(f"{path} is missing: put it back, checkpoints can be used with no other tokenizer")

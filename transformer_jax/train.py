@@ -10,6 +10,7 @@ as one that never was (on the same machine, devices and versions).
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import shlex
@@ -39,8 +40,9 @@ from transformer_jax.data import (
     load_sources,
     training_iterator,
 )
-from transformer_jax.experiment import Experiment, make_transform, read_experiment, shrink
+from transformer_jax.experiment import Experiment, make_transform, read_experiment
 from transformer_jax.files import write_json
+from transformer_jax.initialization import initial_params
 from transformer_jax.loading import TrainedRun, check_tokenizer
 from transformer_jax.objectives.base import Objective, Sums
 from transformer_jax.progress import MetricWriter, ProgressBar, say
@@ -55,6 +57,7 @@ from transformer_jax.run_folder import (
     store_config,
 )
 from transformer_jax.runtime import prepare_process
+from transformer_jax.shrinking import shrink
 from transformer_jax.train_step import compile_train_step
 from transformer_jax.types import Batch
 
@@ -199,6 +202,9 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
             for half in checkpointer.half_written_steps():
                 say(f"the checkpoint of step {half} is half-written, and there is no other: starting anew")
             state = init()
+            if settings.init_from:
+                params = initial_params(experiment, state.params, mesh)
+                state = dataclasses.replace(state, params=params)
         else:
             restored = checkpointer.restore(template)
             check_tokenizer(tokenizer, restored.data_state, workdir)

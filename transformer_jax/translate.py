@@ -22,7 +22,7 @@ from transformer_jax.command_line import (
     reported_errors,
     work_on_lines,
 )
-from transformer_jax.config import TransformerConfig
+from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.experiment import EvaluateConfig
 from transformer_jax.generation import Generator
@@ -41,6 +41,9 @@ class Translator:
       tokenizer: its vocabulary.
       settings: how to search or sample, extra length and batch size.
       mesh: where to compute, rows over its data axes; by default where the parameters are.
+
+    Raises:
+      ConfigError: the model has no encoder or no decoder.
     """
 
     def __init__(
@@ -50,6 +53,11 @@ class Translator:
         settings: EvaluateConfig,
         mesh: Mesh | None = None,
     ) -> None:
+        if config.is_encoder_only or config.is_decoder_only:
+            raise ConfigError(
+                "translating needs a model of an encoder and a decoder: for others there are "
+                "transformer_jax.generate, classify and embed"
+            )
         self._config, self._tokenizer = config, tokenizer
         self._generator = Generator(
             config,

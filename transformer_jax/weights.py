@@ -45,7 +45,7 @@ class TensorFiles:
       architecture: its class in ``transformers``, to be named where it has to be converted.
 
     Raises:
-      WeightsError: there are none, a file is missing or truncated, or they are pickled.
+      WeightsError: there are none, a file is missing or truncated, one is there twice, or they are pickled.
     """
 
     def __init__(self, folder: str | os.PathLike[str], architecture: str = "AutoModel"):
@@ -59,6 +59,8 @@ class TensorFiles:
                     name = stored
                     for old, new in _OLD_ENDINGS:
                         name = name.removesuffix(old) + new if name.endswith(old) else name
+                    if name in self._files:
+                        raise WeightsError(f"{path} has {stored}, and {self._files[name]} has {name} as well")
                     self._files[name], self._stored_names[name] = path, stored
                     self.shapes[name] = tuple(file.get_slice(stored).get_shape())
 

@@ -31,7 +31,7 @@ def test_texts_and_pairs_are_written_as_in_the_paper():
 
 
 def test_long_pairs_are_cut_like_popping_from_the_longer_list():
-    tokenizer, objective = ToyTokenizer(), Classification()
+    tokenizer, objective = ToyTokenizer(), Classification(cut_long=True)
     for first in (1, 4, 9, 10, 30):
         for second in (1, 5, 9, 10, 30):
             a, b = A.split()[:first], B.split()[:second]
@@ -48,7 +48,7 @@ def test_long_pairs_are_cut_like_popping_from_the_longer_list():
 
 
 def test_a_long_text_keeps_its_beginning():
-    tokenizer, objective = ToyTokenizer(), Classification()
+    tokenizer, objective = ToyTokenizer(), Classification(cut_long=True)
     (piece,) = objective.pieces(objective.encode({"inputs": A, "labels": 0}, tokenizer), draw(tokenizer, 5))
     assert written(tokenizer, piece) == ("<cls> a00 a01 a02 <sep>", [0] * 5)
 

@@ -10,13 +10,16 @@ from absl import logging
 from tensorflow_datasets.core import read_only_builder
 
 from transformer_jax.config import nearest
-from transformer_jax.data.datasets import number_words
+from transformer_jax.data.datasets import caption_questions, number_words
 from transformer_jax.data.examples import DataError, check_value, described
 from transformer_jax.data.image_files import decode_image
 from transformer_jax.data.text_files import DATA_VARIABLE, Features
 from transformer_jax.types import FEATURES, Example
 
-OUR_BUILDERS = {"number_words": number_words.NumberWords}  # prepared on first use
+OUR_BUILDERS = {  # prepared on first use
+    "number_words": number_words.NumberWords,
+    "caption_questions": caption_questions.CaptionQuestions,
+}
 
 
 class TfdsSource:

@@ -141,8 +141,9 @@ def load_source(config: SourceConfig, split: str) -> Source:
     Examples are in the order of the files: example ``i`` is line ``i + 1``. Nothing is left out here, blank
     lines included; what training leaves out, the pipeline counts.
 
-    The ``number_words`` data set is prepared in the data folder when it is not there yet (about ten
-    seconds); any other TFDS data set must have been prepared before.
+    The project's own data sets, ``number_words`` and ``caption_questions``, are prepared in the data folder
+    when they are not there yet (about half a minute at most); any other TFDS data set must have been
+    prepared before.
 
     Raises:
       DataError: the split is unknown or empty, a file or data set is missing, files are

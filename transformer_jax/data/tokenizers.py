@@ -61,7 +61,8 @@ class TokenizerConfig:
     vocab_size: int = 8192  # at most; includes the special tokens and the 256 bytes
     special_tokens: tuple[str, ...] = ()  # beyond <pad> <bos> <eos> <unk>, with ids from 4 on
     max_training_examples: int = 1_000_000  # train on this many examples, evenly spaced in the corpus
-    path: str = ""  # of a tokenizer.json to use instead of training one
+    # Of a tokenizer.json to use instead of training one, or a checkpoint's folder or name that has one.
+    path: str = ""
 
     def __post_init__(self) -> None:
         check_types(self, "data.tokenizer")
@@ -131,7 +132,8 @@ class Tokenizer:
     @property
     def role_tokens(self) -> dict[str, str]:
         """The token for each role that has one, such as ``{"pad": "<pad>"}``."""
-        return {role: self._implementation.id_to_token(id_) for role, id_ in self._roles.items()}
+        tokens = {role: self._implementation.id_to_token(id_) for role, id_ in self._roles.items()}
+        return {role: token for role, token in tokens.items() if token is not None}
 
     def has_role(self, role: str) -> bool:
         """Whether there is a token for a role, one of ``ROLES``."""

@@ -112,15 +112,27 @@ TENSORS = (
 )
 
 
+# What transformers goes by, for each feed_forward_proj that there is here.
+_FEEDFORWARDS = {
+    "relu": dict(dense_act_fn="relu", is_gated_act=False),
+    "gated-gelu": dict(dense_act_fn="gelu_new", is_gated_act=True),
+}
+
+
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
     activation = config.get("feed_forward_proj", "relu")
+    if activation not in _FEEDFORWARDS:
+        raise ValueError(f"feed_forward_proj={activation!r} must be one of {', '.join(_FEEDFORWARDS)}")
+    for key, value in _FEEDFORWARDS[activation].items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{key}={config[key]!r} contradicts feed_forward_proj={activation!r}")
     # transformers 5 says tied of version 1.1 as well; its checkpoints show what they are.
     is_scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
     is_tied = "lm_head.weight" not in names or is_scaled
     return dict(
         value_size=config["d_kv"],
         num_decoder_layers=config.get("num_decoder_layers") or config["num_layers"],
-        activation={"relu": "relu", "gated-gelu": "gated_gelu_tanh"}.get(activation, activation),
+        activation={"relu": "relu", "gated-gelu": "gated_gelu_tanh"}[activation],
         share_embeddings="all" if is_tied else "inputs",
         embedding_scale="logits" if is_scaled else "none",
         attention_dropout=config.get("dropout_rate", 0.1),

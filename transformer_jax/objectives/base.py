@@ -33,6 +33,11 @@ class Objective(Protocol):
     HIGHER_IS_BETTER: ClassVar[tuple[str, ...]]  # of METRICS
     FEATURES: ClassVar[tuple[str, ...]]  # of an example, that it must have
 
+    @property
+    def name(self) -> str:
+        """As in ``OBJECTIVES``."""
+        ...
+
     def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
         """An example as token arrays, on the host. Not random: the pipeline keeps the result in memory."""
         ...

@@ -22,12 +22,13 @@ class Classification:
     """Tell which class an example is of.
 
     A text is "[CLS] a [SEP]", a pair of texts "[CLS] a [SEP] b [SEP]" with token types 0 and 1 (BERT,
-    section 4). Where that is longer than ``max_length``, tokens are taken from the end of the longer of the
-    two until it fits, as in the released BERT. Images (height, width, channels) are uint8 up to the loss,
+    section 4). Images (height, width, channels) are uint8 up to the loss,
     which turns 0 to 255 into -1 to 1.
 
     Attributes:
       labels: their names in the order of their ids; () where labels are given as ids.
+      cut_long: take tokens from the end of a text that is longer than ``max_length``, of the longer one of
+        two, until it fits, as in the released BERT. Otherwise it is not trained on, and counted.
       label_smoothing: as in ``losses.smoothed_cross_entropy``.
       crop_padding: training images get so many black pixels on each side, and a part of the first size
         is cut out at random (He et al. 2016, section 4.2, has 4); 0 leaves them as they are.
@@ -40,6 +41,7 @@ class Classification:
 
     name: Literal["classification"] = "classification"
     labels: tuple[str, ...] = ()
+    cut_long: bool = False
     label_smoothing: float = 0.0
     crop_padding: int = 0
     flip: bool = False
@@ -75,12 +77,12 @@ class Classification:
         return encode_texts(tokenizer, example["inputs"], example.get("pair")) | {"labels": labels}
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
-        """The example: a text cut to ``max_length``, an image changed at random if it is for training."""
+        """The example: a text cut if it is to be, an image changed at random if it is for training."""
         if "images" in tokens:
             changed = self._augment(tokens["images"], context.rng) if context.train else tokens["images"]
             return [{**tokens, "images": changed}]
         ids, types = tokens["inputs"], tokens["inputs_types"]
-        if len(ids) <= context.max_length:
+        if len(ids) <= context.max_length or not self.cut_long:
             return [tokens]
         is_pair = bool(types.any())
         check_room(context.max_length, 4 if is_pair else 3)

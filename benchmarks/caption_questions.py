@@ -1,0 +1,126 @@
+"""What counting shared words gives on ``caption_questions``, beside which a model's figures are to be read.
+
+    python benchmarks/caption_questions.py --folder=data
+
+Two baselines that learn nothing. ``lexical`` takes the sentence that shares most words with the question, and
+in it the span of the type that the question's words ask for ("How many": a number), the nearest to the
+shared words where there are several. ``first sentence`` takes the first such span of the context, whatever
+else the question says: what is known without reading it.
+
+Measured on the test split, 1,419 questions (2026-11-22): exact match 72.16 and F1 85.57 for ``lexical``,
+18.11 and 22.99 for ``first sentence``.
+"""
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from transformer_jax.data import SourceConfig, load_source
+from transformer_jax.objectives.squad import squad_scores
+
+SOURCE = SourceConfig(
+    name="caption_questions/multi30k",
+    features=(
+        ("inputs", "question"),
+        ("context", "context"),
+        ("answers", "answers/text"),
+        ("answer_starts", "answers/answer_start"),
+    ),
+)
+_SAYS_NOTHING = re.compile(
+    r"(what|who|which|where|how|many|is|are|there|the|an?|of|doing|wearing|colour|animal|in|on|at|to|and|with)"
+)
+_COLOUR = r"(?:black|white|red|blue|green|yellow|orange|pink|brown|purple|gr[ae]y|tan|blond)"
+_COLOURS = re.compile(rf"\b{_COLOUR}(?:,? (?:and )?{_COLOUR})*\b")
+_NUMBERS = re.compile(r"\b(?:two|three|four|five|six|seven|eight|nine|ten)\b", re.IGNORECASE)
+_PLACES = re.compile(r"\b(?:in|on|at|into|through|down|along|across|near|by|behind|over|next to)\b [^.,]*")
+_CLOTHES = re.compile(
+    r"(?<=\bin )(?:an? )?[^.,]*?(?= is| are| \w+ing\b|[.,])|(?<=wearing )[^.,]*?(?= is| are|[.,])"
+)
+_ACTIONS = re.compile(r"\b(?!wearing)\w+ing\b [^.]*")
+_BEGINNINGS = re.compile(r"^.*?(?= is | are | \w+(?:ing|s) |\.$)")
+_THINGS = re.compile(
+    r"(?<=ing )(?:an? |the |his |her |their )?[^.,]*?(?= in | on | at | with | while | and |[.,])"
+)
+_TYPES = {  # of answers, by words of the question; the first that is in it counts
+    "What colour": _COLOURS,
+    "How many": _NUMBERS,
+    "Where": _PLACES,
+    "Who": _BEGINNINGS,
+    "Which animal": _BEGINNINGS,
+    " wearing?": _CLOTHES,
+    " doing?": _ACTIONS,
+    "What": _THINGS,
+}
+
+
+def lexical_answer(question: str, context: str) -> str:
+    """The nearest span of the right type in the sentence with most of the question's words; or all of it."""
+    wanted = _content(question)
+    sentence = max(_sentences(context), key=lambda text: len(wanted & _content(text)))
+    places = [match.start() for match in re.finditer(r"[\w'-]+", sentence) if _content(match[0]) & wanted]
+    spans = list(_TYPES[asked_for(question)].finditer(sentence))
+    if not spans:
+        return sentence
+    middle = sum(places) / len(places) if places else 0
+    return min(spans, key=lambda span: abs(span.start() - middle))[0]
+
+
+def first_sentence_answer(question: str, context: str) -> str:
+    """The first span of the right type in the context; or the first sentence."""
+    sentences = _sentences(context)
+    pattern = _TYPES[asked_for(question)]
+    return next((match[0] for text in sentences for match in pattern.finditer(text)), sentences[0])
+
+
+def asked_for(question: str) -> str:
+    """The words of a question that say of which type its answer is."""
+    return next(text for text in _TYPES if text in question)
+
+
+def scores(answer: Callable[[str, str], str], examples: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Exact match and F1, in per cent."""
+    predictions = [answer(example["inputs"], example["context"]) for example in examples]
+    found = squad_scores(predictions, [example["answers"] for example in examples])
+    return found["exact_match"], found["f1"]
+
+
+def _sentences(context: str) -> list[str]:
+    return re.split(r"(?<=\.) ", context)
+
+
+def _content(text: str) -> set[str]:
+    """The words of a text by their beginnings, so that "sits" and "sitting" are the same."""
+    found = re.findall(r"[\w'-]+", text.lower())
+    return {
+        re.sub(r"(?:'s|ing|es|s|e)$", "", word)[:6] for word in found if not _SAYS_NOTHING.fullmatch(word)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", default="", help="data folder; else $TRANSFORMER_JAX_DATA, else data")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    arguments = parser.parse_args()
+    source = load_source(dataclasses.replace(SOURCE, folder=arguments.folder), arguments.split)
+    examples = source.read(range(len(source)))
+    kinds = {"all": examples}
+    for example in examples:
+        kinds.setdefault(asked_for(example["inputs"]).strip(" ?"), []).append(example)
+    print(f"{'':12} {'':>9}  {'lexical':^14}  {'first sentence':^14}")
+    print(f"{'':12} questions  {'exact':>6} {'F1':>7}  {'exact':>6} {'F1':>7}")
+    for kind, some in kinds.items():
+        (exact, overlap), (first_exact, first_overlap) = (
+            scores(answer, some) for answer in (lexical_answer, first_sentence_answer)
+        )
+        print(
+            f"{kind:12} {len(some):9,}  {exact:6.2f} {overlap:7.2f}  {first_exact:6.2f} {first_overlap:7.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""BART's denoising on the English captions of Multi30k: whole texts from texts with holes.
+
+    python -m transformer_jax.train --config=experiments/bart_denoise.py --workdir=runs/bart_denoise
+
+Data: the English files of ``experiments/multi30k_en_de.py``.
+
+Published: nothing at this size; Lewis et al. 2020 report what fine-tuning makes of it alone.
+
+Measured here: not yet.
+"""
+
+import ml_collections
+
+from transformer_jax import experiment, families
+from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
+from transformer_jax.objectives import Denoising
+from transformer_jax.optimizers import OptimizerConfig
+
+VOCAB_SIZE = 4096
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Width 256, 3 + 3 layers; a caption is one or two sentences."""
+    return experiment.Experiment(
+        model=families.bart.config(
+            "base",
+            vocab_size=VOCAB_SIZE,
+            d_model=256,
+            num_heads=4,
+            d_feedforward=512,
+            num_encoder_layers=3,
+            num_decoder_layers=3,
+            max_length=128,
+            dropout=0.1,
+            attention_dropout=0.0,
+            pad_id=0,
+            decoder_start_id=2,
+            eos_id=2,
+        ),
+        objective=Denoising(),
+        data=DataConfig(
+            source=SourceConfig(
+                kind="text",
+                features=(("inputs", ""),),
+                train=("multi30k/train.en.gz",),
+                validation=("multi30k/val.en.gz",),
+                test=("multi30k/test_2016_flickr.en.gz",),
+            ),
+            tokenizer=TokenizerConfig(kind="bpe", vocab_size=VOCAB_SIZE, special_tokens=("<mask>",)),
+            max_length=64,
+            buckets=(12, 16, 20, 24, 32),
+            tokens_per_batch=1536,
+        ),
+        optimizer=OptimizerConfig(schedule="cosine", peak_rate=1e-3, warmup_steps=400, clip_norm=1.0),
+        train=experiment.TrainConfig(num_steps=3000, log_every_steps=50, evaluate_every_steps=600),
+        checkpoint=CheckpointConfig(every_steps=600, keep_latest=1),
+        evaluate=experiment.EvaluateConfig(beam_size=1),
+    ).to_config_dict()

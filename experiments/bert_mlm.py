@@ -1,0 +1,71 @@
+"""BERT's masked language model on the English captions of Multi30k and tiny Shakespeare.
+
+    python -m transformer_jax.train --config=experiments/bert_mlm.py --workdir=runs/bert_mlm
+    python -m transformer_jax.train --config=experiments/bert_mlm.py:minilm --workdir=runs/bert_mlm_minilm
+
+``scratch`` draws all parameters; ``minilm`` has MiniLM's, but for the head, which its checkpoint lacks. Both
+have its vocabulary, so their losses can be compared. Held out are captions of Multi30k.
+
+Data: as of ``experiments/multi30k_en_de.py`` and ``experiments/gpt2_chars.py``; the checkpoint as of
+``experiments/bert_sst2.py``.
+
+Published: nothing on these texts.
+
+Measured here: not yet.
+"""
+
+import ml_collections
+
+from transformer_jax import experiment, families
+from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
+from transformer_jax.objectives import MaskedLM
+from transformer_jax.optimizers import OptimizerConfig
+
+CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
+    """Whole words are masked; captions and lines are packed into rows of 64 tokens."""
+    if variant not in ("scratch", "minilm"):
+        raise ValueError(f"there is no variant {variant!r}: it is 'scratch' or 'minilm'")
+    is_scratch = variant == "scratch"
+    return experiment.Experiment(
+        model=families.bert.config("minilm", head="masked_tokens"),
+        objective=MaskedLM(whole_words=True),
+        data=DataConfig(
+            source=SourceConfig(
+                kind="text",
+                features=(("inputs", ""),),
+                train=("multi30k/train.en.gz",),
+                validation=("multi30k/val.en.gz",),
+                test=("multi30k/test_2016_flickr.en.gz",),
+            ),
+            more_sources=(
+                SourceConfig(
+                    kind="document",
+                    features=(("inputs", ""),),
+                    train=("tinyshakespeare/input.txt.gz[:90%]",),
+                    validation=(),
+                    test=(),
+                ),
+            ),
+            tokenizer=TokenizerConfig(
+                special_tokens=("<cls>", "<sep>", "<mask>"),
+                path=CHECKPOINT if is_scratch else "",
+            ),
+            max_length=64,
+            batching="packed",
+            tokens_per_batch=2048,
+        ),
+        optimizer=OptimizerConfig(
+            name="adamw", schedule="linear", peak_rate=5e-4, warmup_steps=100, b2=0.999, weight_decay=0.01
+        ),
+        train=experiment.TrainConfig(
+            num_steps=1000,
+            log_every_steps=50,
+            evaluate_every_steps=250,
+            init_from="" if is_scratch else CHECKPOINT,
+        ),
+        checkpoint=CheckpointConfig(every_steps=500, keep_latest=1),
+    ).to_config_dict()

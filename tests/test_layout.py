@@ -19,8 +19,11 @@ CODE_FOLDERS = (PACKAGE, "experiments", "launch", "benchmarks", "tests")
 # transformer_jax counts as one module). A new module gets its place here and in docs/design.md.
 BASIC = "types config"
 PARTS = f"{BASIC} files objectives data sampling decoding partitioning optimizers checkpoint progress runtime"
-READY = f"{PARTS} layers models families weights transformers_config verify pretrained generation"
-WHOLE = f"{READY} compatibility experiment shrinking"
+READY = (
+    f"{PARTS} layers models families weights transformers_config verify generation inference "
+    "pretrained_model pretrained command_line"
+)
+WHOLE = f"{READY} compatibility experiment run_folder loading shrinking"
 MAY_IMPORT = {
     "types": "",
     "config": "types",
@@ -41,15 +44,23 @@ MAY_IMPORT = {
     "weights": f"{BASIC} files families",
     "transformers_config": f"{BASIC} families",
     "generation": f"{PARTS} models",
+    "inference": f"{PARTS} models generation",
     "verify": f"{PARTS} families models generation",
-    "pretrained": f"{PARTS} families models weights transformers_config verify",
+    "pretrained_model": f"{PARTS} families models generation inference",
+    "pretrained": f"{PARTS} families models weights transformers_config pretrained_model verify",
+    "command_line": f"{PARTS} generation",
     "compatibility": PARTS,
     "experiment": f"{PARTS} compatibility generation models families weights transformers_config pretrained",
+    "run_folder": f"{PARTS} pretrained experiment",
+    "loading": f"{PARTS} families models pretrained_model pretrained experiment run_folder",
     "shrinking": f"{PARTS} experiment",
     "train_step": WHOLE,
+    "initialization": WHOLE,
+    "generate": WHOLE,
+    "classify": WHOLE,
+    "embed": WHOLE,
     "translate": WHOLE,
-    "initialization": f"{WHOLE} translate",
-    "predictions": f"{WHOLE} translate",
+    "predictions": WHOLE,
     "evaluate": f"{WHOLE} translate predictions",
     "train": f"{WHOLE} train_step translate predictions evaluate initialization",
     "__init__": f"{WHOLE} translate evaluate",

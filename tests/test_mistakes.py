@@ -8,9 +8,9 @@ import pytest
 from tests.training import tiny_experiment
 from transformer_jax.config import ConfigError
 from transformer_jax.data import DataError, TokenizerConfig, train_tokenizer
+from transformer_jax.loading import load_run
 from transformer_jax.progress import read_metrics
 from transformer_jax.train import train
-from transformer_jax.translate import load_run
 
 
 def test_another_experiments_folder_is_refused_and_untouched(corpus, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.training import tiny_experiment, write_corpus
 from transformer_jax.checkpoint import Checkpointer
-from transformer_jax.translate import load_run
+from transformer_jax.loading import load_run
 
 train_module = importlib.import_module("transformer_jax.train")  # the function has the name of its module
 train = train_module.train

@@ -18,13 +18,14 @@ from transformer_jax.data import (
 )
 from transformer_jax.data.packing import fill_batch, plan_packed
 from transformer_jax.evaluate import make_evaluate_step
-from transformer_jax.experiment import load_or_train_tokenizer, make_transform, store_config
+from transformer_jax.experiment import make_transform
+from transformer_jax.loading import load_run
 from transformer_jax.models import build, example_inputs
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.progress import MetricWriter, read_metrics
+from transformer_jax.run_folder import load_or_train_tokenizer, store_config
 from transformer_jax.train import StepLog, _continue_command, train
 from transformer_jax.train_step import compile_train_step
-from transformer_jax.translate import load_run
 from transformer_jax.types import BATCH_KEYS, SIDES
 
 

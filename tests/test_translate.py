@@ -17,11 +17,12 @@ from transformer_jax.checkpoint import CheckpointError
 from transformer_jax.config import ConfigError
 from transformer_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
 from transformer_jax.experiment import EvaluateConfig
+from transformer_jax.loading import load_run
 from transformer_jax.models import build, example_inputs
 from transformer_jax.partitioning import MeshConfig, make_mesh
 from transformer_jax.progress import read_metrics
 from transformer_jax.train import train
-from transformer_jax.translate import Translator, load_run
+from transformer_jax.translate import Translator
 from transformer_jax.types import SPECIAL_TOKENS
 
 TEXTS = ["red blue", "", "green " * 6, "old new", "a", "small " * 4, "   "]
@@ -147,9 +148,9 @@ def test_compiled_once_for_each_shape(parts):
     config, tokenizer, params = parts
     translator = Translator(config, tokenizer, EvaluateConfig(beam_size=2, extra_length=4, batch_size=4))
     translator.translate(params, ["red"] * 4)
-    size = translator._decode._cache_size()
+    size = translator._generator._decode._cache_size()
     translator.translate(params, ["blue", "old", "new", "small"])
-    assert translator._decode._cache_size() == size == 1
+    assert translator._generator._decode._cache_size() == size == 1
 
 
 def test_tokens_without_a_text_never_come(parts):

@@ -7,7 +7,6 @@ Prints a table, then writes the same figures to ``evaluation_SPLIT.json`` and th
 """
 
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -19,24 +18,25 @@ from jax.sharding import Mesh
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from transformer_jax import partitioning, translate
+from transformer_jax import partitioning
+from transformer_jax.command_line import (
+    DECODING_FLAGS,
+    decoding_from_flags,
+    define_decoding_flags,
+    define_run_flags,
+    reported_errors,
+)
 from transformer_jax.data import Source, evaluation_batches, load_source
-from transformer_jax.experiment import EvaluateConfig, Experiment, make_transform, run_folder
+from transformer_jax.experiment import EvaluateConfig, Experiment, make_transform
 from transformer_jax.files import write_json, write_whole
+from transformer_jax.loading import TrainedRun, load_run
 from transformer_jax.models import build
 from transformer_jax.objectives.base import Apply, Objective, Sums
 from transformer_jax.predictions import Outputs, answers, reconstructions
 from transformer_jax.progress import summary_table
+from transformer_jax.run_folder import run_folder
 from transformer_jax.runtime import prepare_process
-from transformer_jax.translate import (
-    DECODING_FLAGS,
-    USER_ERRORS,
-    TrainedRun,
-    Translator,
-    define_run_flags,
-    load_run,
-    settings_from_flags,
-)
+from transformer_jax.translate import Translator
 from transformer_jax.types import Batch, PyTree
 
 Metrics = dict[str, float]
@@ -205,20 +205,18 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: flags begin with --")
     prepare_process()
-    try:
+    with reported_errors():
         mesh = partitioning.make_mesh(partitioning.MeshConfig())
         workdir = run_folder(FLAGS.workdir)
         run = load_run(workdir, FLAGS.from_checkpoint, FLAGS.average_last, mesh)
-        settings = settings_from_flags(run.experiment.evaluate, split=FLAGS.split)
+        settings = decoding_from_flags(run.experiment.evaluate, split=FLAGS.split)
         report(evaluate_run(run, mesh, settings), workdir)
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
 
 
 FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
     define_run_flags()
-    flags.adopt_module_key_flags(translate)  # or --help would not show them
+    define_decoding_flags()
     flags.DEFINE_string("split", None, "train, validation or test. Default: the run's config.")
     app.run(main)

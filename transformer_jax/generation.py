@@ -1,6 +1,6 @@
 """Decoding batches of token sequences: sources of an encoder–decoder, prompts of a decoder alone.
 
-What is between texts and tokens is not here; see ``translate`` and ``generate``.
+What is between texts and tokens is not here; see ``inference`` and ``translate``.
 """
 
 import dataclasses
@@ -26,6 +26,30 @@ from transformer_jax.types import PyTree
 SHORTEST_LENGTH = 16  # tokens; sources and prompts are padded to this times a power of two
 
 Tokens = Int32[np.ndarray, "_"]
+
+
+def batches_by_length(
+    lengths: Sequence[int], batch_size: int, max_length: int
+) -> Iterator[tuple[int, int, list[int]]]:
+    """Which sequences to compute together: those of about one length, in few different shapes.
+
+    Yields:
+      Rows (1, 2, 4, ...) and length (16, 32, 64, ... up to ``max_length``) of a batch, and the places of at
+      most ``batch_size`` sequences that go into it, shorter ones first.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    for length, group in itertools.groupby(order, key=lambda i: _padded(lengths[i], max_length)):
+        members = list(group)
+        for start in range(0, len(members), batch_size):
+            chunk = members[start : start + batch_size]
+            yield 1 << (len(chunk) - 1).bit_length(), length, chunk
+
+
+def _padded(length: int, max_length: int) -> int:
+    padded = SHORTEST_LENGTH
+    while padded < length:
+        padded *= 2
+    return min(padded, max_length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +80,8 @@ class DecodingSettings:
 class Generator:
     """Decodes by beam search or sampling, compiled once for each padded length and number of rows.
 
-    Sequences are padded to 16, 32, 64, ... tokens (an encoder's at the end, prompts at the start) and batches
-    to 1, 2, 4, ... rows, so the number of compiled shapes is bounded.
+    Sequences are padded (an encoder's at the end, prompts at the start) and batched as ``batches_by_length``
+    says, so the number of compiled shapes is bounded.
 
     Args:
       config: of the model, which has a decoder.
@@ -85,13 +109,15 @@ class Generator:
         self._begin = jax.jit(self._begin_row)
         self._next = jax.jit(self._next_token)
 
-    def generate(self, params: PyTree, sequences: Sequence[Tokens], first_number: int = 0) -> list[Tokens]:
+    def generate(
+        self, params: PyTree, sequences: Sequence[Tokens], numbers: Sequence[int] | None = None
+    ) -> list[Tokens]:
         """The best output of each source, or continuation of each prompt, or one drawn at random, in order.
 
         Args:
           params: of the model.
           sequences: sources or prompts, each of 1 to ``config.max_length`` tokens.
-          first_number: of the first sequence: its number is what its random draws depend on, beside the seed.
+          numbers: of the sequences, by default 0, 1, 2, ...: what random draws depend on, beside the seed.
 
         Returns:
           Token ids, with eos where it came, without the prompt.
@@ -99,20 +125,18 @@ class Generator:
         Raises:
           ValueError: a sequence is empty or too long; the message names it.
         """
-        for number, sequence in enumerate(sequences, first_number + 1):
-            self._check_length(len(sequence), number)
+        numbers = range(len(sequences)) if numbers is None else numbers
+        lengths = [len(sequence) for sequence in sequences]
+        for length, number in zip(lengths, numbers, strict=True):
+            self._check_length(length, number)
         outputs: list[Tokens] = [np.zeros(0, np.int32)] * len(sequences)
         # Sequences of one length end at about the same time.
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        for _, group in itertools.groupby(order, key=lambda i: self._padded(len(sequences[i]))):
-            members = list(group)
-            for start in range(0, len(members), self._batch_size):
-                chunk = members[start : start + self._batch_size]
-                numbers = [first_number + i for i in chunk]
-                decoded = self._decode(params, *self._batch([sequences[i] for i in chunk], numbers))
-                tokens, lengths = np.asarray(decoded.tokens), np.asarray(decoded.lengths)
-                for row, i in enumerate(chunk):
-                    outputs[i] = tokens[row, : lengths[row]]
+        for rows, length, chunk in batches_by_length(lengths, self._batch_size, self._config.max_length):
+            arrays = self._batch(rows, length, [sequences[i] for i in chunk], [numbers[i] for i in chunk])
+            decoded = self._decode(params, *arrays)
+            tokens, ends = np.asarray(decoded.tokens), np.asarray(decoded.lengths)
+            for row, i in enumerate(chunk):
+                outputs[i] = tokens[row, : ends[row]]
         return outputs
 
     def stream(self, params: PyTree, sequence: Tokens, number: int = 0) -> Iterator[int]:
@@ -122,13 +146,17 @@ class Generator:
           ValueError: the sequence is empty or too long, or the settings ask for beam search, which knows its
             first token only at the end.
         """
-        self._check_length(len(sequence), number + 1)
+        self._check_length(len(sequence), number)
         if self._settings.temperature == 0 and self._settings.beam_size > 1:
             raise ValueError(
                 f"beam_size={self._settings.beam_size} cannot stream: what comes first is known at the end. "
                 "Set it to 1, or a temperature above 0"
             )
-        inputs, lengths, limits, ids = self._batch([sequence], [number])
+        return self._stream(params, sequence, number)
+
+    def _stream(self, params: PyTree, sequence: Tokens, number: int) -> Iterator[int]:
+        length = _padded(len(sequence), self._config.max_length)
+        inputs, lengths, limits, ids = self._batch(1, length, [sequence], [number])
         context, cache, last = self._begin(params, inputs, lengths)
         for position in range(int(limits[0])):
             last, cache = self._next(params, context, cache, last, ids, np.int32(position))
@@ -140,14 +168,8 @@ class Generator:
     def _check_length(self, length: int, number: int) -> None:
         if not 1 <= length <= self._config.max_length:
             raise ValueError(
-                f"sequence {number} has {length} tokens, the model takes 1 to {self._config.max_length}"
+                f"sequence {number + 1} has {length} tokens, the model takes 1 to {self._config.max_length}"
             )
-
-    def _padded(self, length: int) -> int:
-        padded = SHORTEST_LENGTH
-        while padded < length:
-            padded *= 2
-        return min(padded, self._config.max_length)
 
     def _limit(self, length: int) -> int:
         """Tokens that the output of a sequence of ``length`` may have."""
@@ -155,10 +177,10 @@ class Generator:
         room = config.max_length - (length - 1 if config.is_decoder_only else 0)  # the last is not fed back
         return min(self._output_length(length), room)
 
-    def _batch(self, sequences: Sequence[Tokens], numbers: Sequence[int]) -> tuple[Any, ...]:
-        """Padded tokens, how many tokens each row's output may have, and the numbers of the sequences."""
-        rows = 1 << (len(sequences) - 1).bit_length()
-        length = self._padded(max(map(len, sequences)))
+    def _batch(
+        self, rows: int, length: int, sequences: Sequence[Tokens], numbers: Sequence[int]
+    ) -> tuple[Any, ...]:
+        """Padded tokens, their number in each row, how many its output may have, the sequences' numbers."""
         tokens = np.full((rows, length), self._config.pad_id, np.int32)
         lengths = np.zeros(rows, np.int32)
         limits = np.zeros(rows, np.int32)  # nothing for rows that only fill up the batch

@@ -7,10 +7,11 @@ import jax
 from jax.sharding import Mesh
 
 from transformer_jax.config import ConfigError, TransformerConfig
-from transformer_jax.experiment import CHECKPOINTS_FOLDER, Experiment
+from transformer_jax.experiment import Experiment
+from transformer_jax.loading import load_run
 from transformer_jax.pretrained import find_folder, from_pretrained
 from transformer_jax.progress import say
-from transformer_jax.translate import load_run
+from transformer_jax.run_folder import CHECKPOINTS_FOLDER
 from transformer_jax.types import PyTree
 
 # What a training may have otherwise than the model that it starts from.

@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 from transformer_jax.data import Source
 from transformer_jax.data.packing import fill_batch
 from transformer_jax.experiment import EvaluateConfig, make_transform
-from transformer_jax.generation import DecodingSettings, Generator
+from transformer_jax.generation import Generator
+from transformer_jax.loading import TrainedRun
 from transformer_jax.models import build
 from transformer_jax.objectives.question_answering import NO_PLACE, Span, best_span
 from transformer_jax.objectives.squad import squad_scores
-from transformer_jax.translate import DECODING_FLAGS, TrainedRun
 from transformer_jax.types import TokenExample
 
 MAX_ANSWER_TOKENS = 30  # as in the released BERT
@@ -47,10 +47,9 @@ def reconstructions(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, sourc
     """
     pieces = list(itertools.chain.from_iterable(_pieces_of(run, source)))
     config = run.experiment.model
-    decoding = DecodingSettings(**{name: getattr(settings, name) for name in DECODING_FLAGS})
     generator = Generator(
         config,
-        decoding,
+        settings,
         run.tokenizer.vocab_size,
         output_length=lambda length: length + settings.extra_length,
         batch_size=settings.batch_size,

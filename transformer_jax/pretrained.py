@@ -1,7 +1,8 @@
 """Checkpoints in the format of Hugging Face ``transformers``, read and written without PyTorch.
 
-bert = from_pretrained("path/to/folder")      # or a name on the hub; .config .model .params .tokenizer
-save_pretrained("another/folder", bert)       # which transformers loads, with the same logits
+bart = from_pretrained("path/to/folder")      # or a name on the hub; .config .model .params .tokenizer
+bart.generate("My friends are <mask>")        # or stream; an encoder alone has embed and classify
+save_pretrained("another/folder", bart)       # which transformers loads, with the same logits
 
 python -m transformer_jax.pretrained verify FOLDER     # both implementations side by side, where PyTorch is
 
@@ -31,7 +32,8 @@ from transformer_jax.data import Tokenizer
 from transformer_jax.families import FAMILIES, Family
 from transformer_jax.families.base import make_config
 from transformer_jax.files import write_json
-from transformer_jax.models import Model, abstract_params, build, example_inputs
+from transformer_jax.models import abstract_params, build, example_inputs
+from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.progress import say
 from transformer_jax.runtime import prepare_process
 from transformer_jax.transformers_config import (
@@ -48,30 +50,6 @@ from transformer_jax.weights import SHARD_BYTES, TensorFiles, read_weights, writ
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 _HUB_FILES = ["*.json", "*.safetensors"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """A model with its parameters, ready for use.
-
-    Attributes:
-      family: of which it is.
-      config: of the model.
-      params: its parameters.
-      tokenizer: None where the folder had none, as for images.
-      labels: names of the classes, in order; () where it has none.
-    """
-
-    family: Family
-    config: TransformerConfig
-    params: PyTree
-    tokenizer: Tokenizer | None = None
-    labels: tuple[str, ...] = ()
-
-    @property
-    def model(self) -> Model:
-        """The Linen module: ``model.apply({"params": params}, ...)``."""
-        return build(self.config)
 
 
 def from_pretrained(

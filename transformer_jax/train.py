@@ -30,6 +30,7 @@ from ml_collections import ConfigDict, config_flags
 
 from transformer_jax import evaluate, partitioning
 from transformer_jax.checkpoint import Checkpointer
+from transformer_jax.command_line import USER_ERRORS
 from transformer_jax.config import ConfigError
 from transformer_jax.data import (
     Tokenizer,
@@ -39,27 +40,25 @@ from transformer_jax.data import (
     load_sources,
     training_iterator,
 )
-from transformer_jax.experiment import (
+from transformer_jax.experiment import Experiment, make_transform, read_experiment
+from transformer_jax.files import write_json
+from transformer_jax.initialization import initial_params
+from transformer_jax.loading import TrainedRun, check_tokenizer
+from transformer_jax.objectives.base import Objective, Sums
+from transformer_jax.progress import MetricWriter, ProgressBar, say
+from transformer_jax.run_folder import (
     CHECKPOINTS_FOLDER,
     SUMMARY_FILE,
-    Experiment,
     check_workdir,
     load_config,
     load_or_train_tokenizer,
     load_tokenizer,
-    make_transform,
-    read_experiment,
     run_folder,
     store_config,
 )
-from transformer_jax.files import write_json
-from transformer_jax.initialization import initial_params
-from transformer_jax.objectives.base import Objective, Sums
-from transformer_jax.progress import MetricWriter, ProgressBar, say
 from transformer_jax.runtime import prepare_process
 from transformer_jax.shrinking import shrink
 from transformer_jax.train_step import compile_train_step
-from transformer_jax.translate import USER_ERRORS, TrainedRun, check_tokenizer
 from transformer_jax.types import Batch
 
 

@@ -357,13 +357,16 @@ def test_an_example_without_what_the_objective_needs():
         def encode(self, text):
             return np.ones(len(text.split()), np.int32)
 
+        def encode_whole(self, text):
+            return np.append(self.encode(text), np.int32(2))
+
         def encode_with_places(self, text):
             raise NotImplementedError
 
         def id_of(self, role):
-            return 2
+            raise NotImplementedError
 
-    transform = BoundTransform(Seq2Seq(), Words(), 12)
+    transform = BoundTransform(Seq2Seq(), Words(), 12, train=True)
     message = (
         r"Seq2Seq\.FEATURES, .* are inputs, targets, .* no targets: config\.data\.source\.features gives"
     )

@@ -171,6 +171,40 @@ def test_pairs_have_the_template_of_the_file(loaded):
             assert types.tolist() == [0] * first + [1] * (len(ids) - first)
 
 
+def test_whole_texts_have_the_template_of_the_file_or_eos(loaded):
+    text = "the cat </s> [SEP] <|endoftext|>"
+    for name, (before, after) in {
+        "bert": ([2], [3]),
+        "gpt2": ([], [0]),
+        "bart": ([0], [2]),
+        "t5": ([], [1]),
+    }.items():
+        tokenizer = loaded[0][name]
+        for example in (text, ""):
+            ids = tokenizer.encode_whole(example)
+            assert ids.tolist() == [*before, *tokenizer.encode(example).tolist(), *after]
+            assert ids.dtype == np.int32
+    for special in ((), ("<cls>", "<sep>", "<mask>")):
+        ours = train_tokenizer(TokenizerConfig(kind="byte", special_tokens=special), [])
+        assert ours.encode_whole("a <eos>").tolist() == [*ours.encode("a <eos>").tolist(), 2]
+
+
+@EVERY
+def test_special_tokens_in_a_text_are_parsed_as_the_library_does_where_that_is_asked_for(loaded, name):
+    tokenizer, folder = loaded[0][name], loaded[1]
+    plain = tokenizers.Tokenizer.from_file(str(folder / f"{name}.json"))
+    names = {"bert": "[MASK]", "gpt2": "<|endoftext|>", "bart": "<mask>", "t5": "<extra_id_0>"}
+    ids = {"bert": 4, "gpt2": 0, "bart": 4, "t5": 3}
+    for text in (f"the {names[name]} cat", names[name], f"{names[name]}{names[name]} dog", "the cat"):
+        found = tokenizer.encode(text, parse_special=True)
+        assert found.tolist() == plain.encode(text, add_special_tokens=False).ids
+        assert found.tolist().count(ids[name]) == text.count(names[name])
+        if name != "gpt2":
+            whole = tokenizer.encode_whole(text, parse_special=True)
+            assert whole.tolist() == plain.encode(text, add_special_tokens=True).ids
+        assert tokenizer.encode(text).tolist().count(ids[name]) == 0
+
+
 def test_places_and_words_by_hand(loaded):
     text = "The small, DOG"
     found = loaded[0]["bert"].encode_with_places(text)
@@ -208,6 +242,21 @@ def test_further_special_tokens_have_the_ids_from_four_on(kind, tmp_path):
     assert (ids > 8).all() and tokenizer.decode([4, *ids.tolist(), 8, 2]) == text
     tokenizer.save(tmp_path / "tokenizer.json")
     assert Tokenizer.load(tmp_path / "tokenizer.json").id_of("mask") == 4
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_parsed_mask_stands_where_a_masked_word_stood(kind):
+    tokenizer = train_tokenizer(TokenizerConfig(kind=kind, vocab_size=300, special_tokens=("<mask>",)), TEXTS)
+    assert tokenizer.id_of("mask") == 4
+    words = [tokenizer.encode(word).tolist() for word in ("the", "old", "cat")]
+    assert tokenizer.encode("the old cat").tolist() == [i for word in words for i in word]
+    for text, expected in (
+        ("the <mask> cat", [*words[0], 4, *words[2]]),
+        ("<mask> old cat", [4, *words[1], *words[2]]),
+        ("the old <mask>", [*words[0], *words[1], 4]),
+    ):
+        assert tokenizer.encode(text, parse_special=True).tolist() == expected
+        assert tokenizer.encode_whole(text, parse_special=True).tolist() == [*expected, 2]
 
 
 def test_words_and_places_of_our_own():

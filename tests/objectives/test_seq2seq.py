@@ -84,16 +84,19 @@ class WordLengths:
     def encode(self, text):
         return np.array([len(word) + 10 for word in text.split()], np.int32)
 
+    def encode_whole(self, text):
+        return np.array([8, *self.encode(text), 7], np.int32)
+
     def encode_with_places(self, text):
         raise NotImplementedError
 
     def id_of(self, role):
-        return {"eos": 7}[role]
+        raise NotImplementedError
 
 
-def test_both_sides_end_in_eos():
+def test_both_sides_are_whole_texts():
     example = Seq2Seq().encode({"inputs": "a bc", "targets": "def"}, WordLengths())
-    assert [example[side].tolist() for side in ("inputs", "targets")] == [[11, 12, 7], [13, 7]]
+    assert [example[side].tolist() for side in ("inputs", "targets")] == [[8, 11, 12, 7], [8, 13, 7]]
 
 
 def test_bad_smoothing_is_refused():

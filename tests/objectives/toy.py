@@ -25,6 +25,9 @@ class ToyTokenizer:
     def encode(self, text: str) -> np.ndarray:
         return self.encode_with_places(text).ids
 
+    def encode_whole(self, text: str) -> np.ndarray:
+        return np.append(self.encode(text), np.int32(ROLES["eos"]))
+
     def encode_with_places(self, text: str) -> Encoding:
         rows, place = [], 0
         for number, word in enumerate(text.split()):

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import pathlib
 
-import jax
 import numpy as np
 
 from transformer_jax.pretrained import from_pretrained
@@ -42,12 +41,4 @@ def stored() -> tuple[list[str], np.ndarray]:
 
 def our_embeddings(texts: list[str]) -> np.ndarray:
     """Mean over the tokens, special ones included, scaled to length 1: (N, D)."""
-    ours = from_pretrained(folder(), head="none")
-    pieces = [ours.tokenizer.encode_pair(text)[0] for text in texts]
-    longest = max(map(len, pieces))
-    inputs = np.stack([np.pad(ids, (0, longest - len(ids))) for ids in pieces])
-    segments = np.stack([np.arange(longest) < len(ids) for ids in pieces]).astype(np.int32)
-    apply = jax.jit(ours.model.apply)
-    vectors = apply({"params": ours.params}, inputs=inputs, inputs_segments=segments)
-    pooled = (np.asarray(vectors) * segments[..., None]).sum(1) / segments.sum(1, keepdims=True)
-    return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+    return from_pretrained(folder()).embed(texts)

@@ -8,6 +8,7 @@ unigrams) keeps its own ids, and what it has in place of ours is found by name.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -153,9 +154,46 @@ class Tokenizer:
             )
         return self._roles[role]
 
-    def encode(self, text: str) -> Int32[np.ndarray, "_"]:
-        """The ids of a text, without special tokens."""
-        return np.array(self._implementation.encode(text, add_special_tokens=False).ids, np.int32)
+    def encode(self, text: str, *, parse_special: bool = False) -> Int32[np.ndarray, "_"]:
+        """The ids of a text, without special tokens.
+
+        With ``parse_special`` what reads like a special token in the text is one, as ``<mask>`` in "My
+        friends are <mask>": for what a user writes on purpose, never for data.
+        """
+        implementation = self._parsing if parse_special else self._implementation
+        return np.array(implementation.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_whole(self, text: str, *, parse_special: bool = False) -> Int32[np.ndarray, "_"]:
+        """The ids that an encoder or decoder is given for a whole text.
+
+        With special tokens as the file says, ``<s> text </s>`` (BART), ``text </s>`` (T5) or ``[CLS] text
+        [SEP]`` (BERT); where it says nothing (GPT-2's, and ours) the text and eos.
+
+        Args:
+          text: any.
+          parse_special: as for ``encode``.
+
+        Raises:
+          DataError: the file says nothing, and there is no eos.
+        """
+        implementation = self._parsing if parse_special else self._implementation
+        if implementation.num_special_tokens_to_add(is_pair=False):
+            return np.array(implementation.encode(text, add_special_tokens=True).ids, np.int32)
+        return np.append(self.encode(text, parse_special=parse_special), np.int32(self.id_of("eos")))
+
+    @functools.cached_property
+    def _parsing(self) -> tokenizers.Tokenizer:
+        """As ``_implementation``, but it takes special tokens for what they are."""
+        content = json.loads(self._content)
+        if (content["normalizer"] or {}).get("type") == "Prepend":
+            # Ours puts a space before each part of a text. Without the one that is written there,
+            # "a <mask> c" is what "a b c" becomes when b is masked.
+            for token in content["added_tokens"]:
+                token["lstrip"] = token["rstrip"] = True
+        implementation = tokenizers.Tokenizer.from_str(json.dumps(content))
+        implementation.no_truncation()
+        implementation.no_padding()
+        return implementation
 
     def encode_with_places(self, text: str) -> Encoding:
         """As ``encode``, with the word of each token and its characters in ``text``."""

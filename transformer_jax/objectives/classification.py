@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from transformer_jax.config import check_types
 from transformer_jax.objectives.base import Apply, Sums
@@ -73,8 +74,7 @@ class Classification:
             raise ValueError(
                 f"an example to classify needs the feature 'inputs' or 'images', but has {', '.join(example)}"
             )
-        texts = [tokenizer.encode(example[key]) for key in ("inputs", "pair") if key in example]
-        return _joined(texts, tokenizer.id_of("cls"), tokenizer.id_of("sep")) | {"labels": labels}
+        return encode_texts(tokenizer, example["inputs"], example.get("pair")) | {"labels": labels}
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
         """The example: a text cut if it is to be, an image changed at random if it is for training."""
@@ -117,7 +117,7 @@ class Classification:
           ValueError: the model tells another number of classes than ``labels`` names.
         """
         if "images" in batch:
-            arguments = {"images": jnp.asarray(batch["images"]).astype(jnp.float32) / 127.5 - 1.0}
+            arguments = {"images": scale_pixels(jnp.asarray(batch["images"]))}
         else:
             arguments = side_arrays(batch, "inputs")
         logits = run_model(apply, params, arguments, rng)
@@ -135,6 +135,17 @@ class Classification:
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Per example: ``loss`` and ``accuracy``."""
         return {"loss": sums["loss"] / sums["tokens"], "accuracy": sums["correct"] / sums["tokens"]}
+
+
+def encode_texts(tokenizer: Encoder, text: str, pair: str | None = None) -> dict[str, np.ndarray]:
+    """What an encoder is given for a text, or two: ``inputs`` and ``inputs_types``, int32, of any length."""
+    texts = [tokenizer.encode(part) for part in (text, pair) if part is not None]
+    return _joined(texts, tokenizer.id_of("cls"), tokenizer.id_of("sep"))
+
+
+def scale_pixels(images: UInt8[jax.Array, "B height width C"]) -> Float32[jax.Array, "B height width C"]:
+    """Pixels from 0 to 255 as -1 to 1."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def _joined(texts: list[np.ndarray], cls: int, sep: int) -> dict[str, np.ndarray]:

@@ -4,7 +4,6 @@ import dataclasses
 from typing import ClassVar, Literal
 
 import jax
-import numpy as np
 
 from transformer_jax.config import check_types
 from transformer_jax.objectives.base import Apply, Drawing, Encoder, Sums
@@ -33,9 +32,8 @@ class Seq2Seq:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be in [0, 1)")
 
     def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
-        """Both sides as tokens that end in eos."""
-        eos = np.int32(tokenizer.id_of("eos"))
-        return {side: np.append(tokenizer.encode(example[side]), eos) for side in SIDES}
+        """Both sides with the special tokens that the tokenizer's file puts around a text, at least eos."""
+        return {side: tokenizer.encode_whole(example[side]) for side in SIDES}
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
         """The pair as it is."""

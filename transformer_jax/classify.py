@@ -1,0 +1,64 @@
+"""Tells the classes of texts: each line of standard input gives one line, a label and its probability.
+
+    echo "What a lovely film." | python -m transformer_jax.classify --workdir=runs/sst2
+    python -m transformer_jax.classify --model=textattack/bert-base-uncased-SST-2 --top=2 < reviews.txt
+
+The model is an encoder trained to classify: a folder in the format of Hugging Face transformers, a name on
+the hub, or the folder of a run trained here. What is printed is parted by tabs; with --top=2 a line has the
+two most probable labels: label, probability, label, probability. With --pairs each line that is read holds
+two texts, parted by a tab.
+"""
+
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from transformer_jax import inference
+from transformer_jax.command_line import define_model_flags, reported_errors, work_on_lines
+from transformer_jax.config import ConfigError
+from transformer_jax.loading import load_model
+from transformer_jax.runtime import prepare_process
+
+
+def parse_pair(line: str) -> tuple[str, str]:
+    """The two texts of a line; raises ValueError unless there is one tab."""
+    parts = line.split("\t")
+    if len(parts) != 2:
+        raise ValueError(
+            f"with --pairs a line is two texts parted by a tab, but it has {len(parts) - 1} tabs"
+        )
+    return parts[0], parts[1]
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"text comes from standard input, not from {argv[1:]}")
+    prepare_process()
+    with reported_errors():
+        loaded = load_model(FLAGS.model, FLAGS.workdir, FLAGS.from_checkpoint, FLAGS.average_last)
+        loaded.classify([])  # a model of another kind is told before a line is read
+        if loaded.config.image_shape:
+            raise ConfigError("this is a model of images: in Python, from_pretrained(...).classify(images)")
+
+        def parsed(line: str) -> inference.Classified:
+            return parse_pair(line) if FLAGS.pairs else line
+
+        def check(line: str, number: int) -> None:
+            assert loaded.tokenizer is not None
+            inference.encoder_tokens(loaded.config, loaded.tokenizer, parsed(line), number)
+
+        def classify(lines: list[str], first_number: int) -> None:
+            for row in loaded.classify([parsed(line) for line in lines], batch_size=FLAGS.batch_size):
+                print("\t".join(f"{name}\t{probability:.4f}" for name, probability in row[: FLAGS.top]))
+
+        work_on_lines(check, classify)
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+    define_model_flags()
+    flags.DEFINE_integer("top", 1, "How many labels of each text to print.", lower_bound=1)
+    flags.DEFINE_bool("pairs", False, "Each line holds two texts, parted by a tab.")
+    flags.DEFINE_integer("batch_size", inference.BATCH_SIZE, "Lines computed at once.", lower_bound=1)
+    app.run(main)

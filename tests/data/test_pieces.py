@@ -174,6 +174,21 @@ def test_the_memory_keeps_tokens_and_changes_nothing(monkeypatch, space):
         assert set(transform.encoded.values()) == {1}  # although other examples were drawn again and again
 
 
+def test_the_memory_is_bounded_in_bytes(monkeypatch):
+    transform = Pieces()
+    encoded = transform.encode({"inputs": "1 2 3", "targets": "4 5"})
+    size = sum(array.nbytes for array in encoded.values())
+    examples = [{"inputs": "1 2 3", "targets": "4 5"}] * 10
+    source = MemorySource({key: [example[key] for example in examples] for key in examples[0]})
+    for kept in (0, 1, 4):
+        monkeypatch.setattr(module, "CACHED_BYTES", kept * size)
+        counting = Pieces()
+        cache = module.TokenCache(source, counting)
+        for _ in range(3):
+            assert len(cache.read(range(10))) == 10
+        assert sum(counting.encoded.values()) == 30 - 2 * kept
+
+
 def test_processes_share_random_pieces():
     whole = training_iterator(BUCKETS, make_source(), Pieces())
     parts = [
@@ -363,7 +378,7 @@ def test_an_example_without_what_the_objective_needs():
         def id_of(self, role):
             return 2
 
-    transform = BoundTransform(Seq2Seq(), Words(), 12)
+    transform = BoundTransform(Seq2Seq(), Words(), 12, train=True)
     message = (
         r"Seq2Seq\.FEATURES, .* are inputs, targets, .* no targets: config\.data\.source\.features gives"
     )

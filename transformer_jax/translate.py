@@ -129,6 +129,8 @@ class Translator:
       tokenizer: its vocabulary.
       settings: how to search or sample, extra length and batch size.
       mesh: where to compute, rows over its data axes; by default where the parameters are.
+      most_tokens: of a text that are read, eos included; a longer one is cut. By default it is refused, if it
+        is longer than the model takes.
     """
 
     def __init__(
@@ -137,8 +139,11 @@ class Translator:
         tokenizer: Tokenizer,
         settings: EvaluateConfig,
         mesh: Mesh | None = None,
+        most_tokens: int | None = None,
     ) -> None:
         self._config, self._tokenizer, self._settings, self._mesh = config, tokenizer, settings, mesh
+        self._most_tokens = most_tokens
+        self.num_cut = 0  # texts, so far
         replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         self._decode = jax.jit(self._decode_batch, out_shardings=replicated)
 
@@ -154,8 +159,7 @@ class Translator:
         Raises:
           ValueError: a text is longer than the model's sequences; the message names it.
         """
-        eos = np.int32(self._tokenizer.id_of("eos"))
-        sources = [np.append(self._tokenizer.encode(text), eos) for text in texts]
+        sources = [self._encode(text) for text in texts]
         for number, (source, text) in enumerate(zip(sources, texts, strict=True), first_number + 1):
             self._check_length(len(source), number, text)
         translations = [""] * len(texts)
@@ -169,6 +173,13 @@ class Translator:
                 for row, i in enumerate(chunk):
                     translations[i] = self._tokenizer.decode(tokens[row, : lengths[row]])
         return translations
+
+    def _encode(self, text: str) -> np.ndarray:
+        ids, most = self._tokenizer.encode(text), self._most_tokens
+        if most is not None and len(ids) >= most:
+            ids = ids[: most - 1]
+            self.num_cut += 1
+        return np.append(ids, np.int32(self._tokenizer.id_of("eos")))
 
     def check(self, text: str, number: int) -> None:
         """Raises ValueError, which names the text by its number, if it is longer than the model takes."""

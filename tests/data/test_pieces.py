@@ -189,6 +189,25 @@ def test_the_memory_is_bounded_in_bytes(monkeypatch):
         assert sum(counting.encoded.values()) == 30 - 2 * kept
 
 
+def test_examples_that_were_cut_short_are_counted_once():
+    class Cutting(Pieces):
+        def pieces(self, tokens, rng, draw_other):
+            long = len(tokens["inputs"]) > 12
+            return [{"inputs": tokens["inputs"][:12]} | ({"_cut": np.array(1)} if long else {})]
+
+    wanted = sum(5 + 7 * i % 40 > 12 for i in range(NUM_EXAMPLES) if i != BLANK)
+    batches = training_iterator(BUCKETS, make_source(), Cutting())
+    assert batches.cut == 0
+    while batches.epoch < 2.5:
+        before = batches.get_state()
+        assert "_cut" not in next(batches)
+    assert batches.cut == wanted and (batches.filtered, batches.blank) == (0, 1)
+    batches.set_state(before)
+    next(batches)
+    assert batches.cut == wanted
+    batches.close()
+
+
 def test_processes_share_random_pieces():
     whole = training_iterator(BUCKETS, make_source(), Pieces())
     parts = [

@@ -14,7 +14,7 @@ from transformer_jax.objectives.cutting import check_room
 from transformer_jax.objectives.image_crops import centre_box, random_box, resized
 from transformer_jax.objectives.labels import check_classes, check_names, label_id
 from transformer_jax.objectives.losses import smoothed_cross_entropy
-from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
+from transformer_jax.types import CUT, Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Classification:
     Attributes:
       labels: their names in the order of their ids; () where labels are given as ids.
       cut_long: take tokens from the end of a text that is longer than ``max_length``, of the longer one of
-        two, until it fits, as in the released BERT. Otherwise it is not trained on, and counted.
+        two, until it fits, as in the released BERT. Otherwise it is not trained on. Both are counted.
       label_smoothing: as in ``losses.smoothed_cross_entropy``.
       image_size: pixels of the side of a square to which images of any size are brought. Evaluation sees the
         middle of an image (``image_crops.centre_box``), training a random part (``random_box``). 0 leaves
@@ -108,7 +108,8 @@ class Classification:
         room = context.max_length - 1 - len(texts)
         lengths = _cut_lengths([len(text) for text in texts], room)
         texts = [text[:length] for text, length in zip(texts, lengths, strict=True)]
-        return [{**tokens, **_joined(texts, int(ids[0]), int(ids[-1]))}]
+        joined = _joined(texts, int(ids[0]), int(ids[-1]))
+        return [{**tokens, **joined, CUT: np.array(len(ids) - len(joined["inputs"]))}]
 
     def _sized(self, image: np.ndarray, context: Drawing) -> np.ndarray:
         if not self.image_size:

@@ -78,6 +78,19 @@ def test_warmup_rises_in_equal_steps_to_the_peak(schedule: str) -> None:
     np.testing.assert_allclose(rates(config, NUM_STEPS, 6), 0.3 * np.arange(1, 7) / 6, rtol=1e-6)
 
 
+def test_the_rate_of_t5_is_constant_until_it_falls() -> None:
+    """Raffel et al. 2020, section 3.1.2: 1 / sqrt(max(n, k))."""
+    config = OptimizerConfig(peak_rate=1e-2, warmup_steps=10_000, warmup_start_factor=1.0)
+    schedule = make_schedule(config, 2**19)
+    for n in (1, 2, 5_000, 9_999, 10_000, 10_001, 40_000, 2**19):
+        np.testing.assert_allclose(schedule(n - 1), 1 / math.sqrt(max(n, 10_000)), rtol=1e-6)
+
+
+def test_a_warmup_may_start_above_zero() -> None:
+    config = OptimizerConfig(schedule="constant", peak_rate=2.0, warmup_steps=4, warmup_start_factor=0.2)
+    np.testing.assert_allclose(rates(config, 10, 6), [0.8, 1.2, 1.6, 2.0, 2.0, 2.0], rtol=1e-6)
+
+
 def test_cosine_and_linear_end_where_they_should() -> None:
     for schedule in ("cosine", "linear"):
         config = OptimizerConfig(schedule=schedule, peak_rate=2.0, warmup_steps=10, end_rate_factor=0.1)
@@ -189,6 +202,7 @@ def test_decay_mask_by_name_also_in_a_scanned_stack() -> None:
         ({"peak_rate": 0.0}, "peak_rate=0.0 must be a positive"),
         ({"peak_rate": math.nan}, "peak_rate=nan must be a positive"),
         ({"warmup_steps": -1}, "warmup_steps=-1 must be 0"),
+        ({"warmup_start_factor": 1.5}, r"warmup_start_factor=1.5 must be in \[0, 1\]"),
         ({"end_rate_factor": 2.0, "schedule": "cosine"}, r"must be in \[0, 1\]"),
         ({"end_rate_factor": 0.1}, "for the schedules cosine and linear"),
         ({"b1": 1.0}, r"b1=1.0 must be in \[0, 1\)"),
@@ -224,6 +238,7 @@ def test_a_section_reads_into_the_config() -> None:
         "schedule": "cosine",
         "peak_rate": 1,
         "warmup_steps": 3,
+        "warmup_start_factor": 0.0,
         "end_rate_factor": 0.0,
         "b1": 0.9,
         "b2": 0.98,

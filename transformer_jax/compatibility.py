@@ -100,6 +100,12 @@ def _check_model(model: TransformerConfig, objective: Any, features: list[str]) 
                 else "texts: it has no use for images"
             )
         )
+    side = getattr(objective, "image_size", 0)
+    if side and model.image_shape and model.image_shape[:2] != (side, side):
+        raise ConfigError(
+            f"config.objective.image_size={side} makes images of {side} x {side} pixels, but the model has "
+            f"config.model.image_shape={model.image_shape}"
+        )
     labels = getattr(objective, "labels", ())
     if labels and len(labels) != model.num_labels:
         raise ConfigError(

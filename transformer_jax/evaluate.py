@@ -166,11 +166,15 @@ def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = 
 
 def translations(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Source) -> Outputs:
     """The split translated, and how well."""
-    translator = Translator(run.experiment.model, run.tokenizer, settings, mesh)
+    experiment = run.experiment
+    most = experiment.data.max_length if getattr(experiment.objective, "cut_long", False) else None
+    translator = Translator(experiment.model, run.tokenizer, settings, mesh, most)
     inputs, hypotheses, references = translate_source(translator, run.params, source)
     decoding = {name: getattr(settings, name) for name in DECODING_FLAGS}
     if settings.temperature == 0:
         decoding = {name: decoding[name] for name in ("beam_size", "length_penalty")}
+    if most is not None:
+        decoding["inputs_cut"] = translator.num_cut
     scores = score_texts(hypotheses, references)
     return Outputs("translations", hypotheses, inputs, references, decoding | scores)
 

@@ -37,6 +37,7 @@ class OptimizerConfig:
     schedule: Literal["inverse_square_root", "cosine", "linear", "constant"] = "inverse_square_root"
     peak_rate: float = 1e-3  # the rate of update number warmup_steps
     warmup_steps: int = 4000  # updates; the rate rises linearly over them
+    warmup_start_factor: float = 0.0  # where it rises from / peak rate; 1: it does not rise, as in T5
     end_rate_factor: float = 0.0  # cosine, linear: last rate / peak rate
     b1: float = 0.9
     b2: float = 0.98
@@ -54,8 +55,9 @@ class OptimizerConfig:
             raise ValueError(f"peak_rate={self.peak_rate} must be a positive number, such as 1e-3")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be 0 (no warm-up) or more")
-        if not 0 <= self.end_rate_factor <= 1:
-            raise ValueError(f"end_rate_factor={self.end_rate_factor} must be in [0, 1]")
+        for name in ("warmup_start_factor", "end_rate_factor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
         if self.end_rate_factor and self.schedule not in ("cosine", "linear"):
             raise ValueError(
                 f"end_rate_factor={self.end_rate_factor} is for the schedules cosine and linear: "
@@ -109,7 +111,8 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Builds the function from the count of updates made so far to the rate of the next update.
 
     Update number ``n = count + 1`` counts from 1, so the first update (``count`` 0) already moves,
-    by ``peak_rate / warmup_steps``, and update number ``warmup_steps`` is made at ``peak_rate``.
+    by ``peak_rate / warmup_steps``, and update number ``warmup_steps`` is made at ``peak_rate``. With
+    ``warmup_start_factor`` f, the rate up to there is ``peak_rate * (f + (1 - f) * n / warmup_steps)``.
     For ``n > warmup_steps`` the rate is ``peak_rate`` times:
 
     * ``inverse_square_root``: ``sqrt(max(warmup_steps, 1) / n)``;
@@ -145,7 +148,9 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
     def schedule(count: Any) -> jax.Array:
         n = jnp.asarray(count, jnp.float32) + 1
-        return config.peak_rate * jnp.where(n < warmup, n / max(warmup, 1), decay(n))
+        start = config.warmup_start_factor
+        rising = start + (1 - start) * n / max(warmup, 1)
+        return config.peak_rate * jnp.where(n < warmup, rising, decay(n))
 
     return schedule
 

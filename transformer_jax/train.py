@@ -159,6 +159,7 @@ def _data_metrics(iterator: TrainingIterator) -> dict[str, float]:
         "epoch": iterator.epoch,
         "pairs_too_long": float(iterator.filtered),
         "pairs_blank": float(iterator.blank),
+        "pairs_cut": float(iterator.cut),
     }
 
 

@@ -128,10 +128,11 @@ def _check_rows(experiment: Experiment, mesh: Mesh) -> None:
     data, micro = experiment.data, experiment.train.gradient_accumulation_steps
     shares = partitioning.num_batch_shards(mesh) * micro
     for length in data.lengths:
-        rows = rows_per_batch(data.tokens_per_batch, length)
+        rows = rows_per_batch(data.tokens_per_batch, length, data.batch_size)
         if rows % shares:
+            given = "batch_size" if data.batch_size else "tokens_per_batch"
             raise ConfigError(
-                f"config.data.tokens_per_batch={data.tokens_per_batch} makes batches of {rows} rows of "
+                f"config.data.{given}={getattr(data, given)} makes batches of {rows} rows of "
                 f"{length} tokens, which do not divide by {shares} = mesh.data x mesh.fsdp x "
                 "train.gradient_accumulation_steps: change one of these"
             )

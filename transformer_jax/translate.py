@@ -41,6 +41,8 @@ class Translator:
       tokenizer: its vocabulary.
       settings: how to search or sample, extra length and batch size.
       mesh: where to compute, rows over its data axes; by default where the parameters are.
+      most_tokens: of a text that are read, special ones included; a longer one is cut. By default it is
+        refused, if it is longer than the model takes.
 
     Raises:
       ConfigError: the model has no encoder or no decoder.
@@ -52,6 +54,7 @@ class Translator:
         tokenizer: Tokenizer,
         settings: EvaluateConfig,
         mesh: Mesh | None = None,
+        most_tokens: int | None = None,
     ) -> None:
         if config.is_encoder_only or config.is_decoder_only:
             raise ConfigError(
@@ -59,6 +62,8 @@ class Translator:
                 "transformer_jax.generate, classify and embed"
             )
         self._config, self._tokenizer = config, tokenizer
+        self._most_tokens = most_tokens
+        self.num_cut = 0  # texts, so far
         self._generator = Generator(
             config,
             settings,
@@ -94,7 +99,10 @@ class Translator:
         self._source(text, number)
 
     def _source(self, text: str, number: int) -> np.ndarray:
-        source = self._tokenizer.encode_whole(text)
+        source, most = self._tokenizer.encode_whole(text), self._most_tokens
+        if most is not None and len(source) > most:
+            source = np.append(source[: most - 1], source[-1:])  # eos stays
+            self.num_cut += 1
         check_length(len(source), number, text, self._config)
         return source
 

@@ -19,7 +19,8 @@ How data is called on its way:
   - any other key is one value an example, stacked: ``labels`` () to (B,), ``answer_span`` (2,) to (B, 2),
     ``images`` (h, w, c) to (B, h, w, c). A row without an example has -1, or 0 where the type has no sign.
     Rows that have such values hold one example each: they cannot be packed.
-  - a key that begins with ``_`` stays on the host.
+  - a key that begins with ``_`` stays on the host. ``_cut``, where it is there, says that an example was
+    cut short, and by how many tokens.
 
 In a batch, ``*_segments`` is 0 on padding and counts the examples of a row from 1 (one unless rows
 are packed; example ``i`` of a row has segment ``i`` on both sides). ``*_positions`` restart at 0 in every
@@ -48,6 +49,7 @@ SPECIAL_TOKENS = (
 )  # of our own tokenizers; their ids are their places here
 
 SIDES = ("inputs", "targets")
+CUT = "_cut"
 BATCH_KEYS = tuple(side + part for side in SIDES for part in ("", "_positions", "_segments"))
 
 # What the value of each feature of an example may be; a list may be empty. Images are (height, width,

@@ -40,6 +40,7 @@ class Mock(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             builder=self,
             features=features.FeaturesDict(
                 {
+                    "id": np.str_,
                     "idx": np.int32,
                     "score": np.float32,
                     "label": features.ClassLabel(names=["no", "yes"]),
@@ -60,6 +61,7 @@ class Mock(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield (
                 i,
                 {
+                    "id": f"número {i}",
                     "idx": i,
                     "score": 0.5,
                     "label": i % 2,
@@ -91,6 +93,8 @@ def test_labels_words_and_answers(folder):
     assert all(type(example["labels"]) is int for example in found)
     tags = read(folder, ("inputs", "tokens"), ("labels", "tags"))
     assert tags == sorted([{"inputs": w, "labels": [len(x) for x in w]} for w in WORDS], key=str)
+    plain = read(folder, ("inputs", "id"))
+    assert plain == [{"inputs": f"número {i}"} for i in range(3)]
     answers = read(folder, ("answers", "answers/text"), ("answer_starts", "answers/answer_start"))
     assert answers == sorted([{"answers": t, "answer_starts": s} for t, s in ANSWERS], key=str)
 

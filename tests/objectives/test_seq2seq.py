@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.objectives.toy import ToyTokenizer, draw
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.objectives.losses import smoothed_cross_entropy
 from transformer_jax.types import BATCH_KEYS
@@ -108,3 +109,17 @@ def test_a_loss_that_is_no_number_has_no_perplexity():
     sums = {"loss": 1.0, "correct": 0.0, "tokens": 1.0}
     perplexity = {nll: Seq2Seq().metrics(sums | {"nll": nll})["perplexity"] for nll in (math.nan, 800.0, 0.0)}
     assert [str(value) for value in perplexity.values()] == ["nan", "inf", "1.0"]
+
+
+def test_long_inputs_are_cut_only_where_they_are_to_be():
+    tokenizer = ToyTokenizer()
+    example = {"inputs": "a b c d e f", "targets": "g h i j k l m"}
+    plain, cutting = Seq2Seq(), Seq2Seq(cut_long=True)
+    tokens = plain.encode(example, tokenizer)
+    assert cutting.encode(example, tokenizer).keys() == tokens.keys()
+    assert plain.pieces(tokens, draw(tokenizer, 4)) == [tokens]
+    assert cutting.pieces(tokens, draw(tokenizer, 7)) == [tokens]  # six tokens and eos
+    (piece,) = cutting.pieces(tokens, draw(tokenizer, 4))
+    assert piece["inputs"].tolist() == [*tokens["inputs"][:3].tolist(), tokens["inputs"][-1]]
+    assert piece["inputs"].dtype == np.int32 and int(piece["_cut"]) == 3
+    np.testing.assert_array_equal(piece["targets"], tokens["targets"])  # never cut

@@ -134,10 +134,11 @@ def _kind(feature: Any) -> str:
         return "text"
     if isinstance(feature, tfds.features.Image):
         return "image" if dtype == np.uint8 and shape is not None and shape[-1] in (1, 3, 4) else ""
-    is_integer = (
-        isinstance(feature, tfds.features.Tensor) and shape == () and np.issubdtype(dtype, np.integer)
-    )
-    return "integer" if is_integer else ""
+    if isinstance(feature, tfds.features.Tensor) and shape == ():
+        if dtype == np.object_:  # a plain string, as data sets from elsewhere have them
+            return "text"
+        return "integer" if np.issubdtype(dtype, np.integer) else ""
+    return ""
 
 
 def _prepared_builder(name: str, folder: str) -> Any:

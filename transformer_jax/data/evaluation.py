@@ -5,11 +5,12 @@ import numpy as np
 from transformer_jax.data.examples import DataError, Source
 from transformer_jax.data.packing import check_example, fill_batch, own_rows, rows_per_batch, side_lengths
 from transformer_jax.data.pipeline import DataConfig
-from transformer_jax.data.token_examples import Transform, draw_other
+from transformer_jax.data.token_examples import TokenCache, Transform, draw_other
 from transformer_jax.types import TokenExample
 
 EXTRA_LENGTH_MULTIPLE = 64  # of the one further length
 
+_EXAMPLES_AT_ONCE = 256
 _MARK = 1  # keeps the random numbers of evaluation apart from those of training
 
 
@@ -80,18 +81,21 @@ def _all_pieces(
     config: DataConfig, source: Source, transform: Transform
 ) -> tuple[list[int], list[TokenExample]]:
     """The pieces of all examples, and the place in ``source`` of the example that each comes from."""
-    encoded = [transform.encode(example) for example in source.read(range(len(source)))]
+    cache = TokenCache(source, transform, leave_out_blank=False)  # or whole images would all be in memory
     places, pieces = [], []
-    for place, tokens in enumerate(encoded):
-        rng = np.random.default_rng((config.seed, place, _MARK))
+    for start in range(0, len(source), _EXAMPLES_AT_ONCE):
+        chunk = range(start, min(start + _EXAMPLES_AT_ONCE, len(source)))
+        for place, tokens in zip(chunk, cache.read(chunk), strict=True):
+            assert tokens is not None  # blank ones are not left out
+            rng = np.random.default_rng((config.seed, place, _MARK))
 
-        def draw(place: int = place, rng: np.random.Generator = rng) -> TokenExample:
-            return draw_other(encoded.__getitem__, place, len(encoded), rng)
+            def draw(place: int = place, rng: np.random.Generator = rng) -> TokenExample:
+                return draw_other(lambda i: cache.read([i])[0], place, len(source), rng)
 
-        for piece in transform.pieces(tokens, rng, draw):
-            check_example(piece, packed=False, batch_size=config.batch_size)
-            places.append(place)
-            pieces.append(piece)
+            for piece in transform.pieces(tokens, rng, draw):
+                check_example(piece, packed=False, batch_size=config.batch_size)
+                places.append(place)
+                pieces.append(piece)
     if not pieces:
         raise DataError(f"there is nothing to evaluate in {len(source):,} example(s)")
     return places, pieces

@@ -35,7 +35,7 @@ from transformer_jax.data.packing import (
 from transformer_jax.data.sources import SourceConfig
 from transformer_jax.data.token_examples import TokenCache, Transform, draw_other
 from transformer_jax.data.tokenizers import TokenizerConfig
-from transformer_jax.types import TokenExample
+from transformer_jax.types import CUT, TokenExample
 
 PREFETCHED_BATCHES = 4
 
@@ -179,6 +179,11 @@ class TrainingIterator:
         return self._iterator.get_state()["blank"]
 
     @property
+    def cut(self) -> int:
+        """Examples that were cut short, in what was read of the first epoch; the others are alike."""
+        return self._iterator.get_state()["cut"]
+
+    @property
     def examples(self) -> int:
         """Examples in the batches handed out so far, by all processes; one in pieces counts once."""
         return self._iterator.get_state()["examples"]
@@ -261,6 +266,7 @@ class _WindowedIterator(grain.DatasetIterator):
             "examples": 0,
             "filtered": 0,  # counted when a window is read
             "blank": 0,
+            "cut": 0,
             "settings": dataset.settings,
         }
         self._plans: list[BatchPlan] | None = None  # of the window; None: not read yet
@@ -326,7 +332,7 @@ class _WindowedIterator(grain.DatasetIterator):
         places = [*carried, *window]
         found = self._dataset.tokens.read([self._dataset.order[place] for place in places])
         self._pieces, self._visits = [], 0
-        filtered = blank = size = 0
+        filtered = blank = cut = size = 0
         for place, tokens in zip(places, found, strict=True):
             # Texts of thousands of pieces would otherwise be thousands of times the memory.
             if size >= config.window:
@@ -340,11 +346,13 @@ class _WindowedIterator(grain.DatasetIterator):
                 is_first_epoch = place < self._dataset.num_examples
                 blank += is_first_epoch and tokens is None
                 filtered += is_first_epoch and tokens is not None and not pieces
+                cut += is_first_epoch and any(CUT in piece.tokens for piece in pieces)
             self._pieces += pieces
         if not self._counted:
             self._state = state | {
                 "filtered": state["filtered"] + filtered,
                 "blank": state["blank"] + blank,
+                "cut": state["cut"] + cut,
             }
             self._counted = True
         lengths = np.array([side_lengths(piece.tokens) for piece in self._pieces], np.int64)

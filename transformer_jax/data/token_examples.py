@@ -8,7 +8,9 @@ import numpy as np
 from transformer_jax.data.examples import DataError, Source
 from transformer_jax.types import Example, TokenExample
 
-CACHED_EXAMPLES = 500_000  # token examples kept in memory, about 200 MB of single sentences
+# Token examples kept in memory: of single sentences so many take about 200 MB, of images far more.
+CACHED_EXAMPLES = 500_000
+CACHED_BYTES = 2**30  # of their arrays
 
 _MOST_DRAWS = 1000  # of another example, before all count as blank
 
@@ -35,24 +37,36 @@ class Transform(Protocol):
 
 
 class TokenCache:
-    """The token examples of a source; those read first stay in memory."""
+    """The token examples of a source; those read first stay in memory.
 
-    def __init__(self, source: Source, transform: Transform):
-        self._source, self._transform = source, transform
+    Args:
+      source: what is read.
+      transform: from examples to tokens.
+      leave_out_blank: give None for an example with a blank text.
+    """
+
+    def __init__(self, source: Source, transform: Transform, *, leave_out_blank: bool = True):
+        self._source, self._transform, self._leave_out_blank = source, transform, leave_out_blank
         self._cached: dict[int, TokenExample | None] = {}
+        self._bytes = 0
 
     def read(self, indices: Sequence[int]) -> list[TokenExample | None]:
-        """The token examples at ``indices``; None for one with a blank text."""
+        """The token examples at ``indices``."""
         missing = [index for index in dict.fromkeys(indices) if index not in self._cached]
         read = self._source.read(missing) if missing else []
         fresh = dict(zip(missing, map(self._tokens, read), strict=True))
         found = [fresh[i] if i in fresh else self._cached[i] for i in indices]
-        space = CACHED_EXAMPLES - len(self._cached)
-        self._cached.update((index, fresh[index]) for index in missing[:space])
+        for index in missing:
+            if len(self._cached) >= CACHED_EXAMPLES or self._bytes >= CACHED_BYTES:
+                break
+            self._cached[index] = tokens = fresh[index]
+            self._bytes += sum(array.nbytes for array in tokens.values()) if tokens else 0
         return found
 
     def _tokens(self, example: Example) -> TokenExample | None:
-        return None if any(map(_is_blank, example.values())) else self._transform.encode(example)
+        if self._leave_out_blank and any(map(_is_blank, example.values())):
+            return None
+        return self._transform.encode(example)
 
 
 def _is_blank(value: Any) -> bool:

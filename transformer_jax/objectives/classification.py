@@ -12,9 +12,10 @@ from transformer_jax.config import check_types
 from transformer_jax.objectives.base import Apply, Sums
 from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.cutting import check_room
+from transformer_jax.objectives.image_crops import centre_box, random_box, resized
 from transformer_jax.objectives.labels import check_classes, check_names, label_id
 from transformer_jax.objectives.losses import smoothed_cross_entropy
-from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
+from transformer_jax.types import CUT, Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +23,19 @@ class Classification:
     """Tell which class an example is of.
 
     A text is "[CLS] a [SEP]", a pair of texts "[CLS] a [SEP] b [SEP]" with token types 0 and 1 (BERT,
-    section 4). Images (height, width, channels) are uint8 up to the loss,
-    which turns 0 to 255 into -1 to 1.
+    section 4). Images (height, width, channels) are uint8 up to the loss, which turns 0 to 255 into -1 to 1.
+    They are brought to one size here and not in the source, because a training image is cut anew at every
+    visit, from all of its pixels.
 
     Attributes:
       labels: their names in the order of their ids; () where labels are given as ids.
       cut_long: take tokens from the end of a text that is longer than ``max_length``, of the longer one of
-        two, until it fits, as in the released BERT. Otherwise it is not trained on, and counted.
+        two, until it fits, as in the released BERT. Otherwise it is not trained on. Both are counted.
       label_smoothing: as in ``losses.smoothed_cross_entropy``.
+      image_size: pixels of the side of a square to which images of any size are brought. Evaluation sees the
+        middle of an image (``image_crops.centre_box``), training a random part (``random_box``). 0 leaves
+        images as they are, all of one size.
+      least_area: share of an image that such a random part has at least.
       crop_padding: training images get so many black pixels on each side, and a part of the first size
         is cut out at random (He et al. 2016, section 4.2, has 4); 0 leaves them as they are.
       flip: every other training image, at random, is mirrored left to right.
@@ -43,6 +49,8 @@ class Classification:
     labels: tuple[str, ...] = ()
     cut_long: bool = False
     label_smoothing: float = 0.0
+    image_size: int = 0
+    least_area: float = 0.08
     crop_padding: int = 0
     flip: bool = False
 
@@ -51,8 +59,16 @@ class Classification:
         check_names(self.labels)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be in [0, 1)")
-        if self.crop_padding < 0:
-            raise ValueError(f"crop_padding={self.crop_padding} must not be negative")
+        for name in ("image_size", "crop_padding"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if not 0 < self.least_area <= 1:
+            raise ValueError(f"least_area={self.least_area} must be above 0 and at most 1")
+        if self.image_size and self.crop_padding:
+            raise ValueError(
+                f"crop_padding={self.crop_padding} is for images that have their size: set it to 0 for "
+                f"image_size={self.image_size}"
+            )
 
     def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
         """The image as it is, or the whole text with its special tokens and types; and the label's id.
@@ -77,9 +93,10 @@ class Classification:
         return encode_texts(tokenizer, example["inputs"], example.get("pair")) | {"labels": labels}
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
-        """The example: a text cut if it is to be, an image changed at random if it is for training."""
+        """The example: a text cut if it is to be, an image of its size, changed at random for training."""
         if "images" in tokens:
-            changed = self._augment(tokens["images"], context.rng) if context.train else tokens["images"]
+            image = self._sized(tokens["images"], context)
+            changed = self._augment(image, context.rng) if context.train else image
             return [{**tokens, "images": changed}]
         ids, types = tokens["inputs"], tokens["inputs_types"]
         if len(ids) <= context.max_length or not self.cut_long:
@@ -91,7 +108,18 @@ class Classification:
         room = context.max_length - 1 - len(texts)
         lengths = _cut_lengths([len(text) for text in texts], room)
         texts = [text[:length] for text, length in zip(texts, lengths, strict=True)]
-        return [{**tokens, **_joined(texts, int(ids[0]), int(ids[-1]))}]
+        joined = _joined(texts, int(ids[0]), int(ids[-1]))
+        return [{**tokens, **joined, CUT: np.array(len(ids) - len(joined["inputs"]))}]
+
+    def _sized(self, image: np.ndarray, context: Drawing) -> np.ndarray:
+        if not self.image_size:
+            return image
+        height, width = image.shape[:2]
+        if context.train:
+            box = random_box(height, width, self.least_area, context.rng)
+        else:
+            box = centre_box(height, width)
+        return resized(image, box, self.image_size)
 
     def _augment(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.crop_padding:

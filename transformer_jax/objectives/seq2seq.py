@@ -4,11 +4,12 @@ import dataclasses
 from typing import ClassVar, Literal
 
 import jax
+import numpy as np
 
 from transformer_jax.config import check_types
 from transformer_jax.objectives.base import Apply, Drawing, Encoder, Sums
 from transformer_jax.objectives.losses import teacher_forced, token_metrics
-from transformer_jax.types import SIDES, Batch, Example, PyTree, TokenExample
+from transformer_jax.types import CUT, SIDES, Batch, Example, PyTree, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +18,9 @@ class Seq2Seq:
 
     Attributes:
       label_smoothing: epsilon_ls of section 5.4.
+      cut_long: keep the beginning of inputs that are longer than ``max_length``, and count them, as the
+        released BART reads articles. Otherwise such pairs are not trained on, which is counted too, and
+        evaluation refuses those that are longer than the model takes.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "accuracy")
@@ -25,6 +29,7 @@ class Seq2Seq:
 
     name: Literal["seq2seq"] = "seq2seq"
     label_smoothing: float = 0.1
+    cut_long: bool = False
 
     def __post_init__(self) -> None:
         check_types(self, "objective")
@@ -36,8 +41,12 @@ class Seq2Seq:
         return {side: tokenizer.encode_whole(example[side]) for side in SIDES}
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
-        """The pair as it is."""
-        return [tokens]
+        """The pair, as it is or with its inputs cut."""
+        inputs, most = tokens["inputs"], context.max_length
+        if not self.cut_long or len(inputs) <= most:
+            return [tokens]
+        kept = np.append(inputs[: most - 1], inputs[-1:])  # eos stays
+        return [{**tokens, "inputs": kept, CUT: np.array(len(inputs) - most)}]
 
     def loss(
         self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None

@@ -5,21 +5,26 @@ import dataclasses
 import importlib.util
 import pathlib
 
+import absl.flags
 import pytest
+from ml_collections import config_flags
 
 from tests.mock_dataset import prepare, small_slice
 from tests.mock_files import write_files
 from transformer_jax import families
 from transformer_jax.command_line import DECODING_FLAGS
+from transformer_jax.config import ConfigError
 from transformer_jax.data import SPLITS
 from transformer_jax.data.catalogue import OUR_BUILDERS
 from transformer_jax.data.datasets.number_words import number_words
 from transformer_jax.data.text_files import split_name
 from transformer_jax.experiment import Experiment, read_experiment
+from transformer_jax.initialization import MAY_DIFFER
 from transformer_jax.objectives import OBJECTIVES, Objective
 from transformer_jax.partitioning import MESH_AXES
 from transformer_jax.shrinking import shrink
 from transformer_jax.train import train
+from transformer_jax.transformers_config import describe
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
 LIBRARY = FOLDER.parent / "transformer_jax"
@@ -108,6 +113,60 @@ def test_rows_of_table_3_differ_from_base_where_the_paper_says():
 def test_an_unknown_variant_is_named():
     with pytest.raises(ValueError, match=r"no variant 'huge'.*base, big"):
         module_of("wmt14_en_de.py").get_config("huge")
+
+
+# What config.json of the checkpoints on the hub says of their models.
+BERT_JSON = dict(
+    model_type="bert", hidden_act="gelu", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
+    initializer_range=0.02, layer_norm_eps=1e-12, max_position_embeddings=512, pad_token_id=0,
+    type_vocab_size=2, vocab_size=30522,
+)  # fmt: skip
+CHECKPOINTS = {
+    "google-bert/bert-base-uncased": BERT_JSON
+    | dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12),
+    "google-bert/bert-large-uncased": BERT_JSON
+    | dict(hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=24),
+    "facebook/bart-large": dict(
+        model_type="bart", activation_function="gelu", activation_dropout=0.1, attention_dropout=0.1,
+        dropout=0.1, d_model=1024, decoder_attention_heads=16, decoder_ffn_dim=4096, decoder_layers=12,
+        encoder_attention_heads=16, encoder_ffn_dim=4096, encoder_layers=12, bos_token_id=0, eos_token_id=2,
+        pad_token_id=1, decoder_start_token_id=2, init_std=0.02, max_position_embeddings=1024,
+        scale_embedding=False, is_encoder_decoder=True, vocab_size=50265,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("bert_glue.py", "mnli"),
+        ("bert_squad.py", "base"),
+        ("bert_squad.py", "large"),
+        ("bart_summaries.py", None),
+    ],
+)
+def test_the_model_is_that_of_the_checkpoint_it_starts_from(name, variant):
+    experiment = experiment_of(name, variant)
+    content = CHECKPOINTS[experiment.train.init_from]
+    stored = describe(content, frozenset({"bert.pooler.dense.weight"}), pathlib.Path()).config
+    changes = {field: getattr(experiment.model, field) for field in MAY_DIFFER}
+    assert dataclasses.replace(stored, **changes) == experiment.model
+
+
+def test_images_of_another_size_than_the_models_are_refused():
+    config = module_of("vit_imagenet.py").get_config()
+    config.objective.image_size = 192
+    with pytest.raises(ConfigError, match=r"image_size=192 makes images of 192 x 192 .*\(224, 224, 3\)"):
+        read_experiment(config)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_a_slash_in_what_follows_the_colon():
+    flags = absl.flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=flags)
+    flags(["", f"--config={FOLDER / 'vit_imagenet.py'}:Ti/16"])
+    config = read_experiment(flags.config)
+    assert (config.model.d_model, config.model.patch_size) == (192, 16)
 
 
 def sections_of(cls, prefix):

@@ -172,6 +172,15 @@ def test_a_text_longer_than_the_model_is_named(parts):
         translator.translate(params, ["red", "x" * 60])
 
 
+def test_a_decoder_alone_does_not_translate(parts):
+    config, tokenizer, _ = parts
+    alone = dataclasses.replace(config, num_encoder_layers=0)
+    with pytest.raises(
+        ConfigError, match=r"an encoder and a decoder: for others .*transformer_jax\.generate"
+    ):
+        Translator(alone, tokenizer, EvaluateConfig())
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")

@@ -9,6 +9,7 @@ import absl.flags
 import pytest
 from ml_collections import config_flags
 
+from tests.data.test_caption_questions import mixed_facts, write_captions
 from tests.mock_dataset import prepare, small_slice
 from tests.mock_files import write_files
 from transformer_jax import families
@@ -70,6 +71,10 @@ def with_data(tmp_path):
             more = tuple(write_files(other, folder) for other in experiment.data.more_sources)
             data = dataclasses.replace(experiment.data, source=write_files(source, folder), more_sources=more)
             return dataclasses.replace(experiment, data=data)
+        if source.name.startswith("caption_questions"):
+            facts = mixed_facts(160)
+            parts = {"train": facts[:100], "val": facts[100:130], "test_2016_flickr": facts[130:]}
+            write_captions(folder, parts)
         if source.name.split("/")[0] in OUR_BUILDERS:
             return experiment
         changes = {split: tuple(small_slice(name) for name in getattr(source, split)) for split in SPLITS}

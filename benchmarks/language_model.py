@@ -5,7 +5,9 @@
 
 nanoGPT's side is the command that its README gives for a computer without a GPU, run with its own train.py:
 4 layers, 4 heads, 128 wide, 12 blocks of 64 characters a step, 2,000 steps, no dropout. This project's is
-experiments/gpt2_chars.py. Each run is a process of its own with all cores, and they take turns.
+experiments/gpt2_chars.py. Each run is a process of its own with all cores, and they take turns. Where the two
+should differ in nothing but the implementation, ``--nanogpt_flags`` changes nanoGPT's settings, such as
+``--nanogpt_flags="--learning_rate=2e-3 --min_lr=2e-4 --bias=True"``.
 
 Three figures, because they answer different questions:
 
@@ -82,7 +84,7 @@ def run_command(command: list[str], folder: pathlib.Path, data: str) -> tuple[st
         text=True,
     )
     if result.returncode:
-        sys.exit(f"{result.stdout[-3000:]}\nerror: {' '.join(command)} failed")
+        sys.exit(f"{result.stdout[-3000:]}\nerror: {' '.join(command)} ended with {result.returncode}")
     return result.stdout, time.perf_counter() - start
 
 
@@ -106,7 +108,9 @@ def run_nanogpt(arguments: argparse.Namespace, folder: pathlib.Path) -> Run:
     (folder / "configurator.py").symlink_to(checkout / "configurator.py")  # read from the current folder
     files = [str(checkout / "train.py"), str(checkout / "config" / "train_shakespeare_char.py")]
     output, seconds = run_command(
-        [arguments.python, *files, *NANOGPT_FLAGS, f"--out_dir={folder}"], folder, arguments.data
+        [arguments.python, *files, *NANOGPT_FLAGS, *arguments.nanogpt_flags.split(), f"--out_dir={folder}"],
+        folder,
+        arguments.data,
     )
     times = {int(n): 1e-3 * float(t) for n, t in re.findall(r"^iter (\d+): .* time ([\d.]+)ms", output, re.M)}
     windows = [
@@ -165,6 +169,7 @@ def run_jax(arguments: argparse.Namespace, folder: pathlib.Path) -> Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--nanogpt", help="folder of a checkout of karpathy/nanoGPT", required=True)
+    parser.add_argument("--nanogpt_flags", default="", help="more flags for its train.py, in one string")
     parser.add_argument("--python", default=sys.executable, help="Python that has torch")
     parser.add_argument("--data", default=os.environ.get("TRANSFORMER_JAX_DATA", "data"))
     parser.add_argument("--rounds", type=int, default=3, help="trainings of each side")

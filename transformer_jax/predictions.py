@@ -16,6 +16,7 @@ from transformer_jax.experiment import EvaluateConfig, make_transform
 from transformer_jax.generation import Generator
 from transformer_jax.loading import TrainedRun
 from transformer_jax.models import build
+from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.question_answering import NO_PLACE, Span, best_span
 from transformer_jax.objectives.squad import squad_scores
 from transformer_jax.types import TokenExample
@@ -86,10 +87,7 @@ def answers(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Sourc
 
     @jax.jit
     def span_logits(params, batch):
-        arguments = {
-            key: batch[key] for key in ("inputs", "inputs_positions", "inputs_segments", "inputs_types")
-        }
-        return cast(jax.Array, model.apply({"params": params}, **arguments))
+        return cast(jax.Array, run_model(model.apply, params, side_arrays(batch, "inputs"), None))
 
     windows = [(place, piece) for place, found in enumerate(_pieces_of(run, source)) for piece in found]
     windows.sort(key=lambda window: len(window[1]["inputs"]))

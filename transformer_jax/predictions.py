@@ -3,14 +3,13 @@
 Translations are in ``evaluate``.
 """
 
-import itertools
 from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from transformer_jax.data import Source
+from transformer_jax.data import Source, evaluation_pieces
 from transformer_jax.data.packing import fill_batch
 from transformer_jax.experiment import EvaluateConfig, make_transform
 from transformer_jax.generation import Generator
@@ -46,7 +45,7 @@ def reconstructions(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, sourc
 
     The corruption is that of the loss: the same at every evaluation.
     """
-    pieces = list(itertools.chain.from_iterable(_pieces_of(run, source)))
+    _, pieces = _pieces_of(run, source)
     config = run.experiment.model
     generator = Generator(
         config,
@@ -89,7 +88,7 @@ def answers(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Sourc
     def span_logits(params, batch):
         return cast(jax.Array, run_model(model.apply, params, side_arrays(batch, "inputs"), None))
 
-    windows = [(place, piece) for place, found in enumerate(_pieces_of(run, source)) for piece in found]
+    windows = list(zip(*_pieces_of(run, source), strict=True))
     windows.sort(key=lambda window: len(window[1]["inputs"]))
     best: list[Span | None] = [None] * len(examples)
     texts = [""] * len(examples)
@@ -114,16 +113,8 @@ def answers(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Sourc
     return Outputs("answers", texts, sources, [found[0] if found else "" for found in wanted], dict(figures))
 
 
-def _pieces_of(run: TrainedRun, source: Source) -> list[list[TokenExample]]:
-    """What evaluation makes of each example."""
+def _pieces_of(run: TrainedRun, source: Source) -> tuple[list[int], list[TokenExample]]:
+    """The pieces that the loss is of, and the place of the example of each."""
     experiment = run.experiment
     transform = make_transform(experiment.objective, run.tokenizer, experiment.data.max_length, train=False)
-    found = []
-    for place, example in enumerate(source.read(range(len(source)))):
-        rng = np.random.default_rng((experiment.data.seed, place, 1))
-        found.append(transform.pieces(transform.encode(example), rng, _no_other))
-    return found
-
-
-def _no_other() -> TokenExample:
-    raise NotImplementedError("neither denoising nor question answering looks at another example")
+    return evaluation_pieces(experiment.data, source, transform)

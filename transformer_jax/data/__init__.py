@@ -1,6 +1,6 @@
 """Examples to batches: sources, tokenizers, and the Grain pipeline with its replayable state."""
 
-from transformer_jax.data.evaluation import evaluation_batches
+from transformer_jax.data.evaluation import evaluation_batches, evaluation_pieces
 from transformer_jax.data.examples import DataError, MemorySource, Source
 from transformer_jax.data.packing import rows_per_batch
 from transformer_jax.data.pipeline import (
@@ -38,6 +38,7 @@ __all__ = [
     "Transform",
     "data_folder",
     "evaluation_batches",
+    "evaluation_pieces",
     "load_source",
     "load_sources",
     "rows_per_batch",

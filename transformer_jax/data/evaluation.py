@@ -50,7 +50,7 @@ def evaluation_batches(
     """
     if row_multiple % process_count:
         raise ValueError(f"{row_multiple=} must be a multiple of {process_count=}")
-    places, pieces = _all_pieces(config, source, transform)
+    places, pieces = evaluation_pieces(config, source, transform)
     longest = np.array([max(side_lengths(piece)) for piece in pieces])
     lengths = list(config.lengths)
     top = int(longest.max())
@@ -77,10 +77,17 @@ def evaluation_batches(
     return batches
 
 
-def _all_pieces(
+def evaluation_pieces(
     config: DataConfig, source: Source, transform: Transform
 ) -> tuple[list[int], list[TokenExample]]:
-    """The pieces of all examples, and the place in ``source`` of the example that each comes from."""
+    """What every evaluation sees of a source: always the same.
+
+    Returns:
+      The place in ``source`` of the example that each piece comes from, increasing, and the pieces.
+
+    Raises:
+      DataError: there is none.
+    """
     cache = TokenCache(source, transform, leave_out_blank=False)  # or whole images would all be in memory
     places, pieces = [], []
     for start in range(0, len(source), _EXAMPLES_AT_ONCE):

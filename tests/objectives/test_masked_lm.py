@@ -218,7 +218,10 @@ def test_sums_of_two_halves_are_those_of_the_whole(rng):
 
     def sums(rows):
         part = {key: value[rows] for key, value in batch.items()}
-        apply = lambda *_, **__: (jnp.asarray(logits[rows]), jnp.asarray(following[rows]))  # noqa: E731
+
+        def apply(*_, **__):
+            return jnp.asarray(logits[rows]), jnp.asarray(following[rows])
+
         return floats(objective.loss(apply, {}, part, None)[1])
 
     halves, whole = (sums(slice(0, 2)), sums(slice(2, 5))), sums(slice(0, 5))

@@ -101,7 +101,10 @@ def test_other_classes_than_the_model_tells_are_not_passed_over():
         "targets": np.array([2], np.int32),
         "targets_weights": np.array([1], np.int32),
     }
-    apply = lambda *_, **__: jnp.zeros((2, 1, 2))  # noqa: E731
+
+    def apply(*_, **__):
+        return jnp.zeros((2, 1, 2))
+
     assert np.isnan(TokenClassification().loss(apply, {}, padded([piece], 1), None)[0])
     with pytest.raises(ValueError, match="tells 2 classes, but"):
         TokenClassification(labels=LABELS).loss(apply, {}, padded([piece], 1), None)

@@ -147,30 +147,6 @@ def test_a_copy_in_a_run_folder_is_the_same(loaded, name, tmp_path):
     np.testing.assert_array_equal(again.encode("x</s>[SEP] dog"), tokenizer.encode("x</s>[SEP] dog"))
 
 
-def test_pairs_have_the_template_of_the_file(loaded):
-    texts = ("the cat", "a dog!")
-    templates = {
-        "bert": ((2, "A", 3), (2, "A", 3, "B", 3)),
-        "gpt2": (("A",), ("A", "B")),
-        "bart": ((0, "A", 2), (0, "A", 2, 2, "B", 2)),
-        "t5": (("A", 1), ("A", 1, "B", 1)),
-    }
-    for name, (single, double) in templates.items():
-        tokenizer = loaded[0][name]
-        parts = {letter: tokenizer.encode(text).tolist() for letter, text in zip("AB", texts, strict=True)}
-
-        def spelt(template, parts=parts):
-            return [i for item in template for i in parts.get(item, [item])]
-
-        ids, types = tokenizer.encode_pair(texts[0])
-        assert (ids.tolist(), types.tolist()) == (spelt(single), [0] * len(ids))
-        ids, types = tokenizer.encode_pair(*texts)
-        assert ids.tolist() == spelt(double) and ids.dtype == types.dtype == np.int32
-        if name == "bert":
-            first = len(spelt(single))
-            assert types.tolist() == [0] * first + [1] * (len(ids) - first)
-
-
 def test_whole_texts_have_the_template_of_the_file_or_eos(loaded):
     text = "the cat </s> [SEP] <|endoftext|>"
     for name, (before, after) in {

@@ -202,13 +202,6 @@ class Tokenizer:
         words = [-1 if word is None else word for word in found.word_ids]
         return Encoding(np.array(found.ids, np.int32), np.array(words, np.int32), places[:, 0], places[:, 1])
 
-    def encode_pair(
-        self, text: str, pair: str | None = None
-    ) -> tuple[Int32[np.ndarray, "_"], Int32[np.ndarray, "_"]]:
-        """Ids and types (0, of the pair 1), with special tokens as the file says: ``[CLS] text [SEP]``."""
-        found = self._implementation.encode(text, pair, add_special_tokens=True)
-        return np.array(found.ids, np.int32), np.array(found.type_ids, np.int32)
-
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of one-dimensional ids. Special tokens are skipped, wherever they are.
 

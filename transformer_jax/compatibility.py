@@ -5,7 +5,7 @@ from typing import Any
 from transformer_jax.checkpoint import CheckpointConfig
 from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.data import SPLITS, DataConfig
-from transformer_jax.objectives import Objective
+from transformer_jax.objectives import Classification, MaskedLM, Objective, TokenClassification
 from transformer_jax.objectives.base import check_features
 
 # Of each objective: the heads, one of which the model must have, and whether it has an encoder and a decoder.
@@ -74,10 +74,10 @@ def check_sections(
         )
 
 
-def _check_model(model: TransformerConfig, objective: Any, features: list[str]) -> None:
+def _check_model(model: TransformerConfig, objective: Objective, features: list[str]) -> None:
     """Checks that the model gives what the objective's loss is of."""
     heads, (encoder, decoder) = MODELS[objective.name]
-    if objective.name == "masked_lm":
+    if isinstance(objective, MaskedLM):
         heads = ("pretraining",) if objective.next_sentence else ("masked_tokens",)
     parts = " and ".join(["an encoder"] * encoder + ["a decoder"] * decoder)
     if (encoder, decoder) != (not model.is_decoder_only, not model.is_encoder_only):
@@ -99,21 +99,25 @@ def _check_model(model: TransformerConfig, objective: Any, features: list[str]) 
                 else "texts: it has no use for images"
             )
         )
-    side = getattr(objective, "image_size", 0)
+    if isinstance(objective, Classification | TokenClassification):
+        _check_classes(model, objective)
+    side = objective.image_size if isinstance(objective, Classification) else 0
     if side and model.image_shape and model.image_shape[:2] != (side, side):
         raise ConfigError(
             f"config.objective.image_size={side} makes images of {side} x {side} pixels, but the model has "
             f"config.model.image_shape={model.image_shape}"
-        )
-    labels = getattr(objective, "labels", ())
-    if labels and len(labels) != model.num_labels:
-        raise ConfigError(
-            f"config.objective.labels names {len(labels)} classes, but "
-            f"config.model.num_labels={model.num_labels}"
         )
     has_types = objective.name in ("classification", "question_answering") or model.head == "pretraining"
     if has_types and not model.image_shape and model.num_token_types < 2:
         raise ConfigError(
             f"config.objective.name={objective.name!r} tells two texts apart by their types: set "
             "config.model.num_token_types=2"
+        )
+
+
+def _check_classes(model: TransformerConfig, objective: Classification | TokenClassification) -> None:
+    if objective.labels and len(objective.labels) != model.num_labels:
+        raise ConfigError(
+            f"config.objective.labels names {len(objective.labels)} classes, but "
+            f"config.model.num_labels={model.num_labels}"
         )

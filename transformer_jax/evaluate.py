@@ -31,6 +31,7 @@ from transformer_jax.experiment import EvaluateConfig, Experiment, make_transfor
 from transformer_jax.files import write_json, write_whole
 from transformer_jax.loading import TrainedRun, load_run
 from transformer_jax.models import build
+from transformer_jax.objectives import Seq2Seq
 from transformer_jax.objectives.base import Apply, Objective, Sums
 from transformer_jax.predictions import Outputs, answers, reconstructions
 from transformer_jax.progress import summary_table
@@ -167,7 +168,8 @@ def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = 
 def translations(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Source) -> Outputs:
     """The split translated, and how well."""
     experiment = run.experiment
-    most = experiment.data.max_length if getattr(experiment.objective, "cut_long", False) else None
+    objective = cast(Seq2Seq, experiment.objective)
+    most = experiment.data.max_length if objective.cut_long else None
     translator = Translator(experiment.model, run.tokenizer, settings, mesh, most)
     inputs, hypotheses, references = translate_source(translator, run.params, source)
     decoding = {name: getattr(settings, name) for name in DECODING_FLAGS}

@@ -206,7 +206,7 @@ def test_without_a_terminal_a_line_every_so_many_seconds() -> None:
     with ProgressBar(100, seconds_between_lines=10.0, stream=stream, clock=clock) as bar:
         for step in range(1, 26):
             clock.now += 1.0
-            bar.update(step, loss=2.0, num_tokens=500)
+            bar.update(step, loss=2.0, count=500)
         bar.print("validation loss 1.5")
     assert stream.getvalue().splitlines() == [
         "step 10/100  loss 2.0000  500 tokens/s  1:30 left",
@@ -221,28 +221,36 @@ def test_the_last_step_is_shown_once() -> None:
     with ProgressBar(2, stream=stream, clock=clock) as bar:
         for step in (1, 2):
             clock.now += 0.5
-            bar.update(step, loss=0.125, num_tokens=1000)
+            bar.update(step, loss=0.125, count=1000)
     assert stream.getvalue() == "step 2/2  loss 0.1250  2,000 tokens/s  0:00 left\n"
 
 
 def test_speed_and_time_left_count_only_this_run_and_forget_compilation() -> None:
     clock = Clock()
     bar = ProgressBar(4000, initial_step=1000, stream=io.StringIO(), clock=clock)
-    assert math.isnan(bar.tokens_per_second)
+    assert math.isnan(bar.units_per_second)
     clock.now += 60.0  # the first step is compiled
-    bar.update(1001, loss=1.0, num_tokens=100)
-    assert bar.tokens_per_second == pytest.approx(100 / 60)
+    bar.update(1001, loss=1.0, count=100)
+    assert bar.units_per_second == pytest.approx(100 / 60)
     for step in range(1002, 1101):
         clock.now += 0.5
-        bar.update(step, loss=1.0, num_tokens=100)
-    assert bar.tokens_per_second == pytest.approx(200)
+        bar.update(step, loss=1.0, count=100)
+    assert bar.units_per_second == pytest.approx(200)
+
+
+def test_before_a_loss_is_known_none_is_shown_and_images_are_no_tokens() -> None:
+    clock, stream = Clock(), io.StringIO()
+    with ProgressBar(1, unit="images", stream=stream, clock=clock) as bar:
+        clock.now += 0.5
+        bar.update(1, loss=math.nan, count=64)
+    assert stream.getvalue() == "step 1/1  128 images/s  0:00 left\n"
 
 
 def test_hours_left() -> None:
     clock, stream = Clock(), io.StringIO()
     bar = ProgressBar(10_001, seconds_between_lines=1.0, stream=stream, clock=clock)
     clock.now += 1.5
-    bar.update(1, loss=1.0, num_tokens=0)
+    bar.update(1, loss=1.0, count=0)
     assert stream.getvalue() == "step 1/10,001  loss 1.0000  0 tokens/s  4:10:00 left\n"
 
 
@@ -250,7 +258,7 @@ def test_in_a_terminal_a_bar() -> None:
     clock, stream = Clock(), Terminal()
     with ProgressBar(200, initial_step=100, stream=stream, clock=clock) as bar:
         clock.now += 1.0
-        bar.update(150, loss=3.0, num_tokens=4096)
+        bar.update(150, loss=3.0, count=4096)
         bar.print("a line above the bar")
     shown = stream.getvalue()
     assert "a line above the bar\n" in shown
@@ -262,9 +270,9 @@ def test_an_inactive_bar_shows_nothing_but_measures() -> None:
     clock, stream = Clock(), Terminal()
     with ProgressBar(10, active=False, stream=stream, clock=clock) as bar:
         clock.now += 2.0
-        bar.update(10, loss=1.0, num_tokens=64)
+        bar.update(10, loss=1.0, count=64)
         bar.print("nothing")
-        assert bar.tokens_per_second == 32
+        assert bar.units_per_second == 32
     assert stream.getvalue() == ""
 
 

@@ -239,6 +239,7 @@ class ProgressBar:
       total_steps: the step at which the run is done.
       initial_step: the step it starts from.
       active: False shows nothing, for all processes of a run but one.
+      unit: what is counted, to tell the speed in.
       seconds_between_lines: at least so long between two lines where there is no terminal.
       stream: where to show it, standard error by default.
       clock: seconds, from any moment on.
@@ -250,19 +251,21 @@ class ProgressBar:
         initial_step: int = 0,
         *,
         active: bool = True,
+        unit: str = "tokens",
         seconds_between_lines: float = 30.0,
         stream: io.TextIOBase | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total_steps = total_steps
         self._step = initial_step
-        self._tokens = 0
+        self._count = 0
         self._active = active
+        self._unit = unit
         self._seconds_between_lines = seconds_between_lines
         self._stream: Any = sys.stderr if stream is None else stream
         self._clock = clock
         now = clock()
-        self._samples = collections.deque([(now, initial_step, 0)])  # (time, step, tokens so far)
+        self._samples = collections.deque([(now, initial_step, 0)])  # (time, step, units so far)
         self._shown_at = now
         self._shown_step = initial_step
         self._text = ""
@@ -277,33 +280,34 @@ class ProgressBar:
             )
 
     @property
-    def tokens_per_second(self) -> float:
+    def units_per_second(self) -> float:
         """Speed over the last 30 seconds; NaN before the second update."""
         return self._rates()[1]
 
-    def update(self, step: int, loss: SupportsFloat, num_tokens: int) -> None:
+    def update(self, step: int, loss: SupportsFloat, count: int) -> None:
         """Tells that the run has reached ``step``.
 
         Args:
           step: optimizer steps taken.
-          loss: of the latest step of which it is known, per token.
-          num_tokens: real target tokens trained on since the last update.
+          loss: of the latest step of which it is known, per token or example; NaN where of none.
+          count: units trained on since the last update.
         """
         now = self._clock()
         advanced = step - self._step
         self._step = step
-        self._tokens += num_tokens
-        self._samples.append((now, step, self._tokens))
+        self._count += count
+        self._samples.append((now, step, self._count))
         # The oldest sample stays until the next is old too: a slow run still has two to compare.
         while len(self._samples) > 2 and self._samples[1][0] <= now - _RATE_WINDOW:
             self._samples.popleft()
         if not self._active:
             return
-        steps_per_second, tokens_per_second = self._rates()
+        steps_per_second, units_per_second = self._rates()
         left = (self._total_steps - step) / steps_per_second if steps_per_second else math.nan
+        shown = "" if math.isnan(loss := float(loss)) else f"loss {loss:.4f}  "
         self._text = (
-            f"step {step:,}/{self._total_steps:,}  loss {float(loss):.4f}  "
-            f"{_count(tokens_per_second)} tokens/s  {_duration(left)} left"
+            f"step {step:,}/{self._total_steps:,}  {shown}"
+            f"{_rounded(units_per_second)} {self._unit}/s  {_duration(left)} left"
         )
         if self._bar is not None:
             self._bar.set_description_str(self._text, refresh=False)
@@ -341,13 +345,13 @@ class ProgressBar:
         self._shown_at, self._shown_step = now, self._step
 
     def _rates(self) -> tuple[float, float]:
-        """Steps and tokens per second, NaN while nothing is known."""
-        start, first_step, first_tokens = self._samples[0]
-        end, last_step, last_tokens = self._samples[-1]
+        """Steps and units per second, NaN while nothing is known."""
+        start, first_step, first_count = self._samples[0]
+        end, last_step, last_count = self._samples[-1]
         seconds = end - start
         if seconds <= 0:
             return math.nan, math.nan
-        return (last_step - first_step) / seconds, (last_tokens - first_tokens) / seconds
+        return (last_step - first_step) / seconds, (last_count - first_count) / seconds
 
 
 def say(text: str) -> None:
@@ -383,7 +387,7 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def _count(number: float) -> str:
+def _rounded(number: float) -> str:
     return "?" if math.isnan(number) else f"{number:,.0f}"
 
 

@@ -221,7 +221,8 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
             )
         writer.resume(step)
         _on_first_process(lambda: store_config(workdir, experiment))
-        bar = stack.enter_context(ProgressBar(settings.num_steps, step, active=is_first))
+        unit = "images" if experiment.model.image_shape else "tokens"
+        bar = stack.enter_context(ProgressBar(settings.num_steps, step, active=is_first, unit=unit))
         first, began = step, time.monotonic() - seconds
         while True:
             done = step == settings.num_steps
@@ -250,9 +251,9 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
             state, sums = train_step(state, partitioning.shard_batch(mesh, batch))
             step += 1
             log.add(sums)
-            bar.update(step, log.loss, _count_tokens(batch, mesh))
+            bar.update(step, log.loss, _count(batch, mesh))
             if step % settings.log_every_steps == 0 or step == settings.num_steps:
-                speed = {"tokens_per_second": bar.tokens_per_second}
+                speed = {f"{unit}_per_second": bar.units_per_second}
                 log.write(step, speed | _data_metrics(iterator))
         checkpointer.wait()
         if not done:
@@ -318,8 +319,8 @@ def _open_data(
     return iterator, [batch for _, batch in batches["validation"]]
 
 
-def _count_tokens(batch: Batch, mesh: Mesh) -> int:
-    """Real tokens of a batch, targets where it has them, or its rows: this process's, times their number."""
+def _count(batch: Batch, mesh: Mesh) -> int:
+    """Real tokens of a batch, targets where it has them, or images: this process's, times their number."""
     segments = batch.get("targets_segments", batch.get("inputs_segments"))
     own = len(next(iter(batch.values()))) if segments is None else np.count_nonzero(segments)
     return partitioning.process_slice(mesh)[1] * int(own)

@@ -129,7 +129,7 @@ def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experim
     section = experiment.data.tokenizer
     origin = section.path or experiment.train.init_from
     if origin and not origin.endswith(".json"):
-        origin = str(find_folder(origin) / TOKENIZER_FILE)
+        origin = str(_tokenizer_of(origin))
     section = dataclasses.replace(section, path=origin)
     texts: Iterable[str] = ()
     if not section.path:
@@ -143,6 +143,17 @@ def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experim
     tokenizer.save(path)
     write_json(data_path, _as_json(experiment)["data"])
     return tokenizer
+
+
+def _tokenizer_of(origin: str) -> pathlib.Path:
+    """The file in the folder that a run starts from."""
+    path = find_folder(origin) / TOKENIZER_FILE
+    if not path.exists():
+        raise DataError(
+            f"there is no {TOKENIZER_FILE} in {path.parent}, whose tokenizer this run is to have: put it "
+            "there, or name another file in config.data.tokenizer.path"
+        )
+    return path
 
 
 def load_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> Tokenizer:

@@ -32,8 +32,10 @@ help:  ## list the targets
 demo: $(VENV)/installed-$(PINS)-core  ## train the default experiment, print its score and translations
 	$(PY) -m transformer_jax.train --config=experiments/number_words.py --workdir=$(DEMO_WORKDIR)
 
+# Most of their time went into XLA's optimizations of programs that run once. The slow tests have them, as a
+# user's runs do.
 test: $(VENV)/installed-$(PINS)-dev  ## all fast tests
-	$(PY) -m pytest -m 'not slow and not live' -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PY) -m pytest -m 'not slow and not live' -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
 
 slow: $(VENV)/installed-$(PINS)-dev  ## the tests that take minutes
 	$(PY) -m pytest -m 'slow and not live' $(PYTEST_ARGS)

@@ -98,7 +98,7 @@ def expected_pieces(place, number):
 def test_every_visit_gives_its_own_pieces_once(config):
     batches = training_iterator(config, make_source(), Pieces())
     emitted, firsts, checked = Counter(), 0, 0
-    for _ in range(120):
+    for _ in range(60):
         found = read_back(next(batches))
         state = batches.get_state()
         if state["start"] and state["batch"] == 1:  # the windows before have given all they can

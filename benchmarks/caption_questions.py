@@ -17,18 +17,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from transformer_jax.data import SourceConfig, load_source
+from transformer_jax.data import SQUAD_FEATURES, SourceConfig, load_source
 from transformer_jax.objectives.squad import squad_scores
 
-SOURCE = SourceConfig(
-    name="caption_questions/multi30k",
-    features=(
-        ("inputs", "question"),
-        ("context", "context"),
-        ("answers", "answers/text"),
-        ("answer_starts", "answers/answer_start"),
-    ),
-)
+SOURCE = SourceConfig(name="caption_questions/multi30k", features=SQUAD_FEATURES)
 _SAYS_NOTHING = re.compile(
     r"(what|who|which|where|how|many|is|are|there|the|an?|of|doing|wearing|colour|animal|in|on|at|to|and|with)"
 )

@@ -22,7 +22,7 @@ import ml_collections
 
 from transformer_jax import experiment, families
 from transformer_jax.checkpoint import CheckpointConfig
-from transformer_jax.data import DataConfig, SourceConfig
+from transformer_jax.data import SQUAD_FEATURES, DataConfig, SourceConfig
 from transformer_jax.objectives import QuestionAnswering
 from transformer_jax.optimizers import OptimizerConfig
 
@@ -40,12 +40,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             source=SourceConfig(
                 kind="tfds",
                 name="squad/v1.1",
-                features=(
-                    ("inputs", "question"),
-                    ("context", "context"),
-                    ("answers", "answers/text"),
-                    ("answer_starts", "answers/answer_start"),
-                ),
+                features=SQUAD_FEATURES,
                 train=("train",),
                 validation=("validation",),
                 test=(),

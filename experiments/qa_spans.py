@@ -17,7 +17,7 @@ import ml_collections
 
 from transformer_jax import experiment, families
 from transformer_jax.checkpoint import CheckpointConfig
-from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
+from transformer_jax.data import SQUAD_FEATURES, DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import QuestionAnswering
 from transformer_jax.optimizers import OptimizerConfig
 
@@ -34,12 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
         data=DataConfig(
             source=SourceConfig(
                 name="caption_questions/multi30k",
-                features=(
-                    ("inputs", "question"),
-                    ("context", "context"),
-                    ("answers", "answers/text"),
-                    ("answer_starts", "answers/answer_start"),
-                ),
+                features=SQUAD_FEATURES,
             ),
             tokenizer=TokenizerConfig(),
             max_length=160,

@@ -10,6 +10,7 @@ from transformer_jax.data.pipeline import (
 )
 from transformer_jax.data.sources import (
     SPLITS,
+    SQUAD_FEATURES,
     SourceConfig,
     data_folder,
     load_source,
@@ -31,6 +32,7 @@ __all__ = [
     "DataError",
     "MemorySource",
     "Source",
+    "SQUAD_FEATURES",
     "SourceConfig",
     "Tokenizer",
     "TokenizerConfig",

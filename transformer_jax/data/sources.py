@@ -23,6 +23,13 @@ from transformer_jax.data.text_files import (
 from transformer_jax.types import FEATURES
 
 SPLITS = ("train", "validation", "test")
+# Questions and answers as TFDS's squad has them, and whatever was made in its likeness.
+SQUAD_FEATURES = (
+    ("inputs", "question"),
+    ("context", "context"),
+    ("answers", "answers/text"),
+    ("answer_starts", "answers/answer_start"),
+)
 
 _TEXTS = tuple(name for name, kinds in FEATURES.items() if "text" in kinds)
 # The features that a source of each kind can hold.

@@ -158,18 +158,9 @@ class CaptionQuestions(tfds.core.GeneratorBasedBuilder):
     The captions are read from ``multi30k/`` in the data folder, else in ``$TRANSFORMER_JAX_DATA``. Neither
     preparing nor reading it needs TensorFlow::
 
-        from transformer_jax.data import SourceConfig, load_source
+        from transformer_jax.data import SQUAD_FEATURES, SourceConfig, load_source
 
-        source = SourceConfig(
-            name="caption_questions/multi30k",
-            features=(
-                ("inputs", "question"),
-                ("context", "context"),
-                ("answers", "answers/text"),
-                ("answer_starts", "answers/answer_start"),
-            ),
-        )
-        load_source(source, "test")
+        load_source(SourceConfig(name="caption_questions/multi30k", features=SQUAD_FEATURES), "test")
     """
 
     VERSION = tfds.core.Version("1.0.0")

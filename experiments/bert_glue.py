@@ -31,7 +31,7 @@ from transformer_jax.checkpoint import CheckpointConfig
 from transformer_jax.config import ConfigError, nearest
 from transformer_jax.data import DataConfig, SourceConfig
 from transformer_jax.objectives import Classification
-from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.optimizers import fine_tuning
 
 CHECKPOINT = "google-bert/bert-base-uncased"
 BATCH_SIZE, EPOCHS = 32, 3
@@ -81,16 +81,7 @@ def get_config(name: str = "mrpc") -> ml_collections.ConfigDict:
             buckets=(32, 64),
             batch_size=BATCH_SIZE,
         ),
-        optimizer=OptimizerConfig(
-            name="adamw",
-            schedule="linear",
-            peak_rate=2e-5,
-            warmup_steps=num_steps // 10,
-            b2=0.999,
-            epsilon=1e-6,  # as in the release
-            weight_decay=0.01,
-            clip_norm=1.0,
-        ),
+        optimizer=fine_tuning(2e-5, num_steps),
         train=experiment.TrainConfig(
             num_steps=num_steps,
             log_every_steps=50,

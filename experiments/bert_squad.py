@@ -24,7 +24,7 @@ from transformer_jax import experiment, families
 from transformer_jax.checkpoint import CheckpointConfig
 from transformer_jax.data import SQUAD_FEATURES, DataConfig, SourceConfig
 from transformer_jax.objectives import QuestionAnswering
-from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.optimizers import fine_tuning
 
 WINDOWS = 88_500  # of the training split: few contexts need more than one
 BATCH_SIZE, EPOCHS = 32, 3
@@ -49,16 +49,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             buckets=(128, 192, 256),
             batch_size=BATCH_SIZE,
         ),
-        optimizer=OptimizerConfig(
-            name="adamw",
-            schedule="linear",
-            peak_rate=5e-5,
-            warmup_steps=num_steps // 10,
-            b2=0.999,
-            epsilon=1e-6,  # as in the release
-            weight_decay=0.01,
-            clip_norm=1.0,
-        ),
+        optimizer=fine_tuning(5e-5, num_steps),
         train=experiment.TrainConfig(
             num_steps=num_steps,
             log_every_steps=100,

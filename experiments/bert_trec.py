@@ -19,7 +19,7 @@ from transformer_jax import experiment, families
 from transformer_jax.checkpoint import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig
 from transformer_jax.objectives import Classification
-from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.optimizers import fine_tuning
 
 CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 LABELS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
@@ -46,16 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
             buckets=(16, 32, 48),
             batch_size=BATCH_SIZE,
         ),
-        optimizer=OptimizerConfig(
-            name="adamw",
-            schedule="linear",
-            peak_rate=1e-4,
-            warmup_steps=num_steps // 10,
-            b2=0.999,
-            epsilon=1e-8,
-            weight_decay=0.01,
-            clip_norm=1.0,
-        ),
+        optimizer=fine_tuning(1e-4, num_steps, epsilon=1e-8),
         train=experiment.TrainConfig(
             num_steps=num_steps, log_every_steps=50, evaluate_every_steps=200, init_from=CHECKPOINT
         ),

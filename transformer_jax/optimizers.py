@@ -93,6 +93,24 @@ class OptimizerConfig:
             )
 
 
+def fine_tuning(peak_rate: float, num_steps: int, epsilon: float = 1e-6) -> OptimizerConfig:
+    """What BERT is fine-tuned with (Devlin et al. 2019, sections A.2 and A.3, and the released code).
+
+    AdamW with decay 0.01, gradients clipped to norm 1; the rate rises over a tenth of the updates and falls
+    linearly to 0. ``epsilon`` is the release's; PyTorch's AdamW has 1e-8.
+    """
+    return OptimizerConfig(
+        name="adamw",
+        schedule="linear",
+        peak_rate=peak_rate,
+        warmup_steps=num_steps // 10,
+        b2=0.999,
+        epsilon=epsilon,
+        weight_decay=0.01,
+        clip_norm=1.0,
+    )
+
+
 def paper_peak_rate(d_model: int, warmup_steps: int) -> float:
     """The ``peak_rate`` that makes ``inverse_square_root`` equation 3 of Vaswani et al. 2017.
 

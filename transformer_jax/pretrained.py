@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from transformer_jax import partitioning, verify
 from transformer_jax.config import ConfigError, TransformerConfig
-from transformer_jax.data import Tokenizer
+from transformer_jax.data import Tokenizer, marian_tokenizer
 from transformer_jax.families import FAMILIES, Family
 from transformer_jax.families.base import make_config
 from transformer_jax.files import write_json
@@ -49,7 +49,7 @@ from transformer_jax.weights import SHARD_BYTES, TensorFiles, read_weights, writ
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-_HUB_FILES = ["*.json", "*.safetensors"]
+_HUB_FILES = ["*.json", "*.safetensors", marian_tokenizer.SOURCE_FILE]
 
 
 def from_pretrained(
@@ -94,14 +94,26 @@ def from_pretrained(
         params = _draw_missing(params, as_read, template, seed)
     if config.image_shape != stored.image_shape:
         params = _with_positions(params, stored, config)
-    path = folder / TOKENIZER_FILE
-    tokenizer = Tokenizer.load(path) if path.exists() else None
+    tokenizer = find_tokenizer(folder)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
-            f"{path} has {tokenizer.vocab_size} tokens, the model of {folder} only {config.vocab_size}: "
-            "it is the tokenizer of another model"
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only "
+            f"{config.vocab_size}: it is the tokenizer of another model"
         )
     return Pretrained(family, config, params, tokenizer, labels)
+
+
+def find_tokenizer(folder: pathlib.Path) -> Tokenizer | None:
+    """The tokenizer of a checkpoint's folder: ``tokenizer.json``, or Marian's files; None where it has none.
+
+    Raises:
+      DataError: it is broken.
+    """
+    if (folder / TOKENIZER_FILE).exists():
+        return Tokenizer.load(folder / TOKENIZER_FILE)
+    if (folder / marian_tokenizer.SOURCE_FILE).exists():
+        return marian_tokenizer.load_marian_tokenizer(folder)
+    return None
 
 
 # Names on the hub whose files an installed package may carry, in its folder ``model``.

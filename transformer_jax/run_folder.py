@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from transformer_jax.config import ConfigError
@@ -23,7 +23,7 @@ from transformer_jax.data import (
 )
 from transformer_jax.experiment import Experiment, read_experiment
 from transformer_jax.files import write_json
-from transformer_jax.pretrained import TOKENIZER_FILE, find_folder
+from transformer_jax.pretrained import TOKENIZER_FILE, find_folder, find_tokenizer
 from transformer_jax.progress import say
 
 CONFIG_FILE = "config.json"
@@ -128,15 +128,15 @@ def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experim
         return load_tokenizer(workdir, experiment)
     section = experiment.data.tokenizer
     origin = section.path or experiment.train.init_from
-    if origin and not origin.endswith(".json"):
-        origin = str(_tokenizer_of(origin))
-    section = dataclasses.replace(section, path=origin)
-    texts: Iterable[str] = ()
-    if not section.path:
-        texts = training_texts(section, load_sources(experiment.data.sources, "train"))
+    if not origin:
         say("training the tokenizer on the training split")
-    tokenizer = train_tokenizer(section, texts)
-    _check_vocabulary(tokenizer, experiment, section.path or "the training split")
+        texts = training_texts(section, load_sources(experiment.data.sources, "train"))
+        tokenizer = train_tokenizer(section, texts)
+    elif origin.endswith(".json"):
+        tokenizer = Tokenizer.load(origin)
+    else:
+        tokenizer = _tokenizer_of(origin)
+    _check_vocabulary(tokenizer, experiment, origin or "the training split")
     path.parent.mkdir(parents=True, exist_ok=True)
     data_path = path.with_name(TOKENIZER_DATA_FILE)
     data_path.unlink(missing_ok=True)  # it never stands beside a tokenizer that it does not describe
@@ -145,15 +145,16 @@ def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experim
     return tokenizer
 
 
-def _tokenizer_of(origin: str) -> pathlib.Path:
-    """The file in the folder that a run starts from."""
-    path = find_folder(origin) / TOKENIZER_FILE
-    if not path.exists():
+def _tokenizer_of(origin: str) -> Tokenizer:
+    """That of the folder that a run starts from."""
+    folder = find_folder(origin)
+    tokenizer = find_tokenizer(folder)
+    if tokenizer is None:
         raise DataError(
-            f"there is no {TOKENIZER_FILE} in {path.parent}, whose tokenizer this run is to have: put it "
+            f"there is no {TOKENIZER_FILE} in {folder}, whose tokenizer this run is to have: put it "
             "there, or name another file in config.data.tokenizer.path"
         )
-    return path
+    return tokenizer
 
 
 def load_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> Tokenizer:

@@ -282,16 +282,11 @@ def training_texts(config: TokenizerConfig, source: Source) -> Iterator[str]:
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Trains the tokenizer of ``config`` on texts of the training split, or reads ``config.path``.
+    """Trains the tokenizer of ``config`` on texts of the training split.
 
     A corpus with too few different words gives a smaller vocabulary than asked for, which is
     logged: take the size from the result.
-
-    Raises:
-      DataError: ``config.path`` is set and is not a tokenizer.json.
     """
-    if config.path:
-        return Tokenizer.load(config.path)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = [*SPECIAL_TOKENS, *config.special_tokens]
     if config.kind == "byte":

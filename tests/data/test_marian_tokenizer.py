@@ -1,0 +1,100 @@
+"""SentencePiece files of a MarianMT checkpoint give the tokens that transformers gives."""
+
+import itertools
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.parity.test_fixtures import STORED
+from transformer_jax.data import DataError, Tokenizer
+from transformer_jax.data.marian_tokenizer import load_marian_tokenizer
+from transformer_jax.pretrained import from_pretrained
+
+FOLDER = pathlib.Path(__file__).parent / "marian"  # tests/parity/make_marian.py
+EXPECTED = json.loads((FOLDER / "expected.json").read_text())
+VOCABULARY = json.loads((FOLDER / "vocab.json").read_text())
+# The source's 150 pieces, three of them special, stand before the target's.
+TARGET_ALONE = range(2 + 147, VOCABULARY[">>deu<<"])
+
+
+@pytest.fixture
+def files(tmp_path):
+    return pathlib.Path(shutil.copytree(FOLDER, tmp_path / "marian"))
+
+
+def with_one_unknown_for_several(ids):
+    """Transformers looks a run of characters up as a whole where the source's language lacks them."""
+    found = []
+    for is_run, run in itertools.groupby(ids, key=TARGET_ALONE.__contains__):
+        run = list(run)
+        found += [1] if is_run and len(run) > 1 else run
+    return found
+
+
+def test_ids_are_those_of_transformers():
+    tokenizer = load_marian_tokenizer(FOLDER)
+    assert tokenizer.vocab_size == len(VOCABULARY)
+    assert tokenizer.role_tokens == {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
+    same = 0
+    for text, wanted in EXPECTED.items():
+        found = tokenizer.encode_whole(text, parse_special=text.startswith(">>")).tolist()
+        assert wanted in (found, with_one_unknown_for_several(found)), text
+        same += wanted == found
+    assert same == len(EXPECTED) - 4  # of four texts a run of characters is in the target's language alone
+
+
+def test_a_code_is_read_where_that_is_asked_for_and_nowhere_else():
+    tokenizer = load_marian_tokenizer(FOLDER)
+    code = VOCABULARY[">>deu<<"]
+    assert tokenizer.encode_whole(">>deu<< A dog.", parse_special=True)[0] == code
+    assert code not in tokenizer.encode_whole(">>deu<< A dog.")
+
+
+def test_texts_come_back():
+    tokenizer = load_marian_tokenizer(FOLDER)
+    for text in ("The cat sleeps on the warm stove.", "Stop! Don't touch that; it's still hot."):
+        assert tokenizer.decode(tokenizer.encode_whole(text)) == text
+
+
+def test_a_checkpoint_with_them_has_a_tokenizer_that_can_be_stored(files, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(STORED / "marian" / name, files)
+    with pytest.raises(ValueError, match=f"has {len(VOCABULARY)} tokens, the model only 67"):
+        from_pretrained(files)
+    # A vocabulary of as many tokens as that model has.
+    kept = [name for name, number in VOCABULARY.items() if number < 66] + ["<pad>"]
+    (files / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(kept)}))
+    tokenizer = from_pretrained(files).tokenizer
+    assert tokenizer is not None and tokenizer.vocab_size == 67
+    tokenizer.save(tmp_path / "tokenizer.json")
+    again = Tokenizer.load(tmp_path / "tokenizer.json")
+    for text in EXPECTED:
+        np.testing.assert_array_equal(again.encode_whole(text), tokenizer.encode_whole(text))
+
+
+def test_what_cannot_be_read_is_one_error(files):
+    content = (files / "source.spm").read_bytes()
+    for broken, message in (
+        (b"", "there are no pieces in it"),
+        (content[:-7], "is not a model of SentencePiece"),
+        (content + b"\x12\x02\x18\x02", "a model of type 2: only unigrams"),  # trainer_spec {model_type: BPE}
+    ):
+        (files / "source.spm").write_bytes(broken)
+        with pytest.raises(DataError, match=message):
+            load_marian_tokenizer(files)
+    (files / "source.spm").write_bytes(content)
+    for broken, message in (
+        ("{", "is not JSON"),
+        ('{"a": 0, "b": 2}', "each token its id, from 0 to 1"),
+        ('["a"]', "each token its id"),
+        ('{"</s>": 0, "<unk>": 1}', "there is no <pad>"),
+    ):
+        (files / "vocab.json").write_text(broken)
+        with pytest.raises(DataError, match=message):
+            load_marian_tokenizer(files)
+    (files / "vocab.json").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*vocab\.json: No such file"):
+        load_marian_tokenizer(files)

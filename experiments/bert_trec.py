@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
                 encoding="latin-1",
             ),
             max_length=96,
-            buckets=(16, 32, 48),
+            buckets=(12, 16, 20, 24, 32),
             batch_size=BATCH_SIZE,
         ),
         optimizer=fine_tuning(1e-4, num_steps, epsilon=1e-8),

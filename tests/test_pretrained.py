@@ -275,6 +275,17 @@ def test_images_of_another_size_interpolate_positions():
         stored.model.apply({"params": stored.params}, images=jnp.zeros((1, 64, 64, 3)))
 
 
+def test_writing_that_ends_half_way_leaves_no_checkpoint_of_two_models(folder, monkeypatch):
+    def full_disk(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pretrained, "write_weights", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_pretrained(folder, from_pretrained(STORED / "gpt2"))
+    with pytest.raises(ConfigError, match=r"there is no config\.json in it"):
+        from_pretrained(folder)
+
+
 def test_a_model_that_transformers_does_not_have_is_not_written(tmp_path):
     config = families.transformer.config("tiny", vocab_size=50)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), unbox(abstract_params(config)))

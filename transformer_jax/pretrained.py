@@ -232,6 +232,7 @@ def save_pretrained(
     content = content_of(pretrained.family, pretrained.config, pretrained.labels)
     assert checkpoint is not None  # or there would be no content
     target.mkdir(parents=True, exist_ok=True)
+    (target / CONFIG_FILE).unlink(missing_ok=True)  # another model's, where writing ends half-way
     with_prefix = pretrained.config.head not in BARE_HEADS
     write_weights(
         target,

@@ -173,7 +173,8 @@ def test_a_name_on_the_hub_is_fetched_without_pickles(monkeypatch):
 
     monkeypatch.setattr(pretrained.huggingface_hub, "snapshot_download", snapshot_download)
     assert from_pretrained("someone/tiny-gpt2").family.name == "gpt2"
-    assert asked == {"name": "someone/tiny-gpt2", "patterns": ["*.json", "*.safetensors"]}
+    patterns = ["*.json", "*.safetensors", "source.spm"]
+    assert asked == {"name": "someone/tiny-gpt2", "patterns": patterns}
 
 
 @pytest.mark.parametrize("name", ["t5", "gpt2"])

@@ -48,6 +48,11 @@ def check_sections(
             f"config.checkpoint.best_metric={checkpoint.best_metric!r} must be one of "
             + ", ".join(objective.METRICS)
         )
+    if not _is_measured(checkpoint.best_metric, model, objective):
+        raise ConfigError(
+            f"config.checkpoint.best_metric={checkpoint.best_metric!r} is not measured here: f1 and matthews "
+            "are of two classes, next_sentence_accuracy is of config.objective.next_sentence=True"
+        )
     best_mode = "max" if checkpoint.best_metric in objective.HIGHER_IS_BETTER else "min"
     if checkpoint.best_mode != best_mode:
         raise ConfigError(
@@ -72,6 +77,15 @@ def check_sections(
             f"config.evaluate.average_last={evaluate.average_last} needs as many checkpoints, but "
             f"config.checkpoint.keep_latest={checkpoint.keep_latest}"
         )
+
+
+def _is_measured(metric: str, model: TransformerConfig, objective: Objective) -> bool:
+    """Whether a metric of an objective that has it at times is there this time."""
+    if metric in ("f1", "matthews"):
+        return model.num_labels == 2
+    if metric == "next_sentence_accuracy":
+        return isinstance(objective, MaskedLM) and objective.next_sentence
+    return True
 
 
 def _check_model(model: TransformerConfig, objective: Objective, features: list[str]) -> None:

@@ -173,9 +173,42 @@ def test_loss_of_texts_is_that_of_numpy_over_examples(rng):
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
     accuracy = np.mean(logits[:2].argmax(-1) == [1, 2])
     metrics = objective.metrics(floats(sums))
-    np.testing.assert_allclose(
-        [metrics[n] for n in Classification.METRICS], (wanted / 2, accuracy), rtol=1e-5
-    )
+    assert set(metrics) == {"loss", "accuracy"}  # the others are of two classes
+    np.testing.assert_allclose([metrics["loss"], metrics["accuracy"]], (wanted / 2, accuracy), rtol=1e-5)
+
+
+def two_class_metrics(logits, labels):
+    """Of images, in two batches whose sums are added; a row of label -1 is none."""
+    objective, total = Classification(), {}
+    for rows in (slice(0, 3), slice(3, None)):
+        given = jnp.asarray(logits[rows])
+        batch = {"images": np.zeros((len(given), 1, 1, 1), np.uint8), "labels": labels[rows]}
+        sums = floats(objective.loss(lambda *_, given=given, **__: given, {}, batch, None)[1])
+        total = {name: total.get(name, 0.0) + value for name, value in sums.items()}
+    return objective.metrics(total)
+
+
+def test_f1_and_matthews_correlation_of_two_classes(rng):
+    labels = rng.integers(0, 2, 40).astype(np.int32)
+    logits = rng.normal(size=(40, 2)).astype(np.float32)
+    logits[:, 1] += labels  # more right than wrong
+    labels[[4, 17]] = -1
+    real = labels >= 0
+    found, is_one = logits.argmax(1)[real] == 1, labels[real] == 1
+    precision, recall = is_one[found].mean(), found[is_one].mean()
+    metrics = two_class_metrics(logits, labels)
+    assert set(metrics) == set(Classification.METRICS)
+    np.testing.assert_allclose(metrics["f1"], 2 / (1 / precision + 1 / recall), rtol=1e-6)
+    np.testing.assert_allclose(metrics["matthews"], np.corrcoef(found, is_one)[0, 1], rtol=1e-6)
+    assert 0.2 < metrics["matthews"] < 0.9
+
+
+def test_f1_and_matthews_correlation_where_one_class_is_all_there_is():
+    zeros = np.zeros(6, np.int32)
+    never = two_class_metrics(np.tile(np.array([[1, 0]], np.float32), (6, 1)), zeros)
+    assert (never["accuracy"], never["f1"], never["matthews"]) == (1, 0, 0)
+    always = two_class_metrics(np.tile(np.array([[0, 1]], np.float32), (6, 1)), zeros + 1)
+    assert (always["accuracy"], always["f1"], always["matthews"]) == (1, 1, 0)
 
 
 def test_images_reach_the_model_from_minus_one_to_one(rng):

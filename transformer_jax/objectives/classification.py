@@ -1,6 +1,7 @@
 """Classes of texts, of pairs of texts (Devlin et al. 2019), or of images (Dosovitskiy et al. 2021)."""
 
 import dataclasses
+import math
 from typing import ClassVar, Literal
 
 import jax
@@ -41,8 +42,8 @@ class Classification:
       flip: every other training image, at random, is mirrored left to right.
     """
 
-    METRICS: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
-    HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy",)
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "f1", "matthews")
+    HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy", "f1", "matthews")
     FEATURES: ClassVar[tuple[str, ...]] = ("labels",)  # and "inputs", perhaps with "pair", or "images"
 
     name: Literal["classification"] = "classification"
@@ -139,7 +140,9 @@ class Classification:
         A label beyond the model's classes makes the loss NaN: with ``labels`` there can be none.
 
         Returns:
-          The sum, and the sums ``loss``, ``correct`` and ``tokens``, which is the number of examples.
+          The sum, and the sums ``loss``, ``correct`` and ``tokens``, which is the number of examples. With
+          two classes how many are of the second, ``positive``, how many were told to be, ``found_positive``,
+          and how many are both, ``true_positive``.
 
         Raises:
           ValueError: the model tells another number of classes than ``labels`` names.
@@ -157,12 +160,36 @@ class Classification:
         each = jnp.where(labels < logits.shape[-1], losses.loss[:, 0], jnp.nan)
         weights = (labels >= 0).astype(jnp.float32)
         loss = jnp.sum(jnp.where(weights > 0, each, 0.0))
-        correct = jnp.sum(losses.is_correct[:, 0] * weights)
-        return loss, {"loss": loss, "correct": correct, "tokens": jnp.sum(weights)}
+        is_correct = losses.is_correct[:, 0] * weights
+        sums = {"loss": loss, "correct": jnp.sum(is_correct), "tokens": jnp.sum(weights)}
+        if logits.shape[-1] == 2:
+            is_positive = (labels == 1).astype(jnp.float32)
+            true = jnp.sum(is_correct * is_positive)
+            mistaken = jnp.sum((weights - is_correct) * (1 - is_positive))
+            sums |= {
+                "positive": jnp.sum(is_positive),
+                "found_positive": true + mistaken,
+                "true_positive": true,
+            }
+        return loss, sums
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """Per example: ``loss`` and ``accuracy``."""
-        return {"loss": sums["loss"] / sums["tokens"], "accuracy": sums["correct"] / sums["tokens"]}
+        """Per example ``loss`` and ``accuracy``; with two classes ``f1`` and ``matthews``, as GLUE has them.
+
+        F1 is that of the second class. Matthews' correlation is the correlation of what is and what was told.
+        Both are 0 where they are not defined.
+        """
+        found = {"loss": sums["loss"] / sums["tokens"], "accuracy": sums["correct"] / sums["tokens"]}
+        if "positive" not in sums:
+            return found
+        count, positive, told, true = (
+            sums[name] for name in ("tokens", "positive", "found_positive", "true_positive")
+        )
+        spread = math.sqrt(positive * (count - positive) * told * (count - told))
+        return found | {
+            "f1": 2 * true / (positive + told) if positive + told else 0.0,
+            "matthews": (count * true - positive * told) / spread if spread else 0.0,
+        }
 
 
 def encode_texts(tokenizer: Encoder, text: str, pair: str | None = None) -> dict[str, np.ndarray]:

@@ -75,6 +75,17 @@ def test_generated_texts_are_those_of_pytorch(loaded, name, num_beams, result):
             assert "".join(pieces) == output and len(pieces) == len(output.split())
 
 
+@pytest.mark.parametrize("options", [{}, dict(num_beams=3), dict(temperature=1.0)], ids=str)
+def test_padding_never_comes_however_a_model_rates_it(loaded, options):
+    model = loaded("marian")
+    bias = model.params["logits"]["bias"].at[model.config.pad_id].set(9.0)
+    other = dataclasses.replace(model, params=model.params | {"logits": {"bias": bias}})
+    found, wanted = (one.generate(TEXTS, max_new_tokens=6, **options) for one in (other, model))
+    if "num_beams" in options:  # the others' probabilities matter, which are smaller now
+        found, wanted = ([bool(text) for text in texts] for texts in (found, wanted))
+    assert found == wanted and any(found)
+
+
 def test_sampling_depends_on_seed_and_number_and_streams_alike(loaded):
     model = loaded("gpt2")
     parts = (model.config, model.params, model.tokenizer)

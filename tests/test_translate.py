@@ -47,7 +47,9 @@ def plain_greedy(config, tokenizer, params, text, extra_length):
     output = []
     while len(output) < limit and config.eos_id not in output:
         target = [*output, config.pad_id]  # the last place is what is predicted
-        output.append(int(reference.logits(params, config, source, target)[-1].argmax()))
+        logits = reference.logits(params, config, source, target)[-1]
+        logits[config.pad_id] = -np.inf  # never comes
+        output.append(int(logits.argmax()))
     return tokenizer.decode(output)
 
 
@@ -90,7 +92,9 @@ def plain_beam(config, tokenizer, params, text, settings):
 
     def next_log_probs(output):
         logits = reference.logits(params, config, source, [*output, config.pad_id])[-1]
-        return logits - np.logaddexp.reduce(logits)
+        log_probs = logits - np.logaddexp.reduce(logits)
+        log_probs[config.pad_id] = -np.inf  # never comes
+        return log_probs
 
     limit = min(len(source) + settings.extra_length, config.max_length)
     best, *_ = reference_beam(next_log_probs, limit, settings.length_penalty, settings.beam_size)

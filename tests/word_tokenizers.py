@@ -13,6 +13,7 @@ SPECIAL = {
     "bert": ({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}, "[CLS] $A [SEP]"),
     "bart": ({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}, "$A </s>"),
     "t5": ({"<pad>": 0, "</s>": 1, "<unk>": 2, "<extra_id_0>": 3}, "$A </s>"),
+    "marian": ({"</s>": 0, "<unk>": 1, "<pad>": 66}, "$A </s>"),
     "gpt2": ({"<|endoftext|>": 66, "<unk>": 0}, None),
 }
 

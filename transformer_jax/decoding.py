@@ -132,6 +132,7 @@ def beam_search(
     eos_id: int,
     pad_id: int,
     max_lengths: Int[Array, " limits"] | None = None,
+    banned_id: int | None = None,
     cache_axis: int = 0,
 ) -> Decoded:
     """Keeps the ``beam_size`` most probable beginnings of each text and ranks what they end as.
@@ -166,6 +167,7 @@ def beam_search(
       cache: with B rows; they are repeated for the beams here.
       start_ids, max_length, eos_id, pad_id, max_lengths: as for ``greedy_search``.
       beam_size, length_penalty: 1 to V, and -5 to 5 (the alpha of the papers).
+      banned_id: a token that never comes. The others keep the probability that they have beside it.
       cache_axis: where the cache's leaves have their rows.
 
     Raises:
@@ -189,7 +191,8 @@ def beam_search(
         # One child of a hypothesis ends: beam_size others are enough. They are taken here, from two
         # axes, because from three top_k is four times slower on CPU.
         logits = logits.astype(jnp.float32)
-        children, tokens = lax.top_k(logits, min(beam_size + 1, vocab_size))
+        allowed = logits if banned_id is None else logits.at[:, banned_id].set(-jnp.inf)
+        children, tokens = lax.top_k(allowed, min(beam_size + 1, vocab_size))
         log_probs = _log_probs(children, logits).reshape(*state.last.shape, -1)
         new, parents = advance(log_probs, tokens.reshape(log_probs.shape), state._replace(cache=None))
         return new._replace(cache=_reorder(cache, parents, cache_axis))

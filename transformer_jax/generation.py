@@ -77,6 +77,14 @@ class DecodingSettings:
             raise ValueError("top_k and top_p are for sampling: set temperature above 0, say 1")
 
 
+def padding_may_come(config: TransformerConfig) -> bool:
+    """Whether ``config.pad_id`` is a token that outputs may have: of a decoder alone, or where it is eos.
+
+    Elsewhere nothing has trained its logit, and published MarianMT models rate it highest of all.
+    """
+    return config.is_decoder_only or config.pad_id == config.eos_id
+
+
 class Generator:
     """Decodes by beam search or sampling, compiled once for each padded length and number of rows.
 
@@ -104,6 +112,7 @@ class Generator:
     ) -> None:
         self._config, self._settings, self._num_tokens = config, settings, num_tokens
         self._output_length, self._batch_size, self._mesh = output_length, batch_size, mesh
+        self._banned = None if padding_may_come(config) else config.pad_id
         replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         self._decode = jax.jit(self._decode_batch, out_shardings=replicated)
         self._begin = jax.jit(self._begin_row)
@@ -224,6 +233,12 @@ class Generator:
         has_text = jnp.arange(self._config.vocab_size)[None, :] < self._num_tokens
         return jnp.where(has_text, logits, -jnp.inf), cache
 
+    def _step_without_padding(
+        self, params: PyTree, context: Any, tokens: jax.Array, cache: Any
+    ) -> tuple[jax.Array, Any]:
+        logits, cache = self._step(params, context, tokens, cache)
+        return (logits if self._banned is None else logits.at[:, self._banned].set(-jnp.inf)), cache
+
     def _decode_batch(
         self, params: PyTree, inputs: jax.Array, lengths: jax.Array, limits: jax.Array, ids: jax.Array
     ) -> Decoded:
@@ -246,12 +261,13 @@ class Generator:
                 start,
                 beam_size=settings.beam_size,
                 length_penalty=settings.length_penalty,
+                banned_id=self._banned,
                 cache_axis=layer_axis,
                 **ends,
             )
             return Decoded(*(array[:, 0] for array in found))
         return sample(
-            partial(self._step, params, context),
+            partial(self._step_without_padding, params, context),
             cache,
             start,
             jax.random.key(settings.seed),
@@ -271,7 +287,7 @@ class Generator:
         self, params: PyTree, context: Any, cache: Any, last: jax.Array, ids: jax.Array, position: jax.Array
     ) -> tuple[jax.Array, Any]:
         settings = self._settings
-        logits, cache = self._step(params, context, last, cache)
+        logits, cache = self._step_without_padding(params, context, last, cache)
         if settings.temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
         drawn = draw_tokens(

@@ -14,7 +14,7 @@ import numpy as np
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.families import Family
-from transformer_jax.generation import DecodingSettings, Generator
+from transformer_jax.generation import DecodingSettings, Generator, padding_may_come
 from transformer_jax.models import build
 from transformer_jax.types import PyTree
 
@@ -265,8 +265,10 @@ def _compare_greedy(
     largest, difference = 0.0, 0.0
     for text, tokens in zip(texts, found, strict=True):
         logits = _their_greedy_logits(theirs, config, text)
-        best = logits.argmax(axis=-1)
         largest = max(largest, float(np.abs(logits).max()))
+        if not padding_may_come(config):
+            logits[:, config.pad_id] = -np.inf
+        best = logits.argmax(axis=-1)
         shared = min(len(tokens), len(best))
         parted = np.flatnonzero(tokens[:shared] != best[:shared])
         if parted.size:
@@ -282,6 +284,7 @@ def _compare_greedy(
 def _their_greedy_logits(model: Any, config: TransformerConfig, text: np.ndarray) -> np.ndarray:
     """The logits (tokens, V) from which each token was chosen."""
     torch, transformers = _imported()
+    # Padding is no more to come there than here.
     settings = transformers.GenerationConfig(
         max_new_tokens=min(NEW_TOKENS, config.max_length),
         do_sample=False,
@@ -289,6 +292,7 @@ def _their_greedy_logits(model: Any, config: TransformerConfig, text: np.ndarray
         eos_token_id=config.eos_id,
         pad_token_id=config.pad_id,
         decoder_start_token_id=None if config.is_decoder_only else config.decoder_start_id,
+        suppress_tokens=None if padding_may_come(config) else [config.pad_id],
         return_dict_in_generate=True,
         output_logits=True,
     )

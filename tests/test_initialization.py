@@ -20,6 +20,7 @@ from transformer_jax.loading import load_run
 from transformer_jax.objectives import Classification, MaskedLM
 from transformer_jax.pretrained import from_pretrained
 from transformer_jax.progress import read_metrics
+from transformer_jax.run_folder import check_workdir, load_or_train_tokenizer
 from transformer_jax.train import train
 from transformer_jax.train_step import compile_train_step
 
@@ -96,10 +97,8 @@ def first_run(tmp_path_factory):
 
 def test_a_training_goes_on_with_parameters_and_tokenizer_of_a_run(first_run, corpus, tmp_path):
     source = shutil.copytree(first_run, tmp_path / "source")
-    # Other texts: a tokenizer that was trained on them would be another one.
     other = tmp_path / "corpus"
-    write_corpus(other)
-    (other / "train.source").write_text("wholly other words, each of them rare\n" * 96)
+    write_other_corpus(other)
     plain = tiny_bert(other, optimizer=STILL, train=dict(num_steps=1, evaluate_every_steps=1))
     train(starting_from(plain, source), str(tmp_path / "run"))
     assert (tmp_path / "run/tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
@@ -154,6 +153,16 @@ def test_tensors_of_a_checkpoint_of_transformers(corpus):
     assert np.std(kernels[0]) > 0 and not np.array_equal(*kernels)  # drawn, with the run's seed
 
 
+def test_a_folder_of_another_objective_holds_another_experiment(first_run, corpus):
+    with pytest.raises(ConfigError, match="holds another experiment") as error:
+        check_workdir(first_run, classifier(corpus, tiny_bert(corpus).model))
+    lines = [line.strip() for line in str(error.value).splitlines()]
+    assert "config.objective.mask_rate: 0.3 there, 'nothing' here" in lines
+    assert "config.objective.labels: 'nothing' there, ('a', 'b', 'c') here" in [
+        line.replace("['a', 'b', 'c']", "('a', 'b', 'c')") for line in lines
+    ]
+
+
 def test_every_field_of_another_shape_is_named(first_run, corpus):
     for folder in (first_run, STORED / "bert_masked_lm"):
         model = dataclasses.replace(tiny_bert(corpus).model, d_feedforward=48, num_encoder_layers=3)
@@ -167,6 +176,22 @@ def test_every_field_of_another_shape_is_named(first_run, corpus):
         assert {field.split(":")[0].strip() for field in fields} >= {
             "config.model.d_feedforward", "config.model.num_encoder_layers"
         }  # fmt: skip
+
+
+def write_other_corpus(folder):
+    """A tokenizer that is trained on it is another one."""
+    write_corpus(folder)
+    (folder / "train.source").write_text("wholly other words, each of them rare\n" * 96)
+
+
+def test_a_run_that_was_not_begun_takes_the_tokenizer_of_what_it_starts_from_now(first_run, tmp_path):
+    write_other_corpus(tmp_path / "corpus")
+    experiment, workdir = tiny_bert(tmp_path / "corpus"), tmp_path / "run"
+    load_or_train_tokenizer(workdir, experiment)
+    own = (workdir / "tokenizer.json").read_bytes()
+    load_or_train_tokenizer(workdir, starting_from(experiment, first_run))
+    theirs = (first_run / "tokenizer.json").read_bytes()
+    assert (workdir / "tokenizer.json").read_bytes() == theirs != own
 
 
 def test_nothing_to_start_from_is_one_error(first_run, corpus, tmp_path):

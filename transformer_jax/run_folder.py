@@ -62,9 +62,9 @@ def check_workdir(workdir: str | os.PathLike[str], experiment: Experiment) -> No
         return
     old, new = _flatten(_as_json(load_config(workdir))), _flatten(_as_json(experiment))
     differing = [
-        f"config.{key}: {old[key]!r} there, {new[key]!r} here"
-        for key in new
-        if old[key] != new[key] and key not in FREE_KEYS and key.split(".")[0] not in FREE_SECTIONS
+        f"config.{key}: {old.get(key, 'nothing')!r} there, {new.get(key, 'nothing')!r} here"
+        for key in {**old, **new}  # objectives have keys of their own
+        if old.get(key) != new.get(key) and key not in FREE_KEYS and key.split(".")[0] not in FREE_SECTIONS
     ]
     if differing:
         raise ConfigError(
@@ -195,7 +195,8 @@ def _check_vocabulary(tokenizer: Tokenizer, experiment: Experiment, origin: str)
 def _was_made_for(workdir: str | os.PathLike[str], experiment: Experiment) -> bool:
     """Whether an untrained run's tokenizer was trained on the same data with the same settings."""
     path = pathlib.Path(workdir) / TOKENIZER_DATA_FILE
-    if experiment.data.tokenizer.path or not path.exists():  # a file may have changed since
+    # A file may have changed since, or another one be named.
+    if experiment.data.tokenizer.path or experiment.train.init_from or not path.exists():
         return False
     stored = json.loads(path.read_text(encoding="utf-8"))
     return path.with_name(TOKENIZER_FILE).exists() and stored == _as_json(experiment)["data"]

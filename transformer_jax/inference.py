@@ -140,16 +140,21 @@ def given_tokens(
             tokens = np.array([config.eos_id], np.int32)
     else:
         tokens = tokenizer.encode_whole(text, parse_special=True)
-    check_length(len(tokens), number, text, config)
+    check_tokens(tokens, number, text, config)
     return tokens
 
 
-def check_length(length: int, number: int, text: str, config: TransformerConfig) -> None:
-    """Raises ValueError for a text of more tokens than the model takes, with its number, from 1 on."""
-    if length > config.max_length:
+def check_tokens(tokens: np.ndarray, number: int, text: str, config: TransformerConfig) -> None:
+    """Raises ValueError for a text of more or other tokens than the model has, with its number, from 1 on."""
+    if len(tokens) > config.max_length:
         raise ValueError(
-            f"text {number} has {length} tokens, the model takes {config.max_length}: split it. "
+            f"text {number} has {len(tokens)} tokens, the model takes {config.max_length}: split it. "
             f"It begins {text[:60]!r}"
+        )
+    if tokens.max(initial=0) >= config.vocab_size:
+        raise ValueError(
+            f"text {number} has the token {tokens.max()}, which the tokenizer knows and the model, with "
+            f"{config.vocab_size} tokens, does not. It begins {text[:60]!r}"
         )
 
 
@@ -298,7 +303,7 @@ def encoder_tokens(
         raise ValueError(f"input {number} is an array, but this is a model of text")
     first, second = (text, None) if isinstance(text, str) else text
     tokens = encode_texts(tokenizer, first, second)
-    check_length(len(tokens["inputs"]), number, first, config)
+    check_tokens(tokens["inputs"], number, first, config)
     if not config.num_token_types:
         del tokens["inputs_types"]
     return tokens

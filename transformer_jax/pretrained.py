@@ -85,6 +85,8 @@ def from_pretrained(
     config = _changed(stored, changes)
     new_head = (config.head, config.num_labels) != (stored.head, stored.num_labels)
     labels = () if new_head else labels
+    tokenizer = find_tokenizer(folder)
+    _check_vocabulary(tokenizer, config, folder)
     as_read = config
     if config.image_shape != stored.image_shape:  # positions are interpolated after they were read
         as_read = dataclasses.replace(config, image_shape=stored.image_shape, max_length=stored.max_length)
@@ -94,13 +96,22 @@ def from_pretrained(
         params = _draw_missing(params, as_read, template, seed)
     if config.image_shape != stored.image_shape:
         params = _with_positions(params, stored, config)
-    tokenizer = find_tokenizer(folder)
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+    return Pretrained(family, config, params, tokenizer, labels)
+
+
+def _check_vocabulary(tokenizer: Tokenizer | None, config: TransformerConfig, folder: pathlib.Path) -> None:
+    """Raises ConfigError for more tokens than the model has, but for special ones, which texts need not have.
+
+    The published BART for summaries has no <mask>, which its tokenizer has.
+    """
+    if tokenizer is None:
+        return
+    surplus = set(range(config.vocab_size, tokenizer.vocab_size))
+    if not surplus <= set(tokenizer.special_ids):
         raise ConfigError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only "
             f"{config.vocab_size}: it is the tokenizer of another model"
         )
-    return Pretrained(family, config, params, tokenizer, labels)
 
 
 def find_tokenizer(folder: pathlib.Path) -> Tokenizer | None:
@@ -242,17 +253,37 @@ def save_pretrained(
         with_prefix=with_prefix,
         shard_bytes=shard_bytes,
     )
-    if pretrained.tokenizer is not None:
-        pretrained.tokenizer.save(target / TOKENIZER_FILE)
+    if pretrained.tokenizer is None:  # another model's would be taken for this one's
+        for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE):
+            (target / name).unlink(missing_ok=True)
+    else:
+        _templated(pretrained.tokenizer, pretrained.config).save(target / TOKENIZER_FILE)
         write_json(
             target / TOKENIZER_CONFIG_FILE, _tokenizer_content(pretrained.tokenizer, pretrained.config)
         )
     write_json(target / CONFIG_FILE, content)  # last: without it the folder is no checkpoint
 
 
+def _templated(tokenizer: Tokenizer, config: TransformerConfig) -> Tokenizer:
+    """The tokenizer as it says what the model is given, which those that are trained here do not."""
+    names = tokenizer.role_tokens
+    if config.is_encoder_only and {"cls", "sep"} <= names.keys():
+        cls, sep = names["cls"], names["sep"]
+        return tokenizer.with_template(f"{cls} $A {sep}", f"{cls} $A {sep} $B:1 {sep}:1")
+    if not config.is_encoder_only and not config.is_decoder_only and "eos" in names:
+        return tokenizer.with_template(f"$A {names['eos']}", f"$A {names['eos']} $B {names['eos']}")
+    return tokenizer
+
+
 def _tokenizer_content(tokenizer: Tokenizer, config: TransformerConfig) -> dict[str, Any]:
     names = {f"{role}_token": token for role, token in tokenizer.role_tokens.items()}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_length} | names
+    # Left out, some versions of transformers give every model types, and others give none to any.
+    types = ["token_type_ids"] if config.num_token_types else []
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.max_length,
+        "model_input_names": ["input_ids", *types, "attention_mask"],
+    } | names
 
 
 def family_of(config: TransformerConfig) -> Family:

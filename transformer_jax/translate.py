@@ -26,7 +26,7 @@ from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.experiment import EvaluateConfig
 from transformer_jax.generation import Generator
-from transformer_jax.inference import check_length
+from transformer_jax.inference import check_tokens
 from transformer_jax.loading import load_run
 from transformer_jax.progress import say
 from transformer_jax.runtime import prepare_process
@@ -103,7 +103,7 @@ class Translator:
         if most is not None and len(source) > most:
             source = np.append(source[: most - 1], source[-1:])  # eos stays
             self.num_cut += 1
-        check_length(len(source), number, text, self._config)
+        check_tokens(source, number, text, self._config)
         return source
 
 

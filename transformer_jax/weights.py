@@ -358,7 +358,7 @@ def write_weights(
         shards[-1].append(name)
         size += own
     target = pathlib.Path(folder)
-    for old in [*target.glob("model*.safetensors"), target / INDEX_FILE]:
+    for old in [target / SINGLE_FILE, *target.glob("model-?????-of-?????.safetensors"), target / INDEX_FILE]:
         old.unlink(missing_ok=True)  # a single file would be read instead of new shards
     weight_map = {}
     for number, names in enumerate(shards, 1):

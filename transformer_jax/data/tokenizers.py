@@ -20,7 +20,7 @@ import numpy as np
 import tokenizers
 from absl import logging
 from jaxtyping import Int32
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from transformer_jax.config import check_types, nearest
 from transformer_jax.data.examples import DataError, Source
@@ -115,6 +115,11 @@ class Tokenizer:
         return self._implementation.get_vocab_size(with_added_tokens=True)
 
     @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of the special tokens, in order."""
+        return tuple(self._special_ids.tolist())
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that tell this vocabulary from any other."""
         # Not the whole serialisation: another version of the library may add keys to it.
@@ -180,6 +185,20 @@ class Tokenizer:
         if implementation.num_special_tokens_to_add(is_pair=False):
             return np.array(implementation.encode(text, add_special_tokens=True).ids, np.int32)
         return np.append(self.encode(text, parse_special=parse_special), np.int32(self.id_of("eos")))
+
+    def with_template(self, single: str, pair: str) -> "Tokenizer":
+        """The same with special tokens around texts, as "<cls> $A <sep>", unless the file says which.
+
+        Programs that know nothing of a model ask its tokenizer what it is given.
+        """
+        if self._implementation.post_processor is not None:
+            return self
+        implementation = tokenizers.Tokenizer.from_str(self._content)
+        special = [(name, implementation.token_to_id(name)) for name in single.split() if name != "$A"]
+        implementation.post_processor = processors.TemplateProcessing(
+            single=single, pair=pair, special_tokens=special
+        )
+        return Tokenizer(implementation)
 
     @functools.cached_property
     def _parsing(self) -> tokenizers.Tokenizer:

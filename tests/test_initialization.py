@@ -10,13 +10,14 @@ from safetensors.numpy import load_file
 
 from tests.parity.test_fixtures import STORED
 from tests.training import tiny_experiment, write_corpus
-from transformer_jax import partitioning
+from transformer_jax import initialization, partitioning
 from transformer_jax.checkpoint import CheckpointError
 from transformer_jax.config import ConfigError
 from transformer_jax.data import DataError, TokenizerConfig
 from transformer_jax.families import bert
 from transformer_jax.initialization import initial_params
 from transformer_jax.loading import load_run
+from transformer_jax.models import build, example_inputs
 from transformer_jax.objectives import Classification, MaskedLM
 from transformer_jax.pretrained import from_pretrained
 from transformer_jax.progress import read_metrics
@@ -67,6 +68,12 @@ def drawn_on(experiment, devices=1):
     mesh = partitioning.make_mesh(experiment.mesh, jax.devices()[:devices])
     _, init, _ = compile_train_step(experiment, mesh)
     return init().params, mesh
+
+
+def drawn_params(config, seed):
+    """Biases and scales differ too, from seed to seed."""
+    variables = build(config).init(jax.random.key(seed), **example_inputs(config))
+    return jax.tree.map(lambda leaf: leaf + seed + 1, partitioning.unbox(variables)["params"])
 
 
 def starting_from(experiment, folder, **train_settings):
@@ -136,7 +143,31 @@ def test_another_head_is_drawn_and_all_else_kept(first_run, corpus, capsys):
     trained = load_run(str(first_run)).params
     assert found.keys() == trained.keys()
     assert_same(*({**tree, "head": {}} for tree in (found, trained)))
-    assert "the head is drawn anew" in capsys.readouterr().err
+    assert "drawn anew, for the other model does not have it: head/classes/bias, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        (("pretraining", 0), ("classes", 3), {"pooler"}),
+        (("pretraining", 0), ("masked_tokens", 0), {"masked_tokens"}),
+        (("classes", 3), ("classes", 3), {"pooler", "classes"}),
+        (("classes", 3), ("classes", 4), {"pooler"}),
+        (("token_classes", 3), ("classes", 3), set()),
+    ],
+    ids=str,
+)
+def test_what_two_heads_share_is_kept(corpus, before, after, kept):
+    params, configs = [], []
+    for seed, (head, num_labels) in enumerate((before, after)):
+        configs.append(dataclasses.replace(tiny_bert(corpus).model, head=head, num_labels=num_labels))
+        params.append(drawn_params(configs[-1], seed))
+    found = initialization._with_head(*params, *configs)
+    assert found.keys() == params[1].keys() and found["head"].keys() == params[1]["head"].keys()
+    assert_same(found["encoder"], params[0]["encoder"])
+    for part, tree in found["head"].items():
+        assert_same(tree, params[0 if part in kept else 1]["head"][part])
+    assert not kept - found["head"].keys()
 
 
 def test_tensors_of_a_checkpoint_of_transformers(corpus):

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from transformer_jax.config import ConfigError, TransformerConfig
@@ -74,8 +75,19 @@ def _check_same(found: TransformerConfig, wanted: TransformerConfig, where: str)
 
 
 def _with_head(params: PyTree, drawn: PyTree, found: TransformerConfig, wanted: TransformerConfig) -> PyTree:
-    """``params`` where the models are alike, placed as ``drawn``; a head of another kind as it was drawn."""
-    if (found.head, found.num_labels) != (wanted.head, wanted.num_labels):
-        params = {**params, "head": drawn["head"]}
-        say("the head is drawn anew: the other model has another one")
-    return jax.tree.map(lambda leaf, place: jax.device_put(leaf, place.sharding), params, drawn)
+    """``params`` where the models are alike, placed as ``drawn``; what a head has of its own as it was drawn.
+
+    A pooler, and what comes before the logits of masked tokens, are the same in every head that has them.
+    """
+    is_same = (found.head, found.num_labels) == (wanted.head, wanted.num_labels)
+    there = flatten_dict(params, sep="/")
+    chosen, new = {}, []
+    for path, leaf in flatten_dict(drawn, sep="/").items():
+        if path in there and (is_same or not path.startswith("head/classes/")):
+            chosen[path] = jax.device_put(there[path], leaf.sharding)
+        else:
+            chosen[path] = leaf
+            new.append(path)
+    if new:
+        say(f"drawn anew, for the other model does not have it: {', '.join(sorted(new))}")
+    return unflatten_dict(chosen, sep="/")

@@ -201,12 +201,12 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     parts = [builders[config.name]()]
     if config.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
-    if config.layer_decay < 1:
-        parts.append(scale_by_depth(config.layer_decay))
     optimizer = optax.chain(*parts) if len(parts) > 1 else parts[0]
     if config.frozen:
         kinds: dict[Any, Any] = {"trained": optimizer, "frozen": optax.set_to_zero()}
         optimizer = optax.partition(kinds, cast(Any, partial(_trained_or_frozen, patterns=config.frozen)))
+    if config.layer_decay < 1:  # around the partition: frozen layers count
+        optimizer = optax.chain(optimizer, scale_by_depth(config.layer_decay))
     return optimizer
 
 

@@ -286,6 +286,24 @@ def test_layers_further_from_the_output_move_less() -> None:
     assert moved["embedding"]["embedding"] == moved["embed_inputs"]["positions"]["embedding"] == 0.0625
 
 
+def test_layers_that_are_frozen_count() -> None:
+    params = tree_of_layers()
+    frozen = ("decoder/", "encoder/layer_1/")
+    config = OptimizerConfig(
+        schedule="constant", warmup_steps=0, peak_rate=1.0, layer_decay=0.5, frozen=frozen
+    )
+    optimizer = make_optimizer(config, 10)
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    moved = jax.tree.map(lambda leaf: np.round(-np.asarray(leaf), 5).tolist(), updates)
+    assert moved["encoder"] == {
+        "layer_0": {"kernel": 0.25},
+        "layer_1": {"kernel": 0.0},
+        "final_norm": {"scale": 1.0},
+    }
+    assert moved["embedding"]["embedding"] == 0.0625  # of the decoder's three layers
+    assert moved["decoder"]["layers"]["kernel"] == [[0.0] * 2] * 3
+
+
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_frozen_parameters_stay_to_the_bit_and_have_no_statistics(name) -> None:
     params = tree_of_layers()

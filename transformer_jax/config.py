@@ -69,6 +69,7 @@ class TransformerConfig:
     dropout: float = 0.1  # on each sub-layer's output and on embeddings + positions, section 5.4
     attention_dropout: float = 0.0  # on attention weights
     feedforward_dropout: float = 0.0  # between the two feed-forward products
+    output_dropout: bool = False  # ``dropout`` on what a stack gives as well, as T5 has it
     pad_id: int = PAD_ID
     decoder_start_id: int = BOS_ID
     eos_id: int = EOS_ID

@@ -251,6 +251,24 @@ def test_dropout_is_where_the_paper_and_the_config_have_it(monkeypatch):
     }
 
 
+def test_t5_drops_what_its_stacks_give_as_well(monkeypatch):
+    dropped = collections.Counter()
+
+    def record(x, seed, rate):
+        dropped[rate, x.shape[1:]] += 1
+        return x
+
+    monkeypatch.setattr(dropout, "_drop", record)
+    rates = dict(dropout=0.5, attention_dropout=0.4, feedforward_dropout=0.3)
+    sizes = dict(vocab_size=23, d_model=16, num_heads=2, key_size=4, value_size=6, d_feedforward=24)
+    config = tj.families.t5.config("small", **sizes, **rates, num_encoder_layers=2, num_decoder_layers=2)
+    forward(config, variables=parameters(config), train=True, rngs={"dropout": jax.random.key(0)})
+    # Raffel et al. 2020, section 2.1: also "at the input and output of the entire stack".
+    assert dropped[0.5, (5, 16)] == 1 + 2 * 2 + 1
+    assert dropped[0.5, (4, 16)] == 1 + 2 * 3 + 1
+    assert (dropped[0.3, (5, 24)], dropped[0.3, (4, 24)]) == (2, 2)
+
+
 def test_intermediates_are_sown_only_for_who_asks():
     model, variables = tj.build(CONFIG), parameters(CONFIG)
     _, state = model.apply(variables, inputs=SOURCE, targets=TARGET, mutable="intermediates")

@@ -47,6 +47,7 @@ FIXED: dict[str, Any] = dict(
     positions="relative",
     norm="rms",
     norm_position="pre",
+    output_dropout=True,
     embedding_norm=False,
     biases="none",
     scale_attention=False,

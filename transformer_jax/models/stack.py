@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.layers.attention import KeyValue
+from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.masks import Mask
 from transformer_jax.layers.norms import NORMS
 from transformer_jax.layers.positions import RelativeBias
@@ -37,6 +38,7 @@ class Stack(nn.Module):
         config = self.config
         if config.norm_position == "pre":
             self.final_norm = NORMS[config.norm](config.norm_epsilon, jnp.dtype(config.dtype))
+        self.dropout = Dropout(config.dropout)
         if config.positions == "relative":
             self.relative_bias = RelativeBias(
                 config.num_heads, config.relative_buckets, config.relative_max_distance
@@ -125,4 +127,8 @@ class Stack(nn.Module):
                 x, layer_cache = apply(block, x, projected, cache[i] if isinstance(cache, tuple) else None)
                 caches.append(layer_cache)
             cache = None if cache is None else tuple(caches)
-        return (self.final_norm(x) if self.config.norm_position == "pre" else x), cache
+        if self.config.norm_position == "pre":
+            x = self.final_norm(x)
+        if self.config.output_dropout:
+            x = self.dropout(x, train=train)
+        return x, cache

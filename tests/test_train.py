@@ -1,5 +1,6 @@
 """One update, one run: accumulation, meshes, resuming, and what a run leaves behind."""
 
+import functools
 import json
 import shutil
 import sys
@@ -58,6 +59,28 @@ def assert_equal_training(one, other):
     for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(other[1]), strict=True):
         differing = np.abs(a - b) > 1e-5
         assert differing.mean() < 0.02, differing.mean()
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [dict(frozen=("embedding/", "encoder/layer_0/self"), layer_decay=0.9), dict(name="adafactor")],
+    ids=["frozen", "adafactor"],
+)
+@pytest.mark.parametrize("devices", [1, 8])
+def test_parameters_of_several_kinds_train_on_a_mesh(corpus, tmp_path, optimizer, devices):
+    mesh = dict(data=2, fsdp=2, tensor=2) if devices == 8 else {}
+    model = dict(scan_layers=True, num_encoder_layers=2) if "name" in optimizer else {}
+    experiment = tiny_experiment(corpus, optimizer=optimizer, mesh=mesh, model=model)
+    _, init, _ = compile_train_step(
+        experiment, partitioning.make_mesh(experiment.mesh, jax.devices()[:devices])
+    )
+    before = jax.device_get(init().params)
+    _, after = run_steps(experiment, tmp_path, 2, devices)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(before):
+        name = "/".join(key.key for key in path)
+        is_frozen = any(name.startswith(start) for start in optimizer.get("frozen", ()))
+        new = functools.reduce(lambda tree, key: tree[key.key], path, after)
+        assert np.array_equal(leaf, new) == is_frozen, name
 
 
 def test_parameters_and_moments_are_split_over_the_mesh(corpus):

@@ -1,7 +1,7 @@
 """Parameters to start a training from: another run's, or a checkpoint of ``transformers``."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -84,7 +84,7 @@ def _with_head(params: PyTree, drawn: PyTree, found: TransformerConfig, wanted: 
     chosen, new = {}, []
     for path, leaf in flatten_dict(drawn, sep="/").items():
         if path in there and (is_same or not path.startswith("head/classes/")):
-            chosen[path] = jax.device_put(there[path], leaf.sharding)
+            chosen[path] = jax.device_put(there[path], cast(jax.Array, leaf).sharding)
         else:
             chosen[path] = leaf
             new.append(path)

@@ -149,10 +149,12 @@ def state_shardings(mesh: Mesh, abstract_state: PyTree, rules: Rules = DEFAULT_R
     check_rules(rules)
     indivisible: list[str] = []
 
-    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def sharding(path: tuple[Any, ...], leaf: Any) -> Any:
         names: tuple[str | None, ...] = ()
         if isinstance(leaf, meta.Partitioned):
             names, leaf = tuple(leaf.names), leaf.value
+            if not jax.tree.leaves(leaf):  # what Optax leaves of a parameter that is another optimizer's
+                return leaf
         where = jax.tree_util.keystr(path)
         _check_names(names, rules, where)
         shape = np.shape(leaf)

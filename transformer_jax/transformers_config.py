@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from transformer_jax.config import ConfigError, TransformerConfig, nearest
-from transformer_jax.families import FAMILIES, Family
+from transformer_jax.families import FAMILIES, Checkpoint, Family
 from transformer_jax.families.base import make_config
 
 CONFIG_FILE = "config.json"
@@ -41,7 +41,7 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
 
     Args:
       content: of ``config.json``.
-      names: of all its tensors: they, not ``architectures``, say which head it has.
+      names: of all its tensors: they say which head it has, and ``architectures`` only what they leave open.
       folder: for messages.
 
     Raises:
@@ -76,8 +76,7 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
         raise ConfigError(f"{where} lacks the key {error}") from error
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
-    bare = {name.removeprefix(checkpoint.prefix) for name in names}
-    fields["head"] = next(head for head, needed in checkpoint.heads if bare.issuperset(needed))
+    fields["head"] = _head(checkpoint, content, names)
     labels = _labels(content) if fields["head"] in LABELLED_HEADS else ()
     try:
         return Description(family, make_config({**fields, "num_labels": len(labels)}), labels)
@@ -85,6 +84,18 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
         raise ConfigError(f"{where} lacks a size of the model: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{where} is of no model that there can be: {error}") from error
+
+
+def _head(checkpoint: Checkpoint, content: Mapping[str, Any], names: frozenset[str]) -> str:
+    """The head that the tensors show; ``architectures`` is often that of the model it was tuned from."""
+    bare = {name.removeprefix(checkpoint.prefix) for name in names}
+    found = [head for head, needed in checkpoint.heads if bare.issuperset(needed)]
+    if found[0] not in LABELLED_HEADS:
+        return found[0]
+    # A classifier beside a pooler may be one of tokens that kept the pooler: the tensors are the same.
+    claimed = content.get("architectures", [])
+    named = [head for head in found if head in LABELLED_HEADS and checkpoint.architectures[head] in claimed]
+    return (named or found)[0]
 
 
 def _labels(content: Mapping[str, Any]) -> tuple[str, ...]:

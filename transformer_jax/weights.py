@@ -228,7 +228,8 @@ def read_weights(
             and (place.name not in names or files.shapes[names[place.name]] != place.their_shape)
         }
         places = [place for place in places if place.path not in absent]
-    _check(files, checkpoint, places, names, new_head=new_head)
+    ignored = (*checkpoint.ignored, *checkpoint.left_over.get(config.head, ()))
+    _check(files, checkpoint, places, names, ignored=ignored, new_head=new_head)
     of_path: dict[str, list[_Place]] = {}
     for place in places:
         of_path.setdefault(place.path, []).append(place)
@@ -266,6 +267,7 @@ def _check(
     places: list[_Place],
     names: Mapping[str, str],
     *,
+    ignored: tuple[str, ...],
     new_head: bool,
 ) -> None:
     used = {place.name for place in places}
@@ -282,7 +284,7 @@ def _check(
     heads = {tensor.theirs for tensor in checkpoint.tensors if tensor.ours.startswith("head/")}
     extra, differing = set(), set()
     for name, stored in names.items():
-        if name in used or any(re.fullmatch(pattern, name) for pattern in checkpoint.ignored):
+        if name in used or any(re.fullmatch(pattern, name) for pattern in ignored):
             continue
         target = checkpoint.aliases.get(name)
         if target is not None and target in names:

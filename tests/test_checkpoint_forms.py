@@ -9,6 +9,7 @@ import pytest
 from tests.parity.test_fixtures import STORED
 from tests.test_pretrained import change_config, change_tensors, equal
 from transformer_jax.pretrained import from_pretrained
+from transformer_jax.weights import WeightsError
 
 
 def copy_of(name, tmp_path):
@@ -42,5 +43,124 @@ def test_a_classifier_beside_a_pooler_is_one_of_texts_unless_it_is_said_to_be_on
 ):
     folder, plain = copy_of("bert_sequence", tmp_path), from_pretrained(STORED / "bert_sequence")
     change_config(folder, architectures=architectures)
+    found = from_pretrained(folder)
+    assert found.config == plain.config and equal(found.params, plain.params)
+
+
+SHARED, WORDS = "model.shared.weight", "bert.embeddings.word_embeddings.weight"
+# By fixture: the names under which a tensor is stored once more, and whose it is.
+COPIES = {
+    "gpt2": {"lm_head.weight": "transformer.wte.weight"},
+    "t5": dict.fromkeys(
+        ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "shared.weight"
+    ),
+    "t5_v1_1": dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "shared.weight"),
+    "bart": dict.fromkeys(
+        ("lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"), SHARED
+    ),
+    "marian": dict.fromkeys(
+        ("lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"), SHARED
+    ),
+    "bert_masked_lm": {
+        "cls.predictions.decoder.weight": WORDS,
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    "bert_pretraining": {
+        "cls.predictions.decoder.weight": WORDS,
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+}
+# By fixture: names and shapes of what holds nothing that is learned, or that the model here does not have.
+UNREAD = {
+    "gpt2": {
+        f"transformer.h.{i}.attn.{name}": shape
+        for i in range(2)
+        for name, shape in (("bias", (1, 1, 24, 24)), ("masked_bias", (1,)))
+    },
+    "t5": {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": (8, 3)},
+    "marian": {f"model.{stack}.embed_positions.weight": (20, 16) for stack in ("encoder", "decoder")},
+    "vit": {"vit.pooler.dense.weight": (16, 16), "vit.pooler.dense.bias": (16,)},
+    "bert_sequence": {"bert.embeddings.position_ids": (1, 14)},
+}
+# By fixture: what the model alone, without what stands beside it, does not have; its names have no prefix.
+BARE = {
+    "gpt2": ("transformer.", ()),
+    "bart": ("model.", ("final_logits_bias",)),
+    "marian": ("model.", ("final_logits_bias",)),
+}
+
+
+@pytest.mark.parametrize("name", sorted({*COPIES, *UNREAD}))
+def test_what_is_stored_twice_or_is_not_read_changes_nothing(name, tmp_path):
+    folder, plain = copy_of(name, tmp_path), from_pretrained(STORED / name)
+
+    def add(tensors):
+        for copy, original in COPIES.get(name, {}).items():
+            tensors[copy] = tensors[original].copy()
+        for unread, shape in UNREAD.get(name, {}).items():
+            tensors[unread] = np.full(shape, 0.5, np.float32)
+
+    change_tensors(folder, add)
+    found = from_pretrained(folder)
+    assert found.config == plain.config and equal(found.params, plain.params)
+
+
+@pytest.mark.parametrize(
+    ("name", "copy"), [(name, copy) for name, copies in COPIES.items() for copy in copies]
+)
+def test_a_copy_that_differs_is_contradictory(name, copy, tmp_path):
+    folder, original = copy_of(name, tmp_path), COPIES[name][copy]
+
+    def add(tensors):
+        tensors[copy] = tensors[original].copy()
+        tensors[copy].flat[-1] += 1  # one number of them
+
+    change_tensors(folder, add)
+    message = rf"(?m)^  contradictory: {copy}, which is not what {original} is$"
+    with pytest.raises(WeightsError, match=message):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_model_without_a_prefix_is_the_same(name, tmp_path):
+    folder, plain = copy_of(name, tmp_path), from_pretrained(STORED / name)
+    prefix, absent = BARE[name]
+
+    def strip(tensors):
+        for stored in list(tensors):
+            array = tensors.pop(stored)
+            if stored not in absent:
+                tensors[stored.removeprefix(prefix)] = array
+        for unread, shape in UNREAD.get(name, {}).items():
+            tensors[unread.removeprefix(prefix)] = np.full(shape, 0.5, np.float32)
+
+    change_tensors(folder, strip)
+    found = from_pretrained(folder)
+    params = plain.params
+    if absent:
+        params = params | {"logits": {"bias": np.zeros(67, np.float32)}}
+    assert found.config == plain.config and equal(found.params, params)
+
+
+@pytest.mark.parametrize("name", ["bart", "marian"])
+def test_a_bias_of_logits_that_is_not_stored_is_zero(name, tmp_path):
+    folder, plain = copy_of(name, tmp_path), from_pretrained(STORED / name)
+    change_tensors(folder, lambda tensors: tensors.pop("final_logits_bias"))
+    assert np.any(plain.params["logits"]["bias"])
+    zero = {"logits": {"bias": np.zeros(67, np.float32)}}
+    assert equal(from_pretrained(folder).params, plain.params | zero)
+
+
+def test_vit_alone_has_no_prefix_and_a_pooler(tmp_path):
+    folder, plain = copy_of("vit", tmp_path), from_pretrained(STORED / "vit", head="none")
+
+    def strip(tensors):
+        del tensors["classifier.weight"], tensors["classifier.bias"]
+        for stored in list(tensors):
+            tensors[stored.removeprefix("vit.")] = tensors.pop(stored)
+        for unread, shape in UNREAD["vit"].items():
+            tensors[unread.removeprefix("vit.")] = np.full(shape, 0.5, np.float32)
+
+    change_tensors(folder, strip)
     found = from_pretrained(folder)
     assert found.config == plain.config and equal(found.params, plain.params)

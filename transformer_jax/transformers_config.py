@@ -103,16 +103,13 @@ def _labels(content: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
-def content_of(
-    family: Family, config: TransformerConfig, labels: tuple[str, ...], bos_id: int | None = None
-) -> dict[str, Any]:
+def content_of(family: Family, config: TransformerConfig, labels: tuple[str, ...]) -> dict[str, Any]:
     """The keys of ``config.json`` for a model.
 
     Args:
       family: whose model it is.
       config: of the model.
       labels: names of its classes; () names them as ``transformers`` does.
-      bos_id: the token that starts texts, where there is one.
 
     Raises:
       ConfigError: ``transformers`` has no such model.
@@ -136,8 +133,6 @@ def content_of(
         content |= checkpoint.write(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if bos_id is not None:
-        content["bos_token_id"] = bos_id
     if config.head in LABELLED_HEADS:
         names = labels or tuple(f"LABEL_{i}" for i in range(config.num_labels))
         content["id2label"] = {str(i): name for i, name in enumerate(names)}

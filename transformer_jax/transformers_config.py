@@ -1,5 +1,6 @@
 """``config.json`` of Hugging Face ``transformers``, from and to a ``TransformerConfig``."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
@@ -112,7 +113,7 @@ def content_of(family: Family, config: TransformerConfig, labels: tuple[str, ...
       labels: names of its classes; () names them as ``transformers`` does.
 
     Raises:
-      ConfigError: ``transformers`` has no such model.
+      ConfigError: ``transformers`` has no such model, or ``config.json`` has no key for what it differs in.
     """
     checkpoint = family.checkpoint
     if checkpoint is None or not family.has(config):
@@ -137,4 +138,45 @@ def content_of(family: Family, config: TransformerConfig, labels: tuple[str, ...
         names = labels or tuple(f"LABEL_{i}" for i in range(config.num_labels))
         content["id2label"] = {str(i): name for i, name in enumerate(names)}
         content["label2id"] = {name: i for i, name in enumerate(names)}
+    _check_read_back(family, config, content)
     return content
+
+
+def _check_read_back(family: Family, config: TransformerConfig, content: Mapping[str, Any]) -> None:
+    """Raises ConfigError where ``content`` would be read as another model than ``config``."""
+    checkpoint = family.checkpoint
+    assert checkpoint is not None
+    names = {
+        tensor.theirs
+        for tensor in checkpoint.tensors
+        if not tensor.ours.startswith("head/")
+        and (tensor.when is None or getattr(config, tensor.when[0]) == tensor.when[1])
+    }
+    names.update(dict(checkpoint.heads)[config.head])
+    where = f"transformers has no model like this one of the family {family.name}"
+    try:
+        found = describe(content, frozenset(names), pathlib.Path()).config
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    differing = [
+        f"{field.name}={getattr(config, field.name)!r} would be read as {getattr(found, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if field.name not in _undecided(config) and getattr(config, field.name) != getattr(found, field.name)
+    ]
+    if differing:
+        raise ConfigError(f"{where}: {', '.join(differing)}")
+
+
+def _undecided(config: TransformerConfig) -> set[str]:
+    """Fields on which what such a model computes from its inputs does not depend."""
+    found = {"dtype", "scan_layers", "remat", "initial_stddev"}
+    found |= {"dropout", "attention_dropout", "feedforward_dropout"}
+    if config.is_encoder_only:
+        found |= {"eos_id", "decoder_start_id"}
+    if config.is_decoder_only:
+        found |= {"pad_id", "decoder_start_id"}  # segments say what is padding
+    if config.image_shape:
+        found.add("pad_id")
+    if config.positions != "relative":
+        found |= {"relative_buckets", "relative_max_distance"}
+    return found

@@ -148,7 +148,15 @@ def _changed(stored: TransformerConfig, changes: Mapping[str, Any]) -> Transform
     if fields["head"] not in LABELLED_HEADS:
         fields["num_labels"] = changes.get("num_labels", 0)
     if fields["image_shape"] != stored.image_shape and "max_length" not in changes:
-        height, width, channels = fields["image_shape"]
+        shape = fields["image_shape"]
+        if not stored.image_shape:
+            raise ConfigError(f"image_shape={shape!r} does not fit the checkpoint, which is a model of texts")
+        if not isinstance(shape, tuple) or len(shape) != 3 or any(type(size) is not int for size in shape):
+            raise ConfigError(
+                f"image_shape={shape!r} does not fit the checkpoint, which is a model of images, of "
+                f"{stored.image_shape}: it must be a tuple (height, width, channels)"
+            )
+        height, width, channels = shape
         if channels != stored.image_shape[2] or fields["patch_size"] != stored.patch_size:
             raise ConfigError(
                 f"image_shape={fields['image_shape']} and patch_size={fields['patch_size']} may differ "

@@ -52,7 +52,7 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
     content = {key: value for key, value in content.items() if value is not None}
     known = {f.checkpoint.model_type: f for f in FAMILIES.values() if f.checkpoint is not None}
     model_type = content.get("model_type")
-    if model_type not in known:
+    if not isinstance(model_type, str) or model_type not in known:
         raise ConfigError(f"{where} has model_type={model_type!r}: {nearest(model_type, known)}")
     family = known[model_type]
     checkpoint = family.checkpoint
@@ -66,6 +66,8 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
     found: dict[str, dict[str, Any]] = {}
     for ours, theirs in checkpoint.fields:
         if theirs in content:
+            if not isinstance(content[theirs], int | float):
+                raise ConfigError(f"{where} has {theirs}={content[theirs]!r}, which must be one number")
             found.setdefault(ours, {})[theirs] = content[theirs]
     for ours, values in found.items():
         if len(set(values.values())) > 1:
@@ -78,7 +80,7 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     fields["head"] = _head(checkpoint, content, names)
-    labels = _labels(content) if fields["head"] in LABELLED_HEADS else ()
+    labels = _labels(content, where) if fields["head"] in LABELLED_HEADS else ()
     try:
         return Description(family, make_config({**fields, "num_labels": len(labels)}), labels)
     except TypeError as error:
@@ -99,9 +101,12 @@ def _head(checkpoint: Checkpoint, content: Mapping[str, Any], names: frozenset[s
     return (named or found)[0]
 
 
-def _labels(content: Mapping[str, Any]) -> tuple[str, ...]:
+def _labels(content: Mapping[str, Any], where: pathlib.Path) -> tuple[str, ...]:
     names = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers leaves out
-    return tuple(str(names[key]) for key in sorted(names, key=int))
+    try:
+        return tuple(str(names[key]) for key in sorted(names, key=int))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where} has id2label={names!r}, not a name for each number of a class") from error
 
 
 def content_of(family: Family, config: TransformerConfig, labels: tuple[str, ...]) -> dict[str, Any]:

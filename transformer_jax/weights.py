@@ -70,8 +70,9 @@ class TensorFiles:
             return [self.folder / SINGLE_FILE]
         if index.exists():
             try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
+                named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+                names = sorted({os.fspath(name) for name in named})  # which says what is no string
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise WeightsError(f"{index} is no index of safetensors files: {error}") from error
             missing = [name for name in names if not (self.folder / name).exists()]
             if missing:

@@ -119,7 +119,7 @@ def make_config(fields: Mapping[str, Any]) -> TransformerConfig:
 
 def heads(count: int, d_model: int) -> dict[str, Any]:
     """``count`` heads that share ``d_model`` among them; raises ValueError if it does not divide."""
-    if d_model % count:
+    if count < 1 or d_model % count:
         raise ValueError(f"{count} heads cannot share a width of {d_model}: they must divide it")
     return dict(d_model=d_model, num_heads=count, key_size=d_model // count, value_size=d_model // count)
 

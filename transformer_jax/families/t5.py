@@ -121,7 +121,7 @@ _FEEDFORWARDS = {
 
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
     activation = config.get("feed_forward_proj", "relu")
-    if activation not in _FEEDFORWARDS:
+    if activation not in list(_FEEDFORWARDS):  # a list, for what is no string is in none
         raise ValueError(f"feed_forward_proj={activation!r} must be one of {', '.join(_FEEDFORWARDS)}")
     for key, value in _FEEDFORWARDS[activation].items():
         if config.get(key, value) != value:

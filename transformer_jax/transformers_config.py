@@ -1,17 +1,33 @@
-"""``config.json`` of Hugging Face ``transformers``, from and to a ``TransformerConfig``."""
+"""``config.json`` of Hugging Face ``transformers``, from and to a ``TransformerConfig``.
 
+And ``preprocessor_config.json``, which says what becomes of the pixels of images before the model sees them.
+"""
+
+import dataclasses
 import json
+import math
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from transformer_jax.config import ConfigError, TransformerConfig, nearest
-from transformer_jax.families import FAMILIES, Family
+from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.families import FAMILIES, Checkpoint, Family
 from transformer_jax.families.base import make_config
 
 CONFIG_FILE = "config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
 LABELLED_HEADS = ("classes", "token_classes")
 BARE_HEADS = ("pooled", "none")  # of which the names of tensors have no prefix
+
+# What makes -1 to 1 of pixels from 0 to 255, as here; what transformers takes for a key that is not there.
+_PIXELS = {
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": 0.5,
+    "image_std": 0.5,
+}
 
 
 class Description(NamedTuple):
@@ -24,11 +40,14 @@ class Description(NamedTuple):
 
 def read_content(folder: pathlib.Path) -> dict[str, Any]:
     """The keys of ``config.json``; raises ConfigError if it is missing or broken."""
-    path = folder / CONFIG_FILE
+    if not (folder / CONFIG_FILE).exists():
+        raise ConfigError(f"{folder} is no checkpoint: there is no {CONFIG_FILE} in it")
+    return _read_object(folder / CONFIG_FILE)
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{folder} is no checkpoint: there is no {CONFIG_FILE} in it") from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
@@ -36,12 +55,71 @@ def read_content(folder: pathlib.Path) -> dict[str, Any]:
     return content
 
 
+def check_preprocessor(folder: pathlib.Path) -> None:
+    """Looks into the ``preprocessor_config.json`` of an image model, where there is one.
+
+    Raises:
+      ConfigError: it is broken, or pixels become other numbers there than they do here, so that what the
+        model says of an image would be wrong.
+    """
+    path = folder / PREPROCESSOR_FILE
+    if not path.exists():
+        return
+    content = {key: value for key, value in _read_object(path).items() if value is not None}
+    differing = [
+        f"{key}={content[key]!r}"
+        for key, wanted in _PIXELS.items()
+        if key in content and not _is_same(content[key], wanted)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{path} has {', '.join(differing)}: here pixels become -1 to 1, by a rescale_factor of 1/255, "
+            "an image_mean and an image_std of 0.5. To read the model all the same, copy it without this file"
+        )
+
+
+def _is_same(value: Any, wanted: bool | float) -> bool:
+    if isinstance(wanted, bool):
+        return value is wanted
+    numbers = value if isinstance(value, list) else [value]  # one for each channel, or for all
+    are_numbers = all(isinstance(number, int | float) for number in numbers)
+    # 1/255 is sometimes stored as float32.
+    return are_numbers and {math.isclose(number, wanted, rel_tol=1e-6) for number in numbers} == {True}
+
+
+def preprocessor_content(config: TransformerConfig) -> dict[str, Any]:
+    """The keys of ``preprocessor_config.json`` for a model of images."""
+    height, width, channels = config.image_shape
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 2,  # bilinear, as images are cut here
+        **_PIXELS,
+        "image_mean": [_PIXELS["image_mean"]] * channels,
+        "image_std": [_PIXELS["image_std"]] * channels,
+    }
+
+
+def family_in(content: Mapping[str, Any], where: str | os.PathLike[str]) -> Family:
+    """The family of a model by the ``content`` of its ``config.json``, which is in ``where``.
+
+    Raises:
+      ConfigError: it is none of those here.
+    """
+    known = {f.checkpoint.model_type: f for f in FAMILIES.values() if f.checkpoint is not None}
+    model_type = content.get("model_type")
+    if not isinstance(model_type, str) or model_type not in known:
+        raise ConfigError(f"{where} has model_type={model_type!r}, which is none of {', '.join(known)}")
+    return known[model_type]
+
+
 def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.Path) -> Description:
     """The model that a folder holds.
 
     Args:
       content: of ``config.json``.
-      names: of all its tensors: they, not ``architectures``, say which head it has.
+      names: of all its tensors: they say which head it has, and ``architectures`` only what they leave open.
       folder: for messages.
 
     Raises:
@@ -49,11 +127,7 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
     """
     where = folder / CONFIG_FILE
     content = {key: value for key, value in content.items() if value is not None}
-    known = {f.checkpoint.model_type: f for f in FAMILIES.values() if f.checkpoint is not None}
-    model_type = content.get("model_type")
-    if model_type not in known:
-        raise ConfigError(f"{where} has model_type={model_type!r}: {nearest(model_type, known)}")
-    family = known[model_type]
+    family = family_in(content, where)
     checkpoint = family.checkpoint
     assert checkpoint is not None
     for key, value in checkpoint.required.items():
@@ -65,6 +139,8 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
     found: dict[str, dict[str, Any]] = {}
     for ours, theirs in checkpoint.fields:
         if theirs in content:
+            if not isinstance(content[theirs], int | float):
+                raise ConfigError(f"{where} has {theirs}={content[theirs]!r}, which must be one number")
             found.setdefault(ours, {})[theirs] = content[theirs]
     for ours, values in found.items():
         if len(set(values.values())) > 1:
@@ -76,9 +152,8 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
         raise ConfigError(f"{where} lacks the key {error}") from error
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
-    bare = {name.removeprefix(checkpoint.prefix) for name in names}
-    fields["head"] = next(head for head, needed in checkpoint.heads if bare.issuperset(needed))
-    labels = _labels(content) if fields["head"] in LABELLED_HEADS else ()
+    fields["head"] = _head(checkpoint, content, names)
+    labels = _labels(content, where) if fields["head"] in LABELLED_HEADS else ()
     try:
         return Description(family, make_config({**fields, "num_labels": len(labels)}), labels)
     except TypeError as error:
@@ -87,24 +162,36 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
         raise ConfigError(f"{where} is of no model that there can be: {error}") from error
 
 
-def _labels(content: Mapping[str, Any]) -> tuple[str, ...]:
+def _head(checkpoint: Checkpoint, content: Mapping[str, Any], names: frozenset[str]) -> str:
+    """The head that the tensors show; ``architectures`` is often that of the model it was tuned from."""
+    bare = {name.removeprefix(checkpoint.prefix) for name in names}
+    found = [head for head, needed in checkpoint.heads if bare.issuperset(needed)]
+    if found[0] not in LABELLED_HEADS:
+        return found[0]
+    # A classifier beside a pooler may be one of tokens that kept the pooler: the tensors are the same.
+    claimed = content.get("architectures", [])
+    named = [head for head in found if head in LABELLED_HEADS and checkpoint.architectures[head] in claimed]
+    return (named or found)[0]
+
+
+def _labels(content: Mapping[str, Any], where: pathlib.Path) -> tuple[str, ...]:
     names = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers leaves out
-    return tuple(str(names[key]) for key in sorted(names, key=int))
+    try:
+        return tuple(str(names[key]) for key in sorted(names, key=int))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where} has id2label={names!r}, not a name for each number of a class") from error
 
 
-def content_of(
-    family: Family, config: TransformerConfig, labels: tuple[str, ...], bos_id: int | None = None
-) -> dict[str, Any]:
+def content_of(family: Family, config: TransformerConfig, labels: tuple[str, ...]) -> dict[str, Any]:
     """The keys of ``config.json`` for a model.
 
     Args:
       family: whose model it is.
       config: of the model.
       labels: names of its classes; () names them as ``transformers`` does.
-      bos_id: the token that starts texts, where there is one.
 
     Raises:
-      ConfigError: ``transformers`` has no such model.
+      ConfigError: ``transformers`` has no such model, or ``config.json`` has no key for what it differs in.
     """
     checkpoint = family.checkpoint
     if checkpoint is None or not family.has(config):
@@ -125,10 +212,49 @@ def content_of(
         content |= checkpoint.write(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if bos_id is not None:
-        content["bos_token_id"] = bos_id
     if config.head in LABELLED_HEADS:
         names = labels or tuple(f"LABEL_{i}" for i in range(config.num_labels))
         content["id2label"] = {str(i): name for i, name in enumerate(names)}
         content["label2id"] = {name: i for i, name in enumerate(names)}
+    _check_read_back(family, config, content)
     return content
+
+
+def _check_read_back(family: Family, config: TransformerConfig, content: Mapping[str, Any]) -> None:
+    """Raises ConfigError where ``content`` would be read as another model than ``config``."""
+    checkpoint = family.checkpoint
+    assert checkpoint is not None
+    names = {
+        tensor.theirs
+        for tensor in checkpoint.tensors
+        if not tensor.ours.startswith("head/")
+        and (tensor.when is None or getattr(config, tensor.when[0]) == tensor.when[1])
+    }
+    names.update(dict(checkpoint.heads)[config.head])
+    where = f"transformers has no model like this one of the family {family.name}"
+    try:
+        found = describe(content, frozenset(names), pathlib.Path()).config
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    differing = [
+        f"{field.name}={getattr(config, field.name)!r} would be read as {getattr(found, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if field.name not in _undecided(config) and getattr(config, field.name) != getattr(found, field.name)
+    ]
+    if differing:
+        raise ConfigError(f"{where}: {', '.join(differing)}")
+
+
+def _undecided(config: TransformerConfig) -> set[str]:
+    """Fields on which what such a model computes from its inputs does not depend."""
+    found = {"dtype", "scan_layers", "remat", "initial_stddev"}
+    found |= {"dropout", "attention_dropout", "feedforward_dropout"}
+    if config.is_encoder_only:
+        found |= {"eos_id", "decoder_start_id"}
+    if config.is_decoder_only:
+        found |= {"pad_id", "decoder_start_id"}  # segments say what is padding
+    if config.image_shape:
+        found.add("pad_id")
+    if config.positions != "relative":
+        found |= {"relative_buckets", "relative_max_distance"}
+    return found

@@ -70,8 +70,9 @@ class TensorFiles:
             return [self.folder / SINGLE_FILE]
         if index.exists():
             try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
+                named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+                names = sorted({os.fspath(name) for name in named})  # which says what is no string
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise WeightsError(f"{index} is no index of safetensors files: {error}") from error
             missing = [name for name in names if not (self.folder / name).exists()]
             if missing:
@@ -79,14 +80,7 @@ class TensorFiles:
             return [self.folder / name for name in names]
         pickled = [name for name in PICKLES if (self.folder / name).exists()]
         if pickled:
-            command = (
-                f"import transformers; transformers.{self._architecture}.from_pretrained('{self.folder}')"
-                f".save_pretrained('{self.folder}-safetensors')"
-            )
-            raise WeightsError(
-                f"{self.folder} has its weights in {pickled[0]}, a pickle, which can run any code and is not "
-                f'opened. Convert it where transformers and PyTorch are installed: python -c "{command}"'
-            )
+            raise pickle_error(self.folder, pickled[0], self._architecture)
         raise WeightsError(f"{self.folder} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
 
     def read(self, name: str) -> np.ndarray:
@@ -109,6 +103,16 @@ class TensorFiles:
         if not np.isfinite(array).all():
             raise WeightsError(f"the tensor {name} of {self._files[name]} has numbers that are not finite")
         return array
+
+
+def pickle_error(where: str | os.PathLike[str], pickle: str, architecture: str) -> WeightsError:
+    """That the weights of ``where``, a folder or a name on the hub, are pickled, and how to convert them."""
+    read = f"transformers.{architecture}.from_pretrained('{where}')"
+    return WeightsError(
+        f"{where} has its weights in {pickle}, a pickle, which can run any code and is not opened. "
+        "Convert it where transformers and PyTorch are installed: "
+        f"python -c \"import transformers; {read}.save_pretrained('{where}-safetensors')\""
+    )
 
 
 def _opened(path: pathlib.Path) -> Any:
@@ -228,7 +232,8 @@ def read_weights(
             and (place.name not in names or files.shapes[names[place.name]] != place.their_shape)
         }
         places = [place for place in places if place.path not in absent]
-    _check(files, checkpoint, places, names, new_head=new_head)
+    ignored = (*checkpoint.ignored, *checkpoint.left_over.get(config.head, ()))
+    _check(files, checkpoint, places, names, ignored=ignored, new_head=new_head)
     of_path: dict[str, list[_Place]] = {}
     for place in places:
         of_path.setdefault(place.path, []).append(place)
@@ -266,6 +271,7 @@ def _check(
     places: list[_Place],
     names: Mapping[str, str],
     *,
+    ignored: tuple[str, ...],
     new_head: bool,
 ) -> None:
     used = {place.name for place in places}
@@ -282,7 +288,7 @@ def _check(
     heads = {tensor.theirs for tensor in checkpoint.tensors if tensor.ours.startswith("head/")}
     extra, differing = set(), set()
     for name, stored in names.items():
-        if name in used or any(re.fullmatch(pattern, name) for pattern in checkpoint.ignored):
+        if name in used or any(re.fullmatch(pattern, name) for pattern in ignored):
             continue
         target = checkpoint.aliases.get(name)
         if target is not None and target in names:

@@ -51,9 +51,11 @@ class Checkpoint:
       tensors: every tensor of every head; those whose parameter a config does not have are not used.
       aliases: names that may stand for the tensor of another name too: what they hold must be the same.
       ignored: regular expressions of names that hold nothing learned.
+      left_over: for a head, regular expressions of names that models with it do not read: another
+        head's, which a checkpoint may have kept.
       prefix: what names begin with, but for checkpoints of the model without a head.
       heads: pairs (head, tensors without prefix by which a checkpoint shows that it has it); the first that
-        fits holds.
+        fits holds, but of those with labels the one that ``architectures`` names.
       architectures: the class in ``transformers`` for each head.
     """
 
@@ -66,6 +68,7 @@ class Checkpoint:
     write: Callable[[TransformerConfig], dict[str, Any]] = lambda config: {}
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    left_over: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     prefix: str = ""
     heads: tuple[tuple[str, tuple[str, ...]], ...] = (("tokens", ()),)
 
@@ -116,7 +119,7 @@ def make_config(fields: Mapping[str, Any]) -> TransformerConfig:
 
 def heads(count: int, d_model: int) -> dict[str, Any]:
     """``count`` heads that share ``d_model`` among them; raises ValueError if it does not divide."""
-    if d_model % count:
+    if count < 1 or d_model % count:
         raise ValueError(f"{count} heads cannot share a width of {d_model}: they must divide it")
     return dict(d_model=d_model, num_heads=count, key_size=d_model // count, value_size=d_model // count)
 

@@ -115,6 +115,8 @@ FAMILY = Family(
             "cls.predictions.decoder.bias": "cls.predictions.bias",
         },
         ignored=(r".*embeddings\.position_ids",),
+        # These were fine-tuned from models with a pooler, which transformers leaves out of them.
+        left_over=dict.fromkeys(("masked_tokens", "spans", "token_classes"), (r"bert\.pooler\..*",)),
         prefix="bert.",
         heads=(
             ("pretraining", ("cls.predictions.bias", "cls.seq_relationship.weight")),

@@ -76,6 +76,8 @@ TENSORS = (
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
     eos_id = config.get("eos_token_id")
     eos_id = config["vocab_size"] - 1 if eos_id is None else eos_id
+    if not isinstance(eos_id, int):
+        raise ValueError(f"eos_token_id={eos_id!r} must be one number")
     inner = config.get("n_inner")
     return dict(
         **heads(config["n_head"], config["n_embd"]),

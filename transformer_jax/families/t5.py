@@ -109,7 +109,7 @@ TENSORS = (
     Tensor("embedding/embedding", "shared.weight"),
     *_stack("encoder", (_SELF,)),
     *_stack("decoder", (_SELF, ("context_attention", "EncDecAttention"))),
-    Tensor("logits/projection/kernel", "lm_head.weight", "linear"),
+    Tensor("logits/projection/kernel", "lm_head.weight", "linear", when=("share_embeddings", "inputs")),
 )
 
 
@@ -122,7 +122,7 @@ _FEEDFORWARDS = {
 
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
     activation = config.get("feed_forward_proj", "relu")
-    if activation not in _FEEDFORWARDS:
+    if activation not in list(_FEEDFORWARDS):  # a list, for what is no string is in none
         raise ValueError(f"feed_forward_proj={activation!r} must be one of {', '.join(_FEEDFORWARDS)}")
     for key, value in _FEEDFORWARDS[activation].items():
         if config.get(key, value) != value:
@@ -144,6 +144,12 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
     is_gated = config.activation == "gated_gelu_tanh"
+    if (config.share_embeddings == "all") != (config.embedding_scale == "logits"):
+        raise ValueError(
+            "transformers has one key, tie_word_embeddings, for share_embeddings='all' and "
+            f"embedding_scale='logits', not share_embeddings={config.share_embeddings!r} and "
+            f"embedding_scale={config.embedding_scale!r}"
+        )
     return dict(
         feed_forward_proj="gated-gelu" if is_gated else "relu",
         num_decoder_layers=config.num_decoder_layers,

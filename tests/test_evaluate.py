@@ -12,6 +12,7 @@ from transformer_jax.data import evaluation_batches, load_source
 from transformer_jax.experiment import make_transform
 from transformer_jax.loading import TrainedRun
 from transformer_jax.models import build
+from transformer_jax.objectives import Classification, Seq2Seq, TokenClassification
 from transformer_jax.partitioning import MeshConfig, make_mesh
 from transformer_jax.predictions import Outputs
 from transformer_jax.run_folder import load_or_train_tokenizer
@@ -75,6 +76,23 @@ def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
         count += log_probs.shape[0]
     assert metrics["nll"] == pytest.approx(total / count, rel=1e-5)
     assert metrics["perplexity"] == pytest.approx(np.exp(total / count), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("objective", "is_named"),
+    [
+        (Seq2Seq(), False),
+        (Classification(), True),
+        (TokenClassification(), True),
+        (Classification(labels=("no", "yes")), False),  # there is none beyond these
+    ],
+)
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+def test_a_loss_that_is_no_number_is_one_error(objective, is_named, loss):
+    sums = {"loss": loss, "nll": 1.0, "correct": 1.0, "tokens": 1.0}
+    with pytest.raises(ValueError, match=rf"^the loss of what is evaluated is {loss}: ") as caught:
+        evaluate.evaluate_loss(lambda *_: sums, objective, {}, [{}, {}])
+    assert ("a label beyond config.model.num_labels" in str(caught.value)) == is_named
 
 
 class Oracle(Translator):

@@ -31,7 +31,7 @@ from transformer_jax.experiment import EvaluateConfig, Experiment, make_transfor
 from transformer_jax.files import write_json, write_whole
 from transformer_jax.loading import TrainedRun, load_run
 from transformer_jax.models import build
-from transformer_jax.objectives import Seq2Seq
+from transformer_jax.objectives import Classification, Seq2Seq, TokenClassification
 from transformer_jax.objectives.base import Apply, Objective, Sums
 from transformer_jax.predictions import Outputs, answers, reconstructions
 from transformer_jax.progress import summary_table
@@ -64,12 +64,28 @@ def make_evaluate_step(experiment: Experiment) -> Callable[[PyTree, Batch], Sums
 def evaluate_loss(
     step: Callable[[PyTree, Batch], Sums], objective: Objective, params: PyTree, batches: Iterable[Batch]
 ) -> Metrics:
-    """The objective's metrics over all batches, each real token with the same weight."""
+    """The objective's metrics over all batches, each real token with the same weight.
+
+    Raises:
+      ValueError: the loss is NaN or infinite.
+    """
     total: dict[str, float] = {}
     for sums in [step(params, batch) for batch in batches]:  # all are sent off before one is waited for
         for name, value in sums.items():
             total[name] = total.get(name, 0.0) + float(value)
+    if not np.isfinite(total["loss"]):
+        raise ValueError(
+            f"the loss of what is evaluated is {total['loss']}: the parameters, or what the model "
+            f"computes with them, are not finite{or_a_label(objective)}"
+        )
     return objective.metrics(total)
+
+
+def or_a_label(objective: Objective) -> str:
+    """What else than numbers out of range can have made a loss NaN, for the end of an error; else ""."""
+    if isinstance(objective, Classification | TokenClassification) and not objective.labels:
+        return "; or there is a label beyond config.model.num_labels, counted from 0"
+    return ""
 
 
 def score_texts(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
@@ -131,6 +147,7 @@ def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = 
 
     Raises:
       DataError: the split cannot be read, or has an example longer than the model takes.
+      ValueError: its loss is NaN or infinite.
     """
     experiment = run.experiment
     settings = settings or experiment.evaluate

@@ -97,7 +97,7 @@ def evaluation_pieces(
             rng = np.random.default_rng((config.seed, place, _MARK))
 
             def draw(place: int = place, rng: np.random.Generator = rng) -> TokenExample:
-                return draw_other(lambda i: cache.read([i])[0], place, len(source), rng)
+                return draw_other(cache.read_other, place, len(source), rng)
 
             for piece in transform.pieces(tokens, rng, draw):
                 check_example(piece, packed=False, batch_size=config.batch_size)

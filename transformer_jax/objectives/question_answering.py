@@ -54,7 +54,8 @@ class QuestionAnswering:
         Without answers the span is that of [CLS]. An answer that ends inside a token gets the whole token.
 
         Raises:
-          ValueError: the answer does not stand in the context where ``answer_starts`` says.
+          ValueError: the answer does not stand in the context where ``answer_starts`` says, or there is not
+            one of these for each answer.
         """
         question = tokenizer.encode(example["inputs"])[: self.max_question_length]
         encoding = tokenizer.encode_with_places(example["context"])
@@ -164,6 +165,11 @@ def best_span(
 
 def _answer_span(example: Example, starts: np.ndarray, stops: np.ndarray, before: int) -> np.ndarray:
     """First and last token of the first answer, after the tokens ``before`` the context."""
+    if len(example["answers"]) != len(example["answer_starts"]):
+        raise ValueError(
+            "question_answering needs the place of each answer in its context: "
+            f"{len(example['answers'])} answers have {len(example['answer_starts'])} answer_starts"
+        )
     if not len(example["answers"]):
         return np.zeros(2, np.int32)
     answer, start = example["answers"][0], int(example["answer_starts"][0])

@@ -1,14 +1,15 @@
 """Scores against their definitions, and the right references beside the right translations."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from tests.training import tiny_experiment, write_corpus
+from tests.training import SIZES, tiny_experiment, write_corpus
 from transformer_jax import evaluate, partitioning
-from transformer_jax.data import evaluation_batches, load_source
+from transformer_jax.data import count_cut, evaluation_batches, load_source
 from transformer_jax.experiment import make_transform
 from transformer_jax.loading import TrainedRun
 from transformer_jax.models import build
@@ -18,6 +19,7 @@ from transformer_jax.predictions import Outputs
 from transformer_jax.run_folder import load_or_train_tokenizer
 from transformer_jax.train_step import make_init
 from transformer_jax.translate import Translator
+from transformer_jax.types import CUT
 
 
 def test_scores_of_known_translations():
@@ -130,3 +132,22 @@ def test_samples_are_spread_out_and_marked():
     text = evaluate.sample_text(Outputs("translations", list("ABXDE"), list("abcde"), list("ABCDE"), {}), 3)
     assert [line.split()[-1] for line in text.splitlines() if "source" in line] == ["a", "c", "e"]
     assert text.count("≠") == 1
+
+
+@pytest.mark.parametrize("cut_long", [False, True])
+def test_what_is_cut_before_it_is_scored_is_counted(setting, monkeypatch, cut_long):
+    experiment, tokenizer, params, _ = setting
+    data = dataclasses.replace(experiment.data, max_length=10, buckets=())
+    experiment = dataclasses.replace(experiment, data=data, objective=Seq2Seq(cut_long=cut_long))
+    monkeypatch.setattr(evaluate, "OUTPUTS", {})  # translating counts for itself
+    run = TrainedRun(experiment, tokenizer, params, (6,))
+    figures = evaluate.evaluate_run(run, make_mesh(MeshConfig())).figures
+    texts = [example["inputs"] for example in load_source(data.source, "test").read(range(SIZES["test"]))]
+    too_long = sum(len(text) + 1 > 10 for text in texts)  # bytes and eos
+    assert 0 < too_long < len(texts)
+    assert figures.get("inputs_cut") == (too_long if cut_long else None)
+
+
+def test_an_example_in_several_pieces_is_cut_once():
+    pieces = [{}, {CUT: np.array(3)}, {CUT: np.array(3)}, {}, {CUT: np.array(1)}]
+    assert count_cut([0, 1, 1, 2, 5], pieces) == 2

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+from typing import ClassVar
 
 import jax
 import numpy as np
 import pytest
 
-from tests.training import SIZES, tiny_experiment, write_corpus
-from transformer_jax import evaluate, partitioning
+from tests.training import OWN_WORDS, SIZES, tiny_experiment, write_corpus
+from transformer_jax import evaluate, partitioning, train
 from transformer_jax.data import count_cut, evaluation_batches, load_source
 from transformer_jax.experiment import make_transform
 from transformer_jax.loading import TrainedRun
@@ -132,6 +133,37 @@ def test_samples_are_spread_out_and_marked():
     text = evaluate.sample_text(Outputs("translations", list("ABXDE"), list("abcde"), list("ABCDE"), {}), 3)
     assert [line.split()[-1] for line in text.splitlines() if "source" in line] == ["a", "c", "e"]
     assert text.count("≠") == 1
+
+
+class Recording(Seq2Seq):
+    """Keeps every text that is asked for, and whether it is for training."""
+
+    asked: ClassVar[list[tuple[bool, str]]] = []
+
+    def pieces(self, tokens, context):
+        self.asked.append((context.train, context.tokenizer.decode(tokens["inputs"])))
+        return super().pieces(tokens, context)
+
+
+def test_only_what_is_trained_on_is_changed_at_random(setting, monkeypatch):
+    experiment, tokenizer, params, _ = setting
+    experiment = dataclasses.replace(experiment, objective=Recording())
+    mesh = make_mesh(MeshConfig())
+    monkeypatch.setattr(Recording, "asked", asked := [])
+    iterator, _ = train._open_data(experiment, tokenizer, mesh)
+    next(iterator)
+    iterator.close()
+    evaluated = [text for is_training, text in asked if not is_training]
+    trained = [text for is_training, text in asked if is_training]
+    assert len(evaluated) == SIZES["validation"] + SIZES["test"] and len(trained) >= 32  # a window
+    for split, own in OWN_WORDS.items():
+        assert any(own in text for text in (trained if split == "train" else evaluated))
+        assert not any(own in text for text in (evaluated if split == "train" else trained))
+
+    monkeypatch.setattr(Recording, "asked", asked := [])
+    monkeypatch.setattr(evaluate, "Translator", Oracle)
+    evaluate.evaluate_run(TrainedRun(experiment, tokenizer, params, (6,)), mesh)
+    assert [is_training for is_training, _ in asked] == [False] * SIZES["test"]
 
 
 @pytest.mark.parametrize("cut_long", [False, True])

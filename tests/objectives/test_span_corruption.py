@@ -65,6 +65,16 @@ def test_the_targets_put_the_inputs_together_again(length, density, mean):
         assert text == tokens["inputs"].tolist()
 
 
+def test_in_evaluation_the_borders_are_always_the_same_and_the_first_piece_is_full():
+    tokenizer = ToyTokenizer()
+    tokens = SpanCorruption().encode({"inputs": TEXT}, tokenizer)
+    full = raw_length(64, 0.15, 3.0)
+    for seed in range(20):
+        pieces = SpanCorruption().pieces(tokens, draw(tokenizer, 64, seed, train=False))
+        lengths = [len(restored(piece, tokenizer.sentinels)) for piece in pieces]
+        assert lengths == [full] * (400 // full) + [400 % full]
+
+
 def test_the_longest_pieces_are_those_of_the_released_helper():
     # 568 tokens make 512 of inputs and 114 of targets in T5 (its random_spans_helper).
     assert raw_length(512, 0.15, 3.0) == 568

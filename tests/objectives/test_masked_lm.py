@@ -161,6 +161,20 @@ def test_the_second_text_follows_or_is_of_another_example():
     assert abs(np.mean(labels) - 0.5) < 5 * math.sqrt(0.25 / n)
 
 
+def test_where_both_texts_of_a_pair_begin_is_drawn_anew():
+    found, tokenizer = visits(MaskedLM(next_sentence=True), LINES, 24, 200, OTHER)
+    lengths, firsts = {0: set(), 1: set()}, set()
+    for pieces in found:
+        lengths[int(pieces[0]["labels"])].add(int((pieces[0]["inputs_types"] == 0).sum()) - 2)
+        for piece in pieces:
+            if piece["labels"]:
+                place = np.flatnonzero(piece["inputs_types"])[0]
+                firsts.add(tokenizer.tokens(piece["targets"])[place])
+    # The lines of LINES have 2, 3, 4, 5, 2, 3 words: 19 of these, whole lines, fit beside three special ones.
+    assert lengths == {label: {2, 5, 9, 14, 16} for label in (0, 1)}
+    assert firsts == {line.split()[0] for line in OTHER.splitlines()}
+
+
 def test_words_of_both_texts_with_the_same_number_are_not_one_word():
     objective = MaskedLM(next_sentence=True, whole_words=True, mask_rate=0.01)
     found, _ = visits(objective, "abcdef ghijkl", 24, 50, "mnopqr stuvwx")

@@ -42,14 +42,10 @@ def test_the_papers_example(monkeypatch):
     written = {side: " ".join(names[i] for i in piece[side].tolist()) for side in piece}
     # Text at the end of a piece gets a sentinel in the targets, as in the paper; masks that are drawn
     # have none there, which the next test shows.
-    assert (
-        written
-        == {
-            "inputs": "Thank you X me to your party Y week $",
-            "targets": "X for inviting Y last Z $",
-        }
-        or written["targets"] == "X Thank you for inviting"
-    )
+    assert written == {
+        "inputs": "Thank you X me to your party Y week $",
+        "targets": "X for inviting Y last Z $",
+    }
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 40, 400])

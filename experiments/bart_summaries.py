@@ -19,8 +19,7 @@ are, and the summaries are in ``translations_test.txt``, one a line in the order
 that does. fairseq's recipe is followed, 20,000 steps of 65,536 tokens; not its decoding, which lets a
 summary have 55 to 140 tokens and no three of them twice.
 
-Rows of summaries are as long as those of their articles, most of it padding. The articles come without the
-<s> that BART was pretrained with before its inputs.
+Rows of summaries are as long as those of their articles, most of it padding.
 
 Measured here: nothing, for want of the data. tests/test_experiments.py trains it shrunk, on records with
 the same features.

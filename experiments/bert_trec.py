@@ -12,7 +12,7 @@ Published: 96 to 97 % with networks that were pretrained on text (Howard and Rud
 
 Measured here: 96.73 % of the test questions, mean of the seeds 0, 1 and 2 (96.6, 96.4 and 97.2; the same
 number for ``--config.train.seed`` and ``--config.data.seed``). The same fine-tuning in PyTorch, by
-``benchmarks/finetune_peer.py --task=trec --rates=1e-4``, has 96.73 % as well (96.40 to 97.40). A training took
+``benchmarks/finetune_peer.py --task=trec --rates=1e-4``, has 96.73 % as well (96.40 to 97.40). A run took
 366 to 439 s, and 284 s in PyTorch, on one core each of a busy Intel Xeon (jax 0.10.2, torch 2.13.0,
 transformers 5.23.0, 2026-11-22).
 """

@@ -43,6 +43,7 @@ def get_config(variant: str = "B/16") -> ml_collections.ConfigDict:
             image_shape=(SIDE, SIDE, 3),
             num_labels=1000,
             dropout=0.1,
+            feedforward_dropout=0.1,  # within the MLP too, as in the released code
             dtype="bfloat16",
             scan_layers=True,
             remat=variant[0] in "LH",

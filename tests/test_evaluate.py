@@ -1,22 +1,26 @@
 """Scores against their definitions, and the right references beside the right translations."""
 
+import dataclasses
 import json
+from typing import ClassVar
 
 import jax
 import numpy as np
 import pytest
 
-from tests.training import tiny_experiment, write_corpus
-from transformer_jax import evaluate, partitioning
-from transformer_jax.data import evaluation_batches, load_source
+from tests.training import OWN_WORDS, SIZES, tiny_experiment, write_corpus
+from transformer_jax import evaluate, partitioning, train
+from transformer_jax.data import count_cut, evaluation_batches, load_source
 from transformer_jax.experiment import make_transform
 from transformer_jax.loading import TrainedRun
 from transformer_jax.models import build
+from transformer_jax.objectives import Classification, Seq2Seq, TokenClassification
 from transformer_jax.partitioning import MeshConfig, make_mesh
 from transformer_jax.predictions import Outputs
 from transformer_jax.run_folder import load_or_train_tokenizer
 from transformer_jax.train_step import make_init
 from transformer_jax.translate import Translator
+from transformer_jax.types import CUT
 
 
 def test_scores_of_known_translations():
@@ -77,6 +81,23 @@ def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
     assert metrics["perplexity"] == pytest.approx(np.exp(total / count), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("objective", "is_named"),
+    [
+        (Seq2Seq(), False),
+        (Classification(), True),
+        (TokenClassification(), True),
+        (Classification(labels=("no", "yes")), False),  # there is none beyond these
+    ],
+)
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+def test_a_loss_that_is_no_number_is_one_error(objective, is_named, loss):
+    sums = {"loss": loss, "nll": 1.0, "correct": 1.0, "tokens": 1.0}
+    with pytest.raises(ValueError, match=rf"^the loss of what is evaluated is {loss}: ") as caught:
+        evaluate.evaluate_loss(lambda *_: sums, objective, {}, [{}, {}])
+    assert ("a label beyond config.model.num_labels" in str(caught.value)) == is_named
+
+
 class Oracle(Translator):
     """Translates by turning the words round, which is what the corpus does."""
 
@@ -112,3 +133,53 @@ def test_samples_are_spread_out_and_marked():
     text = evaluate.sample_text(Outputs("translations", list("ABXDE"), list("abcde"), list("ABCDE"), {}), 3)
     assert [line.split()[-1] for line in text.splitlines() if "source" in line] == ["a", "c", "e"]
     assert text.count("≠") == 1
+
+
+class Recording(Seq2Seq):
+    """Keeps every text that is asked for, and whether it is for training."""
+
+    asked: ClassVar[list[tuple[bool, str]]] = []
+
+    def pieces(self, tokens, context):
+        self.asked.append((context.train, context.tokenizer.decode(tokens["inputs"])))
+        return super().pieces(tokens, context)
+
+
+def test_only_what_is_trained_on_is_changed_at_random(setting, monkeypatch):
+    experiment, tokenizer, params, _ = setting
+    experiment = dataclasses.replace(experiment, objective=Recording())
+    mesh = make_mesh(MeshConfig())
+    monkeypatch.setattr(Recording, "asked", asked := [])
+    iterator, _ = train._open_data(experiment, tokenizer, mesh)
+    next(iterator)
+    iterator.close()
+    evaluated = [text for is_training, text in asked if not is_training]
+    trained = [text for is_training, text in asked if is_training]
+    assert len(evaluated) == SIZES["validation"] + SIZES["test"] and len(trained) >= 32  # a window
+    for split, own in OWN_WORDS.items():
+        assert any(own in text for text in (trained if split == "train" else evaluated))
+        assert not any(own in text for text in (evaluated if split == "train" else trained))
+
+    monkeypatch.setattr(Recording, "asked", asked := [])
+    monkeypatch.setattr(evaluate, "Translator", Oracle)
+    evaluate.evaluate_run(TrainedRun(experiment, tokenizer, params, (6,)), mesh)
+    assert [is_training for is_training, _ in asked] == [False] * SIZES["test"]
+
+
+@pytest.mark.parametrize("cut_long", [False, True])
+def test_what_is_cut_before_it_is_scored_is_counted(setting, monkeypatch, cut_long):
+    experiment, tokenizer, params, _ = setting
+    data = dataclasses.replace(experiment.data, max_length=10, buckets=())
+    experiment = dataclasses.replace(experiment, data=data, objective=Seq2Seq(cut_long=cut_long))
+    monkeypatch.setattr(evaluate, "OUTPUTS", {})  # translating counts for itself
+    run = TrainedRun(experiment, tokenizer, params, (6,))
+    figures = evaluate.evaluate_run(run, make_mesh(MeshConfig())).figures
+    texts = [example["inputs"] for example in load_source(data.source, "test").read(range(SIZES["test"]))]
+    too_long = sum(len(text) + 1 > 10 for text in texts)  # bytes and eos
+    assert 0 < too_long < len(texts)
+    assert figures.get("inputs_cut") == (too_long if cut_long else None)
+
+
+def test_an_example_in_several_pieces_is_cut_once():
+    pieces = [{}, {CUT: np.array(3)}, {CUT: np.array(3)}, {}, {CUT: np.array(1)}]
+    assert count_cut([0, 1, 1, 2, 5], pieces) == 2

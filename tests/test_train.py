@@ -22,7 +22,7 @@ from transformer_jax.evaluate import make_evaluate_step
 from transformer_jax.experiment import make_transform
 from transformer_jax.loading import load_run
 from transformer_jax.models import build, example_inputs
-from transformer_jax.objectives import Seq2Seq
+from transformer_jax.objectives import Classification, Seq2Seq, TokenClassification
 from transformer_jax.progress import MetricWriter, read_metrics
 from transformer_jax.run_folder import load_or_train_tokenizer, store_config
 from transformer_jax.train import StepLog, _continue_command, train
@@ -323,3 +323,12 @@ def test_logged_loss_is_the_mean_over_the_tokens_of_several_steps(tmp_path):
     assert record["step"] == 9 and record["train/loss"] == 3.0 and record["train/speed"] == 1.0
     assert record["train/gradient_norm"] == 5.0 and record["train/rate"] == 7.0
     assert log.loss == pytest.approx(2 / 3) and log.total == {}
+
+
+def test_a_label_beyond_the_classes_is_named_where_there_may_be_one(tmp_path):
+    for objective, is_named in ((Seq2Seq(), False), (Classification(), True), (TokenClassification(), True)):
+        log = StepLog(objective, MetricWriter(tmp_path, active=False))
+        log.add({"loss": jax.numpy.float32(np.nan), "tokens": jax.numpy.float32(1)})
+        with pytest.raises(FloatingPointError, match=r"loss became nan at step 3, .* lower") as caught:
+            log.fetch(3)
+        assert ("a label beyond config.model.num_labels" in str(caught.value)) == is_named

@@ -26,12 +26,12 @@ from transformer_jax.command_line import (
     define_run_flags,
     reported_errors,
 )
-from transformer_jax.data import Source, evaluation_batches, load_source
+from transformer_jax.data import Source, batches_of_pieces, count_cut, evaluation_pieces, load_source
 from transformer_jax.experiment import EvaluateConfig, Experiment, make_transform
 from transformer_jax.files import write_json, write_whole
 from transformer_jax.loading import TrainedRun, load_run
 from transformer_jax.models import build
-from transformer_jax.objectives import Seq2Seq
+from transformer_jax.objectives import Classification, QuestionAnswering, Seq2Seq, TokenClassification
 from transformer_jax.objectives.base import Apply, Objective, Sums
 from transformer_jax.predictions import Outputs, answers, reconstructions
 from transformer_jax.progress import summary_table
@@ -64,12 +64,28 @@ def make_evaluate_step(experiment: Experiment) -> Callable[[PyTree, Batch], Sums
 def evaluate_loss(
     step: Callable[[PyTree, Batch], Sums], objective: Objective, params: PyTree, batches: Iterable[Batch]
 ) -> Metrics:
-    """The objective's metrics over all batches, each real token with the same weight."""
+    """The objective's metrics over all batches, each real token with the same weight.
+
+    Raises:
+      ValueError: the loss is NaN or infinite.
+    """
     total: dict[str, float] = {}
     for sums in [step(params, batch) for batch in batches]:  # all are sent off before one is waited for
         for name, value in sums.items():
             total[name] = total.get(name, 0.0) + float(value)
+    if not np.isfinite(total["loss"]):
+        raise ValueError(
+            f"the loss of what is evaluated is {total['loss']}: the parameters, or what the model "
+            f"computes with them, are not finite{or_a_label(objective)}"
+        )
     return objective.metrics(total)
+
+
+def or_a_label(objective: Objective) -> str:
+    """What else than numbers out of range can have made a loss NaN, for the end of an error; else ""."""
+    if isinstance(objective, Classification | TokenClassification) and not objective.labels:
+        return "; or there is a label beyond config.model.num_labels, counted from 0"
+    return ""
 
 
 def score_texts(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
@@ -131,29 +147,21 @@ def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = 
 
     Raises:
       DataError: the split cannot be read, or has an example longer than the model takes.
+      ValueError: its loss is NaN or infinite.
     """
     experiment = run.experiment
     settings = settings or experiment.evaluate
     source = load_source(experiment.data.source, settings.split)
-    transform = make_transform(experiment.objective, run.tokenizer, experiment.data.max_length, train=False)
-    limit = experiment.model.max_length
-    part, parts = partitioning.process_slice(mesh)
-    batches = evaluation_batches(
-        experiment.data,
-        source,
-        transform,
-        limit,
-        process_index=part,
-        process_count=parts,
-        row_multiple=partitioning.num_batch_shards(mesh),
-    )
+    batches, num_cut = _batches(run, mesh, source)
     figures: dict[str, Any] = {"split": settings.split, "examples": len(source)}
+    if _may_cut(experiment.objective):
+        figures["inputs_cut"] = num_cut
     figures["checkpoint_steps"] = list(run.steps)
     figures |= evaluate_loss(
         make_evaluate_step(experiment),
         experiment.objective,
         run.params,
-        (partitioning.shard_batch(mesh, batch) for _, batch in batches),
+        (partitioning.shard_batch(mesh, batch) for batch in batches),
     )
     start = time.monotonic()
     predict = OUTPUTS.get(experiment.objective.name)
@@ -163,6 +171,31 @@ def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = 
     figures |= outputs.figures
     figures[f"{outputs.name.removesuffix('s')}_seconds"] = time.monotonic() - start
     return Evaluation(figures, outputs, sample_text(outputs, settings.num_samples))
+
+
+def _batches(run: TrainedRun, mesh: Mesh, source: Source) -> tuple[list[dict[str, np.ndarray]], int]:
+    """This process's rows of a whole split, and how many of its examples were cut short for that."""
+    experiment = run.experiment
+    transform = make_transform(experiment.objective, run.tokenizer, experiment.data.max_length, train=False)
+    places, pieces = evaluation_pieces(experiment.data, source, transform)
+    part, parts = partitioning.process_slice(mesh)
+    batches = batches_of_pieces(
+        experiment.data,
+        places,
+        pieces,
+        experiment.model.max_length,
+        process_index=part,
+        process_count=parts,
+        row_multiple=partitioning.num_batch_shards(mesh),
+    )
+    return [batch for _, batch in batches], count_cut(places, pieces)
+
+
+def _may_cut(objective: Objective) -> bool:
+    """Whether an objective scores examples that it has cut short."""
+    if isinstance(objective, Seq2Seq | Classification):
+        return objective.cut_long
+    return isinstance(objective, QuestionAnswering)
 
 
 def translations(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Source) -> Outputs:
@@ -175,8 +208,6 @@ def translations(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: 
     decoding = {name: getattr(settings, name) for name in DECODING_FLAGS}
     if settings.temperature == 0:
         decoding = {name: decoding[name] for name in ("beam_size", "length_penalty")}
-    if most is not None:
-        decoding["inputs_cut"] = translator.num_cut
     scores = score_texts(hypotheses, references)
     return Outputs("translations", hypotheses, inputs, references, decoding | scores)
 

@@ -121,10 +121,11 @@ class StepLog:
         self.add(None)
         for name, value in self._latest.items():
             if not np.isfinite(value):
+                or_a_label = evaluate.or_a_label(self._objective)
                 raise FloatingPointError(
                     f"the {name} became {value} at step {step}, which is not saved: lower "
                     "config.optimizer.peak_rate, lengthen config.optimizer.warmup_steps, or set "
-                    "config.optimizer.clip_norm, and start again in another --workdir"
+                    f"config.optimizer.clip_norm, and start again in another --workdir{or_a_label}"
                 )
 
     def write(self, step: int, extra: dict[str, float]) -> None:
@@ -179,6 +180,7 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
       DataError: data or tokenizer cannot be used.
       CheckpointError: a checkpoint cannot be written, or none of those there can be read.
       FloatingPointError: the loss or its gradient became NaN or infinite.
+      ValueError: so did the loss of what is evaluated.
     """
     experiment = config if isinstance(config, Experiment) else read_experiment(config)
     settings = experiment.train

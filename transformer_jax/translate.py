@@ -63,7 +63,6 @@ class Translator:
             )
         self._config, self._tokenizer = config, tokenizer
         self._most_tokens = most_tokens
-        self.num_cut = 0  # texts, so far
         self._generator = Generator(
             config,
             settings,
@@ -102,7 +101,6 @@ class Translator:
         source, most = self._tokenizer.encode_whole(text), self._most_tokens
         if most is not None and len(source) > most:
             source = np.append(source[: most - 1], source[-1:])  # eos stays
-            self.num_cut += 1
         check_tokens(source, number, text, self._config)
         return source
 

@@ -10,10 +10,18 @@ import grain
 import numpy as np
 import pytest
 
+from tests.objectives.toy import ToyTokenizer
 from transformer_jax.config import ConfigError
-from transformer_jax.data import DataConfig, DataError, MemorySource, evaluation_batches, training_iterator
+from transformer_jax.data import (
+    DataConfig,
+    DataError,
+    MemorySource,
+    evaluation_batches,
+    evaluation_pieces,
+    training_iterator,
+)
 from transformer_jax.data import token_examples as module
-from transformer_jax.objectives import Seq2Seq
+from transformer_jax.objectives import MaskedLM, Seq2Seq
 from transformer_jax.objectives.base import BoundTransform
 
 NUM_EXAMPLES = 50
@@ -231,6 +239,24 @@ def test_evaluation_has_every_piece_once_and_always_the_same(config):
     assert covered == lengths and len(set(found)) == len(found)
     training = [expected_pieces(place, 3) for place in range(50)]
     assert [piece[:3] for piece in sorted(found) if piece[0] == 3] not in training  # randomness of its own
+
+
+def test_no_other_example_in_evaluation_is_blank():
+    for seed in range(5):
+        config = dataclasses.replace(BUCKETS, seed=seed)
+        batches = evaluation_batches(config, make_source(), Pieces())
+        drawn = {other for _, batch in batches for *_, other in read_back(batch)}
+        assert BLANK not in drawn and len(drawn) > 20
+
+
+def test_no_second_sentence_in_evaluation_is_blank():
+    texts = [f"w{i} x\ny z" if i % 3 == 0 else " \n"[: i % 3] for i in range(30)]  # two in three are blank
+    transform = BoundTransform(MaskedLM(next_sentence=True), ToyTokenizer(), 12, train=False)
+    places, pieces = evaluation_pieces(BUCKETS, MemorySource({"inputs": texts}), transform)
+    assert set(places) == set(range(0, 30, 3))
+    labels = [int(piece["labels"]) for piece in pieces]
+    assert 5 < sum(labels) < len(labels)
+    assert all((piece["inputs_types"] == 1).sum() > 1 for piece in pieces)  # more than [SEP]
 
 
 def test_nothing_to_evaluate():

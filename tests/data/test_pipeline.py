@@ -365,3 +365,12 @@ def test_evaluation_keeps_its_shapes_when_all_fit():
     ((indices, batch),) = evaluation_batches(BUCKETS, source, PLAIN)
     assert indices.tolist() == [0, 1, 2] + [-1] * 13
     assert batch["targets"].shape == (16, 6)
+
+
+def test_the_further_length_of_evaluation_is_at_most_the_models():
+    batches = evaluation_batches(BUCKETS, make_source(), PLAIN, 40)  # 31 tokens would be rounded up to 64
+    assert {batch["inputs"].shape[1] for _, batch in batches} == {6, 10, 16, 40}
+    with pytest.raises(
+        DataError, match=r"example 1 of those to evaluate has 31 tokens .* the model takes 30"
+    ):
+        evaluation_batches(BUCKETS, make_source(), PLAIN, 30)

@@ -87,6 +87,28 @@ def test_byte_is_a_token_a_byte():
     assert len(set(tokenizer.encode(every).tolist())) == 128 + 30 + 64  # ASCII, first and further bytes
 
 
+def test_words_of_bytes_are_parted_and_change_no_id():
+    tokenizer = train_tokenizer(TokenizerConfig(kind="byte"), [])
+    text = "Größe: 3,5 m.\n  DON'T don't"
+    found = tokenizer.encode_with_places(text)
+    numbers = range(found.words.max() + 1)
+    starts, stops = (
+        [int(side[found.words == number][place]) for number in numbers]
+        for side, place in ((found.starts, 0), (found.stops, -1))
+    )
+    words = [text[start:stop] for start, stop in zip(starts, stops, strict=True)]
+    # As in GPT-2: letters, digits and other signs apart, each with a space before it.
+    wanted = ["Größe", ":", " 3", ",", "5", " m", ".", "\n ", " DON", "'", "T", " don", "'t"]
+    assert words == wanted
+    # By formula: bytes that can be printed in Latin-1, then the others (Radford et al. 2019).
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    order = printable + [byte for byte in range(256) if byte not in printable]
+    for tricky in [*TRICKY, text, "  \t\n ", "a  b   c", "we'll 12ab", "<mask><eos>", "x\u00a0y \u3000z"]:
+        ids = tokenizer.encode(tricky)
+        assert ids.tolist() == [4 + order.index(byte) for byte in tricky.encode()]
+        assert tokenizer.decode(ids) == tricky
+
+
 def test_bpe_finds_the_pieces_of_german_number_words():
     tokenizer = train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=400), TEXTS)
     assert tokenizer.vocab_size == 400

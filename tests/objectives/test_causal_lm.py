@@ -56,3 +56,11 @@ def test_loss_is_that_of_numpy_and_the_model_gets_the_inputs_alone(rng):
     right = [logits[r, i].argmax() == t for r, e in enumerate(examples) for i, t in enumerate(e["targets"])]
     wanted = [np.mean(each), np.mean(each), np.exp(np.mean(each)), np.mean(right)]
     np.testing.assert_allclose([metrics[name] for name in CausalLM.METRICS], wanted, rtol=1e-5)
+
+
+def test_in_evaluation_the_pieces_are_always_the_same_and_begin_with_a_full_one():
+    tokenizer = ToyTokenizer()
+    tokens = CausalLM().encode({"inputs": TEXT}, tokenizer)
+    for seed in range(20):
+        pieces = CausalLM().pieces(tokens, draw(tokenizer, 7, seed, train=False))
+        assert [len(piece["targets"]) for piece in pieces] == [7, 7, 7, 7, 7, 6]  # 40 words and eos

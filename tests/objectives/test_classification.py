@@ -229,8 +229,9 @@ def test_other_classes_than_the_model_tells_are_not_passed_over():
     batch = {"images": np.zeros((1, 1, 1, 1), np.uint8), "labels": np.array([2], np.int32)}
 
     def apply(*_, **__):
-        return jnp.zeros((1, 2))
+        return jnp.full((1, 2), -0.5)
 
-    assert np.isnan(Classification().loss(apply, {}, batch, None)[0])
+    loss, sums = Classification().loss(apply, {}, batch, None)
+    assert np.isnan(loss) and float(sums["correct"]) == 0
     with pytest.raises(ValueError, match=r"tells 2 classes, but objective.labels=\('a',\) names 1"):
         Classification(labels=("a",)).loss(apply, {}, batch, None)

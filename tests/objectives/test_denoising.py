@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.objectives.toy import ROLES, ToyTokenizer, draw
+from transformer_jax.data.tokenizers import TokenizerConfig, train_tokenizer
 from transformer_jax.objectives.denoising import Denoising, span_lengths
 
 TEXT = " ".join(f"{i:03d}" * (1 + i % 4) for i in range(200))  # words of one to four tokens
@@ -50,6 +51,17 @@ def test_exactly_the_stated_share_of_the_words_is_cut_out_whole():
         assert len(kept) == 200 - 60  # 0.298 * 200, rounded up
         without = [t for t in piece["inputs"].tolist()[1:-1] if t != ROLES["mask"]]
         assert without == tokens["inputs"][np.isin(words, kept)].tolist()
+
+
+def test_bytes_are_cut_out_by_words_at_the_stated_rate():
+    tokenizer = train_tokenizer(TokenizerConfig(kind="byte", special_tokens=("<mask>",)), [])
+    text = " ".join(f"{i}größe" for i in range(100, 200))  # parted into digits and letters
+    objective = Denoising(mask_rate=0.3, permute_sentences=False)
+    tokens = objective.encode({"inputs": text}, tokenizer)
+    for seed in range(10):
+        (piece,) = objective.pieces(tokens, draw(tokenizer, 2000, seed))
+        kept = tokenizer.decode(piece["inputs"])
+        assert len(re.findall("größe", kept)) + len(re.findall(r"\d{3}", kept)) == 200 - 60
 
 
 def test_span_lengths_are_poisson_numbers(rng):

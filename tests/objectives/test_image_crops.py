@@ -37,6 +37,41 @@ def test_a_part_becomes_smaller_or_larger(side):
     assert (found[..., 2] == 7).all()
 
 
+def triangle_weights(size, start, stop, side):
+    """Row i: the weights of a triangle as wide as two of the new pixels, around the middle of the i-th."""
+    scale = (stop - start) / side
+    middles = start + (np.arange(side)[:, None] + 0.5) * scale
+    distances = np.abs(np.arange(size)[None, :] + 0.5 - middles) / scale
+    weights = np.maximum(0, 1 - distances)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("side", [7, 16, 20])
+@pytest.mark.parametrize("box", [(0.0, 0.0, 40.0, 60.0), (4.5, 10.0, 35.5, 58.0)])
+@pytest.mark.parametrize("kind", ["noise", "checkerboard"])
+def test_what_becomes_smaller_is_a_mean_of_all_its_pixels(rng, kind, box, side):
+    image = rng.integers(0, 256, (60, 40, 3), np.uint8)
+    if kind == "checkerboard":
+        image = np.tile(255 * (np.indices((60, 40)).sum(axis=0) % 2)[..., None], 3).astype(np.uint8)
+    rows = triangle_weights(60, box[1], box[3], side)
+    columns = triangle_weights(40, box[0], box[2], side)
+    wanted = np.einsum("ay,yxc,bx->abc", rows, image, columns)
+    # Rounded after the columns and after the rows: half a step each.
+    np.testing.assert_allclose(resized(image, box, side), wanted, atol=1)
+
+
+def test_the_least_area_is_that_of_the_objective():
+    image = ramps(40, 40)
+    for least, is_whole in ((1.0, True), (0.5, False)):
+        objective = Classification(image_size=20, least_area=least)
+        tokens = objective.encode({"images": image, "labels": 0}, ToyTokenizer())
+        seen = set()
+        for seed in range(30):
+            (piece,) = objective.pieces(tokens, draw(ToyTokenizer(), 1, seed))
+            seen.add(piece["images"].tobytes())
+        assert (seen == {resized(image, (0.0, 0.0, 40.0, 40.0), 20).tobytes()}) == is_whole
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_channels_are_kept(channels):
     image = np.full((12, 9, channels), 200, np.uint8)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.objectives.toy import ROLES, VOCAB_SIZE, ToyTokenizer, draw, floats, log_softmax, padded
+from transformer_jax.data.tokenizers import TokenizerConfig, train_tokenizer
 from transformer_jax.objectives.masked_lm import MaskedLM, choose_words
 from transformer_jax.objectives.special_tokens import random_ids, special_ids
 
@@ -93,6 +94,14 @@ def test_whole_words_are_chosen_whole_or_not_at_all():
         assert 1 <= chosen.sum() <= round(0.15 * 122)
 
 
+def test_whole_words_of_bytes_are_chosen_at_the_stated_rate():
+    tokenizer = train_tokenizer(TokenizerConfig(kind="byte", special_tokens=("<cls>", "<sep>", "<mask>")), [])
+    text = " ".join(["word"] * 100)  # of five bytes each, but for the first, which has no space
+    found, _ = visits(MaskedLM(whole_words=True), text, 600, 20, tokenizer=tokenizer)
+    for (piece,) in found:
+        assert 70 <= piece["targets_weights"].sum() <= round(0.15 * 501)
+
+
 def test_a_word_too_long_for_the_number_is_chosen_all_the_same():
     ((piece,),), _ = visits(MaskedLM(whole_words=True), "abcdefghi", 20, 1)
     assert piece["targets_weights"].tolist() == [0, 1, 1, 1, 0]
@@ -150,6 +159,20 @@ def test_the_second_text_follows_or_is_of_another_example():
     n = len(labels)
     assert n > 1000
     assert abs(np.mean(labels) - 0.5) < 5 * math.sqrt(0.25 / n)
+
+
+def test_where_both_texts_of_a_pair_begin_is_drawn_anew():
+    found, tokenizer = visits(MaskedLM(next_sentence=True), LINES, 24, 200, OTHER)
+    lengths, firsts = {0: set(), 1: set()}, set()
+    for pieces in found:
+        lengths[int(pieces[0]["labels"])].add(int((pieces[0]["inputs_types"] == 0).sum()) - 2)
+        for piece in pieces:
+            if piece["labels"]:
+                place = np.flatnonzero(piece["inputs_types"])[0]
+                firsts.add(tokenizer.tokens(piece["targets"])[place])
+    # The lines of LINES have 2, 3, 4, 5, 2, 3 words: 19 of these, whole lines, fit beside three special ones.
+    assert lengths == {label: {2, 5, 9, 14, 16} for label in (0, 1)}
+    assert firsts == {line.split()[0] for line in OTHER.splitlines()}
 
 
 def test_words_of_both_texts_with_the_same_number_are_not_one_word():

@@ -84,6 +84,17 @@ def test_a_long_question_is_cut_or_an_error():
         objective.pieces(tokens, draw(tokenizer, 8))
 
 
+def test_how_much_of_a_question_was_cut_is_said_in_every_window():
+    tokenizer, objective = ToyTokenizer(), QuestionAnswering(max_question_length=5, stride=4)
+    tokens = objective.encode(asked("001", WORDS, question=WORDS), tokenizer)
+    for max_length in (16, 100):
+        pieces = objective.pieces(tokens, draw(tokenizer, max_length))
+        assert (len(pieces) > 1) == (max_length == 16)
+        assert [int(piece["_cut"]) for piece in pieces] == [55] * len(pieces)  # of 60 tokens
+    short = objective.encode(asked("001", WORDS, question="a b c d e"), tokenizer)
+    assert not any("_cut" in piece for piece in [short, *objective.pieces(short, draw(tokenizer, 16))])
+
+
 @pytest.mark.parametrize(("answer", "start"), [("Prague", 17), ("1348", -5), ("Brno", 18), ("", 3)])
 def test_an_answer_that_is_not_where_it_should_be_is_an_error(answer, start):
     example = asked("Prague") | {"answers": [answer], "answer_starts": [start]}

@@ -42,14 +42,10 @@ def test_the_papers_example(monkeypatch):
     written = {side: " ".join(names[i] for i in piece[side].tolist()) for side in piece}
     # Text at the end of a piece gets a sentinel in the targets, as in the paper; masks that are drawn
     # have none there, which the next test shows.
-    assert (
-        written
-        == {
-            "inputs": "Thank you X me to your party Y week $",
-            "targets": "X for inviting Y last Z $",
-        }
-        or written["targets"] == "X Thank you for inviting"
-    )
+    assert written == {
+        "inputs": "Thank you X me to your party Y week $",
+        "targets": "X for inviting Y last Z $",
+    }
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 40, 400])
@@ -63,6 +59,16 @@ def test_the_targets_put_the_inputs_together_again(length, density, mean):
         assert all(len(piece[side]) <= 64 for piece in pieces for side in piece)
         text = [token for piece in pieces for token in restored(piece, tokenizer.sentinels)]
         assert text == tokens["inputs"].tolist()
+
+
+def test_in_evaluation_the_borders_are_always_the_same_and_the_first_piece_is_full():
+    tokenizer = ToyTokenizer()
+    tokens = SpanCorruption().encode({"inputs": TEXT}, tokenizer)
+    full = raw_length(64, 0.15, 3.0)
+    for seed in range(20):
+        pieces = SpanCorruption().pieces(tokens, draw(tokenizer, 64, seed, train=False))
+        lengths = [len(restored(piece, tokenizer.sentinels)) for piece in pieces]
+        assert lengths == [full] * (400 // full) + [400 % full]
 
 
 def test_the_longest_pieces_are_those_of_the_released_helper():

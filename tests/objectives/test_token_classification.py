@@ -103,8 +103,9 @@ def test_other_classes_than_the_model_tells_are_not_passed_over():
     }
 
     def apply(*_, **__):
-        return jnp.zeros((2, 1, 2))
+        return jnp.full((2, 1, 2), -0.5)
 
-    assert np.isnan(TokenClassification().loss(apply, {}, padded([piece], 1), None)[0])
+    loss, sums = TokenClassification().loss(apply, {}, padded([piece], 1), None)
+    assert np.isnan(loss) and float(sums["correct"]) == 0
     with pytest.raises(ValueError, match="tells 2 classes, but"):
         TokenClassification(labels=LABELS).loss(apply, {}, padded([piece], 1), None)

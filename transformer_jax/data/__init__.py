@@ -1,6 +1,11 @@
 """Examples to batches: sources, tokenizers, and the Grain pipeline with its replayable state."""
 
-from transformer_jax.data.evaluation import evaluation_batches, evaluation_pieces
+from transformer_jax.data.evaluation import (
+    batches_of_pieces,
+    count_cut,
+    evaluation_batches,
+    evaluation_pieces,
+)
 from transformer_jax.data.examples import DataError, MemorySource, Source
 from transformer_jax.data.packing import rows_per_batch
 from transformer_jax.data.pipeline import (
@@ -38,6 +43,8 @@ __all__ = [
     "TokenizerConfig",
     "TrainingIterator",
     "Transform",
+    "batches_of_pieces",
+    "count_cut",
     "data_folder",
     "evaluation_batches",
     "evaluation_pieces",

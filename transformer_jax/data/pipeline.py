@@ -241,7 +241,7 @@ class _WindowedBatches(grain.IterDataset):
         rng = np.random.default_rng((self.config.seed, place))
 
         def draw() -> TokenExample:
-            return draw_other(lambda i: self.tokens.read([i])[0], self.order[place], self.num_examples, rng)
+            return draw_other(self.tokens.read_other, self.order[place], self.num_examples, rng)
 
         return self.transform.pieces(tokens, rng, draw)
 

@@ -48,13 +48,14 @@ class TokenCache:
     def __init__(self, source: Source, transform: Transform, *, leave_out_blank: bool = True):
         self._source, self._transform, self._leave_out_blank = source, transform, leave_out_blank
         self._cached: dict[int, TokenExample | None] = {}
+        self._blank: set[int] = set()  # of the indices read so far
         self._bytes = 0
 
     def read(self, indices: Sequence[int]) -> list[TokenExample | None]:
         """The token examples at ``indices``."""
         missing = [index for index in dict.fromkeys(indices) if index not in self._cached]
         read = self._source.read(missing) if missing else []
-        fresh = dict(zip(missing, map(self._tokens, read), strict=True))
+        fresh = {index: self._tokens(index, example) for index, example in zip(missing, read, strict=True)}
         found = [fresh[i] if i in fresh else self._cached[i] for i in indices]
         for index in missing:
             if len(self._cached) >= CACHED_EXAMPLES or self._bytes >= CACHED_BYTES:
@@ -63,9 +64,16 @@ class TokenCache:
             self._bytes += sum(array.nbytes for array in tokens.values()) if tokens else 0
         return found
 
-    def _tokens(self, example: Example) -> TokenExample | None:
-        if self._leave_out_blank and any(map(_is_blank, example.values())):
-            return None
+    def read_other(self, index: int) -> TokenExample | None:
+        """The token example at ``index`` for use beside another one: None if a text in it is blank."""
+        (tokens,) = self.read([index])
+        return None if index in self._blank else tokens
+
+    def _tokens(self, index: int, example: Example) -> TokenExample | None:
+        if any(map(_is_blank, example.values())):
+            self._blank.add(index)
+            if self._leave_out_blank:
+                return None
         return self._transform.encode(example)
 
 

@@ -312,7 +312,8 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         vocabulary = {token: i for i, token in enumerate(special + alphabet)}
         implementation = tokenizers.Tokenizer(models.BPE(vocabulary, []))
         implementation.add_special_tokens(special)
-        implementation.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        # The words that it parts are nothing to the ids, but to objectives that choose or cut out words.
+        implementation.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         implementation.decoder = decoders.ByteLevel()
         return Tokenizer(implementation)
     if config.kind == "bpe":

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from transformer_jax.config import ConfigError
-from transformer_jax.types import Batch, Drawing, Encoder, Encoding, Example, PyTree, TokenExample
+from transformer_jax.types import FEATURES, Batch, Drawing, Encoder, Encoding, Example, PyTree, TokenExample
 
 __all__ = [
     "Apply",
@@ -19,10 +19,13 @@ __all__ = [
     "Objective",
     "Sums",
     "check_features",
+    "check_kinds",
 ]
 
 Apply: TypeAlias = Callable[..., Any]  # model.apply
 Sums: TypeAlias = dict[str, jax.Array]
+
+_LIST = "list of "
 
 
 @runtime_checkable
@@ -80,6 +83,36 @@ def check_features(objective: Objective, found: Iterable[str]) -> None:
         )
 
 
+def check_kinds(objective: Objective, example: Example) -> None:
+    """Raises ConfigError unless what the objective reads of an example is of the kinds that it reads.
+
+    A feature may be single or a list (``types.FEATURES``). Inputs and labels are lists where words are to be
+    told, and single everywhere else: a text taken for a list would be one of characters.
+    """
+    for feature in dict.fromkeys((*objective.FEATURES, "inputs", "pair")):
+        if feature not in example:
+            continue
+        lists = [kind for kind in FEATURES[feature] if kind.startswith(_LIST)]
+        single = [kind for kind in FEATURES[feature] if not kind.startswith(_LIST)]
+        allowed = lists if lists and (not single or objective.name == "token_classification") else single
+        if not any(_is_of_kind(example[feature], kind) for kind in allowed):
+            wanted = " or ".join(f"an {kind}" if kind == "integer" else f"a {kind}" for kind in allowed)
+            raise ConfigError(
+                f"{objective.name} needs {wanted} as {feature}, not {example[feature]!r:.80}: "
+                "config.data.source.features says what is read as it"
+            )
+
+
+def _is_of_kind(value: Any, kind: str) -> bool:
+    if kind.startswith(_LIST):
+        is_list = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
+        single = kind.removeprefix(_LIST).removesuffix("s")
+        return is_list and all(_is_of_kind(item, single) for item in value)
+    if kind == "text":
+        return isinstance(value, str)
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 @dataclasses.dataclass(frozen=True)
 class BoundTransform:
     """What an objective does on the host, bound to all but the data; the pipeline's ``Transform``."""
@@ -90,8 +123,9 @@ class BoundTransform:
     train: bool
 
     def encode(self, example: Example) -> TokenExample:
-        """As ``Objective.encode``; raises ConfigError where the example lacks a feature."""
+        """As ``Objective.encode``; raises ConfigError where a feature is missing or of another kind."""
         check_features(self.objective, example)
+        check_kinds(self.objective, example)
         return self.objective.encode(example, self.tokenizer)
 
     def pieces(

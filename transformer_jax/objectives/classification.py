@@ -137,7 +137,8 @@ class Classification:
     ) -> tuple[jax.Array, Sums]:
         """Cross-entropy over examples, summed, in nats.
 
-        A label beyond the model's classes makes the loss NaN: with ``labels`` there can be none.
+        A label beyond the model's classes makes the loss NaN, and no guess of it is right: with ``labels``
+        there can be none.
 
         Returns:
           The sum, and the sums ``loss``, ``correct`` and ``tokens``, which is the number of examples. With
@@ -157,10 +158,11 @@ class Classification:
         losses = smoothed_cross_entropy(
             logits[:, None], jnp.maximum(labels, 0)[:, None], self.label_smoothing
         )
-        each = jnp.where(labels < logits.shape[-1], losses.loss[:, 0], jnp.nan)
+        is_class = labels < logits.shape[-1]
+        each = jnp.where(is_class, losses.loss[:, 0], jnp.nan)
         weights = (labels >= 0).astype(jnp.float32)
         loss = jnp.sum(jnp.where(weights > 0, each, 0.0))
-        is_correct = losses.is_correct[:, 0] * weights
+        is_correct = losses.is_correct[:, 0] * is_class * weights
         sums = {"loss": loss, "correct": jnp.sum(is_correct), "tokens": jnp.sum(weights)}
         if logits.shape[-1] == 2:
             is_positive = (labels == 1).astype(jnp.float32)

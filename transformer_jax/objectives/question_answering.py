@@ -12,7 +12,7 @@ from transformer_jax.config import check_types
 from transformer_jax.objectives.base import Apply, Sums
 from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.losses import smoothed_cross_entropy
-from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
+from transformer_jax.types import CUT, Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 NO_PLACE = -1  # in _starts and _stops, of tokens that are not of the context
 _NO_LOGIT = -1e9
@@ -31,7 +31,8 @@ class QuestionAnswering:
 
     Attributes:
       stride: tokens from the beginning of one window to that of the next.
-      max_question_length: tokens of the question that are kept, as in the released BERT.
+      max_question_length: tokens of the question that are kept, as in the released BERT; longer ones are
+        counted.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
@@ -54,9 +55,11 @@ class QuestionAnswering:
         Without answers the span is that of [CLS]. An answer that ends inside a token gets the whole token.
 
         Raises:
-          ValueError: the answer does not stand in the context where ``answer_starts`` says.
+          ValueError: the answer does not stand in the context where ``answer_starts`` says, or there is not
+            one of these for each answer.
         """
-        question = tokenizer.encode(example["inputs"])[: self.max_question_length]
+        whole = tokenizer.encode(example["inputs"])
+        question = whole[: self.max_question_length]
         encoding = tokenizer.encode_with_places(example["context"])
         cls, sep = tokenizer.id_of("cls"), tokenizer.id_of("sep")
         before = len(question) + 2
@@ -70,7 +73,7 @@ class QuestionAnswering:
             "answer_span": _answer_span(example, encoding.starts, encoding.stops, before),
             "_starts": around(encoding.starts),
             "_stops": around(encoding.stops),
-        }
+        } | ({CUT: np.array(len(whole) - len(question))} if len(question) < len(whole) else {})
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
         """The example, or its windows from left to right until one reaches the end of the context.
@@ -97,7 +100,7 @@ class QuestionAnswering:
             first, last = tokens["answer_span"]
             is_whole = start <= first and last < stop
             span = tokens["answer_span"] - (start - before) if is_whole else np.zeros(2)
-            found.append(window | {"answer_span": span.astype(np.int32)})
+            found.append({**tokens, **window, "answer_span": span.astype(np.int32)})
             if stop == end:
                 return found
             start += min(self.stride, room)  # so that no token is left out
@@ -164,6 +167,11 @@ def best_span(
 
 def _answer_span(example: Example, starts: np.ndarray, stops: np.ndarray, before: int) -> np.ndarray:
     """First and last token of the first answer, after the tokens ``before`` the context."""
+    if len(example["answers"]) != len(example["answer_starts"]):
+        raise ValueError(
+            "question_answering needs the place of each answer in its context: "
+            f"{len(example['answers'])} answers have {len(example['answer_starts'])} answer_starts"
+        )
     if not len(example["answers"]):
         return np.zeros(2, np.int32)
     answer, start = example["answers"][0], int(example["answer_starts"][0])

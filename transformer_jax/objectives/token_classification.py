@@ -88,7 +88,8 @@ class TokenClassification:
     ) -> tuple[jax.Array, Sums]:
         """Cross-entropy over words, summed, in nats.
 
-        A label beyond the model's classes makes the loss NaN: with ``labels`` there can be none.
+        A label beyond the model's classes makes the loss NaN, and no guess of it is right: with ``labels``
+        there can be none.
 
         Returns:
           The sum, and the sums ``loss``, ``correct`` and ``tokens``, which is the number of words.
@@ -100,9 +101,10 @@ class TokenClassification:
         check_classes(logits.shape[-1], self.labels)
         targets, weights = jnp.asarray(batch["targets"]), target_weights(batch)
         losses = smoothed_cross_entropy(logits, targets, 0.0)
-        each = jnp.where(targets < logits.shape[-1], losses.loss, jnp.nan)
+        is_class = targets < logits.shape[-1]
+        each = jnp.where(is_class, losses.loss, jnp.nan)
         loss = jnp.sum(jnp.where(weights > 0, each, 0.0))
-        correct = jnp.sum(losses.is_correct * weights)
+        correct = jnp.sum(losses.is_correct * is_class * weights)
         return loss, {"loss": loss, "correct": correct, "tokens": jnp.sum(weights)}
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:

@@ -257,8 +257,8 @@ def test_few_shapes_are_compiled():
     tokenizer = train_tokenizer(special, [])
     texts = ["x" * n for n in range(0, 99)]
     vectors = embed_texts(config, params, tokenizer, texts, batch_size=8)
-    # Lengths 16, 32, 64 and 100; 8 rows, or at the end of a length 1, 2 or 4.
-    assert inference._means(config)._cache_size() <= 4 * 2
+    # 8 rows of each of the lengths 16, 32, 64 and 100, and 4 rows at the end of the last.
+    assert inference._means(config)._cache_size() == 5
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
@@ -268,8 +268,8 @@ def test_few_shapes_are_compiled():
         ("gpt2", lambda m: m.generate(TEXTS, max_new_tokens=6)),
         ("gpt2", lambda m: "".join(m.stream(TEXTS[0], max_new_tokens=6))),
         ("bart", lambda m: m.generate(TEXTS, max_new_tokens=6, num_beams=3)),
-        ("bert_base_model", lambda m: m.embed(TEXTS).round(4).tolist()),
-        ("bert_sequence", lambda m: [[name for name, _ in row] for row in m.classify(TEXTS)]),
+        ("bert_base_model", lambda m: m.embed(TEXTS)),
+        ("bert_sequence", lambda m: class_probabilities(m.config, m.params, m.tokenizer, TEXTS)),
     ],
     ids=["prompts", "stream", "sources", "vectors", "classes"],
 )
@@ -280,7 +280,11 @@ def test_parameters_split_over_a_mesh_give_the_same(loaded, name, call):
     split = dataclasses.replace(loaded(name), params=params)
     shards = {leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in jax.tree.leaves(split.params)}
     assert True in shards
-    assert call(split) == call(loaded(name))
+    found, wanted = call(split), call(loaded(name))
+    if isinstance(wanted, np.ndarray):
+        np.testing.assert_allclose(found, wanted, atol=2e-6)
+    else:
+        assert found == wanted
 
 
 # Mistakes

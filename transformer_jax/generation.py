@@ -36,7 +36,12 @@ def batches_by_length(
     Yields:
       Rows (1, 2, 4, ...) and length (16, 32, 64, ... up to ``max_length``) of a batch, and the places of at
       most ``batch_size`` sequences that go into it, shorter ones first.
+
+    Raises:
+      ValueError: ``batch_size`` is below 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"{batch_size=} must be at least 1")
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     for length, group in itertools.groupby(order, key=lambda i: _padded(lengths[i], max_length)):
         members = list(group)

@@ -208,6 +208,7 @@ def class_probabilities(
     inputs: Sequence[Classified] | np.ndarray,
     *,
     batch_size: int = BATCH_SIZE,
+    problem_type: str = "",
 ) -> Float32[np.ndarray, "N num_labels"]:
     """How probable each class is for each text, pair of texts, or image.
 
@@ -217,9 +218,11 @@ def class_probabilities(
       tokenizer: of the model; None for images.
       inputs: texts and pairs of texts; or images, uint8 (height, width, channels) of the model's size.
       batch_size: of them at once.
+      problem_type: as in ``config.json``. Of "multi_label_classification" each class has a probability by
+        itself; otherwise one of them is right, and the probabilities sum to 1.
 
     Raises:
-      ConfigError: the model has no head for classes, or no tokenizer.
+      ConfigError: the model has no head for classes or no tokenizer, or gives a number instead of classes.
       ValueError: a text is longer than the model takes, or an image has another size; the message names it.
     """
     if config.head != "classes":
@@ -227,18 +230,23 @@ def class_probabilities(
             f"this model has the head {config.head!r}: telling classes needs the head 'classes', that of a "
             "model trained to classify"
         )
+    if problem_type == "regression" or config.num_labels == 1:
+        raise ConfigError(
+            "this model gives one number for an input, and no classes: model.apply has it, as its logits"
+        )
     if config.image_shape:
         encoded = [_checked_image(config, image, number) for number, image in enumerate(inputs, 1)]
         lengths = [1] * len(encoded)
     else:
-        found = _checked_tokenizer(tokenizer)
-        encoded = [encoder_tokens(config, found, text, number) for number, text in enumerate(inputs, 1)]
+        known = _checked_tokenizer(tokenizer)
+        encoded = [encoder_tokens(config, known, text, number) for number, text in enumerate(inputs, 1)]
         lengths = [len(tokens["inputs"]) for tokens in encoded]
     batches = batches_by_length(lengths, batch_size, config.max_length)
     results = np.zeros((len(encoded), config.num_labels), np.float32)
     for rows, length, chunk in batches:
         arguments = _batch([encoded[i] for i in chunk], rows, length)
-        results[chunk] = np.asarray(_classes(config)(params, arguments))[: len(chunk)]
+        found = _classes(config, problem_type == "multi_label_classification")(params, arguments)
+        results[chunk] = np.asarray(found)[: len(chunk)]
     return results
 
 
@@ -343,14 +351,15 @@ def _batch(encoded: Sequence[dict[str, np.ndarray]], rows: int, length: int) -> 
 
 
 @functools.lru_cache(maxsize=8)
-def _classes(config: TransformerConfig) -> Callable[..., Any]:
+def _classes(config: TransformerConfig, are_independent: bool) -> Callable[..., Any]:
     """The compiled function from parameters and arguments to probabilities."""
     model = build(config)
 
     def probabilities(params: PyTree, arguments: dict[str, jax.Array]) -> jax.Array:
         if "images" in arguments:
             arguments = {"images": scale_pixels(arguments["images"])}
-        return jax.nn.softmax(cast(Any, model.apply)({"params": params}, **arguments), axis=-1)
+        logits = cast(Any, model.apply)({"params": params}, **arguments)
+        return jax.nn.sigmoid(logits) if are_independent else jax.nn.softmax(logits, axis=-1)
 
     return jax.jit(probabilities)
 

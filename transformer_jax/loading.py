@@ -128,4 +128,4 @@ def load_model(
     # CausalLM has eos before every document, and what a prompt begins is a document.
     prompt_start = (config.eos_id,) if config.is_decoder_only else ()
     tokenizer = None if config.image_shape else run.tokenizer
-    return Pretrained(family, config, run.params, tokenizer, labels, prompt_start)
+    return Pretrained(family, config, run.params, tokenizer, labels, prompt_start=prompt_start)

@@ -100,7 +100,8 @@ def from_pretrained(
         params = _draw_missing(params, as_read, template, seed)
     if config.image_shape != stored.image_shape:
         params = _with_positions(params, stored, config)
-    return Pretrained(family, config, params, tokenizer, labels)
+    problem_type = "" if new_head else str(content.get("problem_type") or "")
+    return Pretrained(family, config, params, tokenizer, labels, problem_type)
 
 
 def _check_vocabulary(tokenizer: Tokenizer | None, config: TransformerConfig, folder: pathlib.Path) -> None:
@@ -230,6 +231,8 @@ def save_pretrained(
     checkpoint = pretrained.family.checkpoint
     content = content_of(pretrained.family, pretrained.config, pretrained.labels)
     assert checkpoint is not None  # or there would be no content
+    if pretrained.problem_type:
+        content["problem_type"] = pretrained.problem_type
     target.mkdir(parents=True, exist_ok=True)
     (target / CONFIG_FILE).unlink(missing_ok=True)  # another model's, where writing ends half-way
     with_prefix = pretrained.config.head not in BARE_HEADS

@@ -25,6 +25,7 @@ class Pretrained:
       params: its parameters.
       tokenizer: None where the folder had none, as for images.
       labels: names of the classes, in order; () where it has none.
+      problem_type: what its classes are, as ``config.json`` says; "" is one class of several.
       prompt_start: ids that stand before every prompt of a decoder alone; () as ``transformers`` has it.
     """
 
@@ -33,6 +34,7 @@ class Pretrained:
     params: PyTree
     tokenizer: Tokenizer | None = None
     labels: tuple[str, ...] = ()
+    problem_type: str = ""
     prompt_start: tuple[int, ...] = ()
 
     @property
@@ -111,7 +113,9 @@ class Pretrained:
         is_image = isinstance(inputs, np.ndarray) and inputs.ndim == 3
         is_one = isinstance(inputs, str | tuple) or is_image
         many: Any = [inputs] if is_one else inputs
-        probabilities = inference.class_probabilities(*self._parts, many, batch_size=batch_size)
+        probabilities = inference.class_probabilities(
+            *self._parts, many, batch_size=batch_size, problem_type=self.problem_type
+        )
         names = self.labels or tuple(f"LABEL_{i}" for i in range(self.config.num_labels))
         found = [
             [(names[i], float(row[i])) for i in np.argsort(-row, kind="stable")] for row in probabilities

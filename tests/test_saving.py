@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from tests.parity.test_fixtures import STORED
+from transformer_jax import families
 from transformer_jax.config import ConfigError
 from transformer_jax.models import abstract_params
 from transformer_jax.partitioning import unbox
 from transformer_jax.pretrained import from_pretrained, save_pretrained
+from transformer_jax.transformers_config import LABELLED_HEADS, content_of
 
 
 def changed(name, **changes):
@@ -66,3 +68,21 @@ def test_what_decides_nothing_of_the_outputs_is_written(name, changes, tmp_path)
     save_pretrained(tmp_path, ours)
     found = from_pretrained(tmp_path, scan_layers=ours.config.scan_layers)
     assert jax.tree.all(jax.tree.map(np.array_equal, found.params, ours.params))
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "head"),
+    [
+        (family, variant, head)
+        for family in families.FAMILIES.values()
+        if family.checkpoint is not None
+        for variant in family.variants
+        for head in family.checkpoint.architectures
+    ],
+    ids=lambda case: getattr(case, "name", case),
+)
+def test_config_json_can_say_every_variant_with_every_head(family, variant, head):
+    config = getattr(families, family.name).config
+    changes = dict(head=head, num_labels=3) if head in LABELLED_HEADS else dict(head=head)
+    content = content_of(family, config(variant, **changes), ())
+    assert content["architectures"] == [family.checkpoint.architectures[head]]

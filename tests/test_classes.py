@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def test_names_are_those_of_the_checkpoint_there_and_back(folder, tmp_path):
 
 def test_eleven_names_are_in_the_order_of_their_numbers():
     names = {str(i): f"name {i}" for i in (10, 3, 0, 1, 2, 4, 5, 6, 7, 8, 9)}
-    assert _labels({"id2label": names}) == tuple(f"name {i}" for i in range(11))
+    assert _labels({"id2label": names}, pathlib.Path("config.json")) == tuple(f"name {i}" for i in range(11))
 
 
 def test_classes_that_do_not_exclude_one_another_have_each_a_probability(folder, tmp_path):

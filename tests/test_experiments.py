@@ -55,9 +55,13 @@ ON_MOCKS = (
 )
 
 
+# Much like another one that trains in the fast tests.
+ALIKE = ("bart_denoise.py", "bert_mlm.py", "bert_trec.py", "multi30k_en_de.py", "t5_multi30k.py")
+
+
 def is_slow(name, variant):
-    """The first variant of each file trains in the fast tests, all else in the slow ones."""
-    return name in ON_MOCKS or variant != VARIANTS.get(name, (None,))[0]
+    """The first variant of each other file trains in the fast tests, all else in the slow ones."""
+    return name in (*ON_MOCKS, *ALIKE) or variant != VARIANTS.get(name, (None,))[0]
 
 
 TRAINED = [pytest.param(*case, marks=[pytest.mark.slow] * is_slow(*case)) for case in CASES]

@@ -102,6 +102,7 @@ def first_run(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_parameters_and_tokenizer_of_a_run(first_run, corpus, tmp_path):
     source = shutil.copytree(first_run, tmp_path / "source")
     other = tmp_path / "corpus"

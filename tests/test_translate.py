@@ -130,6 +130,7 @@ def test_a_translation_does_not_depend_on_its_batch_or_mesh(parts):
     assert together == meshed.translate(params, TEXTS)
 
 
+@pytest.mark.slow
 def test_sampling_is_reproducible_and_a_cold_one_is_greedy(parts):
     config, tokenizer, params = parts
     common = dict(extra_length=8, batch_size=4)

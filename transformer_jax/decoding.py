@@ -188,8 +188,7 @@ def beam_search(
         vocab_size = logits.shape[-1]
         if beam_size > vocab_size:
             raise ValueError(f"{beam_size=} is more than the vocabulary has tokens: {vocab_size}")
-        # One child of a hypothesis ends: beam_size others are enough. They are taken here, from two
-        # axes, because from three top_k is four times slower on CPU.
+        # One child ends: beam_size others are enough. From three axes top_k is four times slower on CPU.
         logits = logits.astype(jnp.float32)
         allowed = logits if banned_id is None else logits.at[:, banned_id].set(-jnp.inf)
         children, tokens = lax.top_k(allowed, min(beam_size + 1, vocab_size))

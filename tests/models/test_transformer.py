@@ -153,6 +153,7 @@ def test_scanned_layers_compute_what_unrolled_ones_do():
     jax.tree.map(close, restack(gradient), scanned_gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_rematerialisation_changes_memory_not_numbers(scan_layers):
     plain = change(dropout=0.3, scan_layers=scan_layers)

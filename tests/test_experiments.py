@@ -56,7 +56,15 @@ ON_MOCKS = (
 
 
 # Much like another one that trains in the fast tests.
-ALIKE = ("bart_denoise.py", "bert_mlm.py", "bert_trec.py", "multi30k_en_de.py", "t5_multi30k.py")
+ALIKE = (
+    "bart_denoise.py",
+    "bert_mlm.py",
+    "bert_sst2.py",
+    "bert_trec.py",
+    "multi30k_en_de.py",
+    "t5_multi30k.py",
+    "t5_spans.py",
+)
 
 
 def is_slow(name, variant):

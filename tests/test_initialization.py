@@ -156,7 +156,7 @@ def test_another_head_is_drawn_and_all_else_kept(first_run, corpus, capsys):
         (("classes", 3), ("classes", 4), {"pooler"}),
         (("token_classes", 3), ("classes", 3), set()),
     ],
-    ids=str,
+    ids=["pooler", "masked_tokens", "all", "another number", "another kind"],
 )
 def test_what_two_heads_share_is_kept(corpus, before, after, kept):
     params, configs = [], []

@@ -63,8 +63,10 @@ def assert_equal_training(one, other):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [dict(frozen=("embedding/", "encoder/layer_0/self"), layer_decay=0.9), dict(name="adafactor")],
-    ids=["frozen", "adafactor"],
+    [
+        pytest.param(dict(frozen=("embedding/", "encoder/layer_0/self"), layer_decay=0.9), id="frozen"),
+        pytest.param(dict(name="adafactor"), id="adafactor", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("devices", [1, 8])
 def test_parameters_of_several_kinds_train_on_a_mesh(corpus, tmp_path, optimizer, devices):

@@ -120,6 +120,7 @@ def test_beam_search_has_the_size_and_the_penalty_of_its_settings(parts):
     assert len(set(map(tuple, found.values()))) == 3  # or a setting that is ignored would go unnoticed
 
 
+@pytest.mark.slow
 def test_a_translation_does_not_depend_on_its_batch_or_mesh(parts):
     config, tokenizer, params = parts
     settings = EvaluateConfig(beam_size=3, extra_length=8, batch_size=8)

@@ -135,6 +135,7 @@ def _value_and_gradient(config, variables):
     return jax.value_and_grad(loss)(variables)
 
 
+@pytest.mark.slow
 def test_scanned_layers_compute_what_unrolled_ones_do():
     loop, scan = change(dropout=0.0), change(dropout=0.0, scan_layers=True)
     unrolled = parameters(loop)

@@ -232,7 +232,9 @@ def test_biases_and_gelu_are_there_when_asked_for():
     close(ours, expected)
 
 
-def test_dropout_is_where_the_paper_and_the_config_have_it(monkeypatch):
+@pytest.fixture
+def dropped(monkeypatch):
+    """How often something is dropped of each rate and shape, of one example."""
     dropped = collections.Counter()
 
     def record(x, seed, rate):
@@ -240,6 +242,10 @@ def test_dropout_is_where_the_paper_and_the_config_have_it(monkeypatch):
         return x
 
     monkeypatch.setattr(dropout, "_drop", record)
+    return dropped
+
+
+def test_dropout_is_where_the_paper_and_the_config_have_it(dropped):
     config = change(dropout=0.5, attention_dropout=0.4, feedforward_dropout=0.3)
     forward(config, variables=parameters(CONFIG), train=True, rngs={"dropout": jax.random.key(0)})
     assert dropped == {
@@ -253,14 +259,7 @@ def test_dropout_is_where_the_paper_and_the_config_have_it(monkeypatch):
     }
 
 
-def test_t5_drops_what_its_stacks_give_as_well(monkeypatch):
-    dropped = collections.Counter()
-
-    def record(x, seed, rate):
-        dropped[rate, x.shape[1:]] += 1
-        return x
-
-    monkeypatch.setattr(dropout, "_drop", record)
+def test_t5_drops_what_its_stacks_give_as_well(dropped):
     rates = dict(dropout=0.5, attention_dropout=0.4, feedforward_dropout=0.3)
     sizes = dict(vocab_size=23, d_model=16, num_heads=2, key_size=4, value_size=6, d_feedforward=24)
     config = tj.families.t5.config("small", **sizes, **rates, num_encoder_layers=2, num_decoder_layers=2)

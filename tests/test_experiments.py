@@ -55,8 +55,8 @@ ON_MOCKS = (
 )
 
 
-# Much like another one that trains in the fast tests.
-ALIKE = (
+# Their objectives, data and models have fast tests of their own.
+TESTED_IN_PARTS = (
     "bart_denoise.py",
     "bert_mlm.py",
     "bert_sst2.py",
@@ -69,7 +69,7 @@ ALIKE = (
 
 def is_slow(name, variant):
     """The first variant of each other file trains in the fast tests, all else in the slow ones."""
-    return name in (*ON_MOCKS, *ALIKE) or variant != VARIANTS.get(name, (None,))[0]
+    return name in (*ON_MOCKS, *TESTED_IN_PARTS) or variant != VARIANTS.get(name, (None,))[0]
 
 
 TRAINED = [pytest.param(*case, marks=[pytest.mark.slow] * is_slow(*case)) for case in CASES]

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import sys
+import traceback
 from typing import Any, cast
 
 from absl import flags
@@ -57,8 +58,12 @@ def hide_forgotten_writes() -> None:
             before(unraisable)
 
     def is_not_orbax(record: logging.LogRecord) -> bool:
+        # A task is told by its coroutine; a future that gathers several by where their error comes from.
         message = record.getMessage()
-        return "never retrieved" not in message or f"{os.sep}orbax{os.sep}" not in message
+        error = record.exc_info[1] if record.exc_info else None
+        frames = traceback.walk_tb(error.__traceback__ if error else None)
+        places = [message, *(frame.f_code.co_filename for frame, _ in frames)]
+        return "never retrieved" not in message or not any(f"{os.sep}orbax{os.sep}" in it for it in places)
 
     sys.unraisablehook = hook
     logging.getLogger("asyncio").addFilter(is_not_orbax)

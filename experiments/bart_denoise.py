@@ -52,8 +52,8 @@ def get_config() -> ml_collections.ConfigDict:
             buckets=(12, 16, 20, 24, 32),
             tokens_per_batch=1536,
         ),
-        optimizer=OptimizerConfig(schedule="cosine", peak_rate=1e-3, warmup_steps=400, clip_norm=1.0),
-        train=experiment.TrainConfig(num_steps=3000, log_every_steps=50, evaluate_every_steps=600),
-        checkpoint=CheckpointConfig(every_steps=600, keep_latest=1),
+        optimizer=OptimizerConfig(schedule="cosine", peak_rate=1e-3, warmup_steps=200, clip_norm=1.0),
+        train=experiment.TrainConfig(num_steps=2000, log_every_steps=50, evaluate_every_steps=500),
+        checkpoint=CheckpointConfig(every_steps=500, keep_latest=1),
         evaluate=experiment.EvaluateConfig(beam_size=1),
     ).to_config_dict()

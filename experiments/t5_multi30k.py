@@ -66,11 +66,11 @@ def get_config(variant: str = "pretrained") -> ml_collections.ConfigDict:
         ),
         optimizer=OptimizerConfig(schedule="cosine", peak_rate=1e-3, warmup_steps=200),
         train=experiment.TrainConfig(
-            num_steps=2400,
+            num_steps=1200,
             log_every_steps=50,
-            evaluate_every_steps=600,
+            evaluate_every_steps=400,
             init_from="runs/t5_spans" if variant == "pretrained" else "",
         ),
-        checkpoint=CheckpointConfig(every_steps=200, keep_latest=5),
+        checkpoint=CheckpointConfig(every_steps=100, keep_latest=5),
         evaluate=experiment.EvaluateConfig(beam_size=4, average_last=5),
     ).to_config_dict()

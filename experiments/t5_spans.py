@@ -58,7 +58,7 @@ def captions(language: str) -> SourceConfig:
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Two thousand updates: three to four times through the captions of both languages."""
+    """Twelve hundred updates: about twice through the captions of both languages."""
     return experiment.Experiment(
         model=model(),
         objective=SpanCorruption(),
@@ -70,7 +70,7 @@ def get_config() -> ml_collections.ConfigDict:
             batching="packed",
             tokens_per_batch=1536,
         ),
-        optimizer=OptimizerConfig(schedule="cosine", peak_rate=2e-3, warmup_steps=200),
-        train=experiment.TrainConfig(num_steps=2000, log_every_steps=50, evaluate_every_steps=500),
-        checkpoint=CheckpointConfig(every_steps=500, keep_latest=1),
+        optimizer=OptimizerConfig(schedule="cosine", peak_rate=2e-3, warmup_steps=100),
+        train=experiment.TrainConfig(num_steps=1200, log_every_steps=50, evaluate_every_steps=400),
+        checkpoint=CheckpointConfig(every_steps=400, keep_latest=1),
     ).to_config_dict()

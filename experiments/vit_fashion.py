@@ -53,7 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
             value_size=32,
             d_feedforward=256,
             num_encoder_layers=4,
-            dropout=0.1,
+            dropout=0.0,
             norm_epsilon=1e-6,
         ),
         objective=Classification(labels=LABELS, crop_padding=2, flip=True),
@@ -76,6 +76,6 @@ def get_config() -> ml_collections.ConfigDict:
             weight_decay=0.05,
             clip_norm=1.0,
         ),
-        train=experiment.TrainConfig(num_steps=8000, log_every_steps=100, evaluate_every_steps=1000),
+        train=experiment.TrainConfig(num_steps=6000, log_every_steps=100, evaluate_every_steps=1000),
         checkpoint=CheckpointConfig(every_steps=1000, keep_latest=1, best_metric="accuracy", best_mode="max"),
     ).to_config_dict()

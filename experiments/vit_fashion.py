@@ -40,11 +40,11 @@ def images(part: str, slice: str = "") -> tuple[str, ...]:
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Patches of 4 x 4 pixels, width 128, 4 layers; shifted and mirrored images."""
+    """Patches of 7 x 7 pixels, width 128, 4 layers; images shifted by a pixel and mirrored."""
     return experiment.Experiment(
         model=families.vit.config(
             "Ti/16",
-            patch_size=4,
+            patch_size=7,
             image_shape=(28, 28, 1),
             num_labels=len(LABELS),
             d_model=128,
@@ -56,7 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
             dropout=0.0,
             norm_epsilon=1e-6,
         ),
-        objective=Classification(labels=LABELS, crop_padding=2, flip=True),
+        objective=Classification(labels=LABELS, crop_padding=1, flip=True),
         data=DataConfig(
             source=SourceConfig(
                 kind="idx",
@@ -70,12 +70,12 @@ def get_config() -> ml_collections.ConfigDict:
         optimizer=OptimizerConfig(
             name="adamw",
             schedule="cosine",
-            peak_rate=2e-3,
+            peak_rate=1e-3,
             warmup_steps=400,
             b2=0.99,
             weight_decay=0.05,
             clip_norm=1.0,
         ),
-        train=experiment.TrainConfig(num_steps=6000, log_every_steps=100, evaluate_every_steps=1000),
+        train=experiment.TrainConfig(num_steps=13_000, log_every_steps=100, evaluate_every_steps=1000),
         checkpoint=CheckpointConfig(every_steps=1000, keep_latest=1, best_metric="accuracy", best_mode="max"),
     ).to_config_dict()

@@ -38,7 +38,7 @@ test: $(VENV)/installed-$(PINS)-dev  ## all fast tests
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PY) -m pytest -m 'not slow and not live' -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
 
 slow: $(VENV)/installed-$(PINS)-dev  ## the tests that take minutes
-	$(PY) -m pytest -m 'slow and not live' $(PYTEST_ARGS)
+	$(PY) -m pytest -m 'slow and not live' -n auto --maxprocesses=2 --dist=worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-$(PINS)-dev  ## style and formatting
 	$(VENV)/bin/ruff check .

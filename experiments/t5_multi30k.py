@@ -64,7 +64,7 @@ def get_config(variant: str = "pretrained") -> ml_collections.ConfigDict:
             buckets=(16, 20, 24, 28, 36),
             tokens_per_batch=1536,
         ),
-        optimizer=OptimizerConfig(schedule="cosine", peak_rate=1e-3, warmup_steps=200),
+        optimizer=OptimizerConfig(name="adafactor", schedule="cosine", peak_rate=2e-2, warmup_steps=100),
         train=experiment.TrainConfig(
             num_steps=1200,
             log_every_steps=50,

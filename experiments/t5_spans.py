@@ -70,7 +70,7 @@ def get_config() -> ml_collections.ConfigDict:
             batching="packed",
             tokens_per_batch=1536,
         ),
-        optimizer=OptimizerConfig(schedule="cosine", peak_rate=2e-3, warmup_steps=100),
+        optimizer=OptimizerConfig(name="adafactor", schedule="cosine", peak_rate=2e-2, warmup_steps=100),
         train=experiment.TrainConfig(num_steps=1200, log_every_steps=50, evaluate_every_steps=400),
         checkpoint=CheckpointConfig(every_steps=400, keep_latest=1),
     ).to_config_dict()

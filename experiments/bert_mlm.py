@@ -59,13 +59,13 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
             tokens_per_batch=1024,
         ),
         optimizer=OptimizerConfig(
-            name="adamw", schedule="linear", peak_rate=5e-4, warmup_steps=100, b2=0.999, weight_decay=0.01
+            name="adamw", schedule="linear", peak_rate=5e-4, warmup_steps=50, b2=0.999, weight_decay=0.01
         ),
         train=experiment.TrainConfig(
-            num_steps=500,
+            num_steps=300,
             log_every_steps=50,
-            evaluate_every_steps=250,
+            evaluate_every_steps=150,
             init_from="" if is_scratch else CHECKPOINT,
         ),
-        checkpoint=CheckpointConfig(every_steps=250, keep_latest=1),
+        checkpoint=CheckpointConfig(every_steps=150, keep_latest=1),
     ).to_config_dict()

@@ -5,8 +5,9 @@
 
 nanoGPT's side is the command that its README gives for a computer without a GPU, run with its own train.py:
 4 layers, 4 heads, 128 wide, 12 blocks of 64 characters a step, 2,000 steps, no dropout. This project's is
-experiments/gpt2_chars.py. Each run is a process of its own with all cores, and they take turns. Where the two
-should differ in nothing but the implementation, ``--nanogpt_flags`` changes nanoGPT's settings, such as
+experiments/gpt2_chars.py, with ``--cpu_devices`` devices that share the batch and have one core each, or one
+that has them all. Each run is a process of its own with all cores, and they take turns. Where the two should
+differ in nothing but the implementation, ``--nanogpt_flags`` changes nanoGPT's settings, such as
 ``--nanogpt_flags="--learning_rate=2e-3 --min_lr=2e-4 --bias=True"``.
 
 Three figures, because they answer different questions:
@@ -72,13 +73,15 @@ class Run:
         )
 
 
-def run_command(command: list[str], folder: pathlib.Path, data: str) -> tuple[str, float]:
+def run_command(
+    command: list[str], folder: pathlib.Path, data: str, environment: dict[str, str] | None = None
+) -> tuple[str, float]:
     """What it printed, and its seconds; the end of the output and an exit where it failed."""
     start = time.perf_counter()
     result = subprocess.run(
         command,
         cwd=folder,
-        env=os.environ | {"TRANSFORMER_JAX_DATA": data},
+        env=os.environ | {"TRANSFORMER_JAX_DATA": data} | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -152,7 +155,8 @@ def score_nanogpt(checkout: str, folder: pathlib.Path) -> None:
 def run_jax(arguments: argparse.Namespace, folder: pathlib.Path) -> Run:
     config = ROOT / "experiments" / "gpt2_chars.py"
     command = [sys.executable, "-m", "transformer_jax.train", f"--config={config}", f"--workdir={folder}"]
-    _, seconds = run_command([*command, *JAX_FLAGS], ROOT, arguments.data)
+    devices = {"JAX_NUM_CPU_DEVICES": str(arguments.cpu_devices)}
+    _, seconds = run_command([*command, *JAX_FLAGS], ROOT, arguments.data, devices)
     records: list[dict[str, Any]] = [
         json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
@@ -173,6 +177,7 @@ def main() -> None:
     parser.add_argument("--nanogpt_flags", default="", help="more flags for its train.py, in one string")
     parser.add_argument("--python", default=sys.executable, help="Python that has torch")
     parser.add_argument("--data", default=os.environ.get("TRANSFORMER_JAX_DATA", "data"))
+    parser.add_argument("--cpu_devices", type=int, default=2, help="devices of this project's side")
     parser.add_argument("--rounds", type=int, default=3, help="trainings of each side")
     parser.add_argument("--sides", default="nanogpt,jax", help="one of them, or both")
     parser.add_argument("--score", help=argparse.SUPPRESS)

@@ -9,9 +9,9 @@ from safetensors.numpy import load_file, save_file
 
 from tests.parity.test_fixtures import STORED
 from tests.test_pretrained import change_config, change_tensors, equal
-from transformer_jax import weights
+from transformer_jax import tensor_files
 from transformer_jax.pretrained import from_pretrained
-from transformer_jax.weights import SINGLE_FILE, TensorFiles, WeightsError
+from transformer_jax.tensor_files import SINGLE_FILE, TensorFiles, WeightsError
 
 
 def copy_of(name, tmp_path):
@@ -171,7 +171,7 @@ def test_vit_alone_has_no_prefix_and_a_pooler(tmp_path):
 # In rows of 100 bytes at most: one row, several, not all the same number of them, numbers without rows.
 @pytest.mark.parametrize("shape", [(7, 30), (7, 5), (11, 2, 4), (60,), (1, 3)])
 def test_a_tensor_that_is_read_in_pieces_is_the_whole_tensor(shape, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "_BYTES_AT_ONCE", 100)
+    monkeypatch.setattr(tensor_files, "_BYTES_AT_ONCE", 100)
     numbers = np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(shape)
     save_file({"one": numbers, "other": -numbers}, tmp_path / SINGLE_FILE)
     files, stored = TensorFiles(tmp_path), load_file(tmp_path / SINGLE_FILE)
@@ -181,5 +181,5 @@ def test_a_tensor_that_is_read_in_pieces_is_the_whole_tensor(shape, tmp_path, mo
 
 def test_a_model_that_is_read_in_pieces_is_the_whole_model(monkeypatch):
     whole = from_pretrained(STORED / "bart").params
-    monkeypatch.setattr(weights, "_BYTES_AT_ONCE", 100)
+    monkeypatch.setattr(tensor_files, "_BYTES_AT_ONCE", 100)
     assert equal(from_pretrained(STORED / "bart").params, whole)

@@ -10,7 +10,7 @@ from tests.parity.test_fixtures import STORED
 from transformer_jax.config import ConfigError
 from transformer_jax.families import FAMILIES
 from transformer_jax.pretrained import find_folder, from_pretrained
-from transformer_jax.weights import WeightsError
+from transformer_jax.tensor_files import WeightsError
 
 NAME = "someone/tiny-gpt2"
 WEIGHTS, PICKLE = "model.safetensors", "pytorch_model.bin"

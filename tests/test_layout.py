@@ -20,7 +20,7 @@ CODE_FOLDERS = (PACKAGE, "experiments", "launch", "benchmarks", "tests")
 BASIC = "types config"
 PARTS = f"{BASIC} files objectives data sampling decoding partitioning optimizers checkpoint progress runtime"
 READY = (
-    f"{PARTS} layers models families weights transformers_config verify generation inference "
+    f"{PARTS} layers models families tensor_files weights transformers_config verify generation inference "
     "pretrained_model hub pretrained command_line"
 )
 WHOLE = f"{READY} compatibility experiment run_folder loading shrinking"
@@ -41,14 +41,17 @@ MAY_IMPORT = {
     "checkpoint": f"{BASIC} checkpoint_files",
     "progress": f"{BASIC} files",
     "runtime": BASIC,
-    "weights": f"{BASIC} files families",
+    "tensor_files": BASIC,
+    "weights": f"{BASIC} files families tensor_files",
     "transformers_config": f"{BASIC} families",
     "generation": f"{PARTS} models",
     "inference": f"{PARTS} models generation",
     "verify": f"{PARTS} families models generation",
     "pretrained_model": f"{PARTS} families models generation inference",
-    "hub": f"{BASIC} data families weights transformers_config",
-    "pretrained": f"{PARTS} families models weights transformers_config hub pretrained_model verify",
+    "hub": f"{BASIC} data families tensor_files transformers_config",
+    "pretrained": (
+        f"{PARTS} families models tensor_files weights transformers_config hub pretrained_model verify"
+    ),
     "command_line": f"{PARTS} generation",
     "compatibility": PARTS,
     "experiment": f"{PARTS} compatibility generation models families weights transformers_config pretrained",

@@ -20,7 +20,7 @@ from transformer_jax.config import ConfigError
 from transformer_jax.models import abstract_params, build
 from transformer_jax.partitioning import MeshConfig, make_mesh, unbox
 from transformer_jax.pretrained import Pretrained, from_pretrained, save_pretrained
-from transformer_jax.weights import INDEX_FILE, SINGLE_FILE, WeightsError
+from transformer_jax.tensor_files import INDEX_FILE, SINGLE_FILE, WeightsError
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import huggingface_hub.errors
 
 from transformer_jax.config import ConfigError
 from transformer_jax.data import marian_tokenizer
+from transformer_jax.tensor_files import PICKLES, pickle_error
 from transformer_jax.transformers_config import CONFIG_FILE, family_in, read_content
-from transformer_jax.weights import PICKLES, pickle_error
 
 Answer = TypeVar("Answer")
 

@@ -34,6 +34,7 @@ from transformer_jax.models import abstract_params, build, example_inputs
 from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.progress import say
 from transformer_jax.runtime import prepare_process
+from transformer_jax.tensor_files import TensorFiles
 from transformer_jax.transformers_config import (
     BARE_HEADS,
     CONFIG_FILE,
@@ -46,7 +47,7 @@ from transformer_jax.transformers_config import (
     read_content,
 )
 from transformer_jax.types import PyTree
-from transformer_jax.weights import SHARD_BYTES, TensorFiles, read_weights, write_weights
+from transformer_jax.weights import SHARD_BYTES, read_weights, write_weights
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"

@@ -16,7 +16,8 @@ from transformer_jax.models import abstract_params
 from transformer_jax.models.cache import EncodedContext, PromptContext
 from transformer_jax.partitioning import unbox
 from transformer_jax.pretrained import from_pretrained, save_pretrained
-from transformer_jax.weights import TensorFiles, read_weights
+from transformer_jax.tensor_files import TensorFiles
+from transformer_jax.weights import read_weights
 
 pytestmark = pytest.mark.parity
 

@@ -18,7 +18,7 @@ from transformer_jax.models import example_inputs
 from transformer_jax.objectives.classification import encode_texts
 from transformer_jax.partitioning import unbox
 from transformer_jax.pretrained import save_pretrained
-from transformer_jax.weights import INDEX_FILE
+from transformer_jax.tensor_files import INDEX_FILE
 
 pytestmark = pytest.mark.live
 

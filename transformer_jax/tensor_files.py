@@ -1,0 +1,109 @@
+"""The files that hold a checkpoint's tensors: which there are, and reading one tensor at a time."""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+_BYTES_AT_ONCE = 1 << 24  # read of a file, whose pages count as memory while they are mapped
+_OLD_ENDINGS = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+
+
+class WeightsError(ValueError):
+    """A checkpoint's files are missing, broken, or not those of the model."""
+
+
+class TensorFiles:
+    """The tensors of a folder, in one file or several; their shapes are known without reading them.
+
+    Args:
+      folder: of the checkpoint.
+      architecture: its class in ``transformers``, to be named where it has to be converted.
+
+    Raises:
+      WeightsError: there are none, a file is missing or truncated, one is there twice, or they are pickled.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], architecture: str = "AutoModel"):
+        self.folder, self._architecture = pathlib.Path(folder), architecture
+        self._files: dict[str, pathlib.Path] = {}  # of each tensor
+        self._stored_names: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for path in self._paths():
+            with _opened(path) as file:
+                for stored in file.keys():  # noqa: SIM118, it is no dict
+                    name = stored
+                    for old, new in _OLD_ENDINGS:
+                        name = name.removesuffix(old) + new if name.endswith(old) else name
+                    if name in self._files:
+                        raise WeightsError(f"{path} has {stored}, and {self._files[name]} has {name} as well")
+                    self._files[name], self._stored_names[name] = path, stored
+                    self.shapes[name] = tuple(file.get_slice(stored).get_shape())
+
+    def _paths(self) -> list[pathlib.Path]:
+        index = self.folder / INDEX_FILE
+        if (self.folder / SINGLE_FILE).exists():
+            return [self.folder / SINGLE_FILE]
+        if index.exists():
+            try:
+                named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+                names = sorted({os.fspath(name) for name in named})  # which says what is no string
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise WeightsError(f"{index} is no index of safetensors files: {error}") from error
+            missing = [name for name in names if not (self.folder / name).exists()]
+            if missing:
+                raise WeightsError(f"{index} names files that are not there: {', '.join(missing)}")
+            return [self.folder / name for name in names]
+        pickled = [name for name in PICKLES if (self.folder / name).exists()]
+        if pickled:
+            raise pickle_error(self.folder, pickled[0], self._architecture)
+        raise WeightsError(f"{self.folder} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, as float32.
+
+        Raises:
+          WeightsError: its numbers are not floating-point, or some of them not finite.
+        """
+        array = np.empty(self.shapes[name], np.float32)
+        rows = max(1, _BYTES_AT_ONCE // (4 * math.prod(array.shape[1:])))
+        for start in range(0, len(array), rows):
+            stop = min(start + rows, len(array))
+            with _opened(self._files[name]) as file:  # anew, which lets go of the pages read before
+                found = file.get_slice(self._stored_names[name])[start:stop]
+            if not jnp.issubdtype(found.dtype, jnp.floating):
+                raise WeightsError(
+                    f"the tensor {name} of {self._files[name]} has numbers of type {found.dtype}"
+                )
+            array[start:stop] = found
+        if not np.isfinite(array).all():
+            raise WeightsError(f"the tensor {name} of {self._files[name]} has numbers that are not finite")
+        return array
+
+
+def pickle_error(where: str | os.PathLike[str], pickle: str, architecture: str) -> WeightsError:
+    """That the weights of ``where``, a folder or a name on the hub, are pickled, and how to convert them."""
+    read = f"transformers.{architecture}.from_pretrained('{where}')"
+    return WeightsError(
+        f"{where} has its weights in {pickle}, a pickle, which can run any code and is not opened. "
+        "Convert it where transformers and PyTorch are installed: "
+        f"python -c \"import transformers; {read}.save_pretrained('{where}-safetensors')\""
+    )
+
+
+def _opened(path: pathlib.Path) -> Any:
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path} is not a whole safetensors file ({error}): copy or download it again"
+        ) from error

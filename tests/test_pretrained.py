@@ -116,6 +116,34 @@ def test_a_pickle_is_refused_with_the_line_that_converts_it(folder):
 
 
 @pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        ([], "import transformers; {model}"),
+        (["vocab.txt"], "import transformers; {model}; {tokenizer}"),
+        (["source.spm", "vocab.json"], "import transformers; {model}; {tokenizer}"),
+        (["preprocessor_config.json"], "import shutil, transformers; {model}; {pixels}"),
+        (["modules.json", "vocab.txt"], "import sentence_transformers; {sentences}"),
+    ],
+    ids=lambda case: "-".join(case) or "alone" if isinstance(case, list) else "",
+)
+def test_what_stands_beside_a_pickle_is_converted_with_it(folder, files, line):
+    (folder / SINGLE_FILE).rename(folder / "pytorch_model.bin")
+    for name in files:
+        (folder / name).write_text("")
+    read, save = f".from_pretrained('{folder}')", f".save_pretrained('{folder}-safetensors')"
+    wanted = line.format(
+        model=f"transformers.BertForMaskedLM{read}{save}",
+        tokenizer=f"transformers.AutoTokenizer{read}{save}",
+        pixels=f"shutil.copy(transformers.utils.cached_file('{folder}', 'preprocessor_config.json'), "
+        f"'{folder}-safetensors')",
+        sentences=f"sentence_transformers.SentenceTransformer('{folder}').save('{folder}-safetensors')",
+    )
+    with pytest.raises(WeightsError) as error:
+        from_pretrained(folder)
+    assert str(error.value).endswith(f'installed: python -c "{wanted}"')
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         (dict(model_type="longbert"), r"model_type='longbert', which is none of marian, bert, gpt2, t5"),

@@ -55,7 +55,8 @@ def find_folder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
         files = _ask(name, lambda: huggingface_hub.list_repo_files(name))
         pickled = [pickle for pickle in PICKLES if pickle in files]
         if pickled:
-            raise pickle_error(name, pickled[0], next(iter(content.get("architectures") or []), "AutoModel"))
+            architecture = next(iter(content.get("architectures") or []), "AutoModel")
+            raise pickle_error(name, pickled[0], architecture, files)
     return folder
 
 

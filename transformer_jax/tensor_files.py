@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +16,10 @@ INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 _BYTES_AT_ONCE = 1 << 24  # read of a file, whose pages count as memory while they are mapped
+# Beside the weights, in folders of transformers: a tokenizer's files, what becomes of pixels, how to pool.
+_TOKENIZERS = {"tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "source.spm"}
+_PREPROCESSOR = "preprocessor_config.json"
+_SENTENCE_MODULES = "modules.json"
 _OLD_ENDINGS = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 
 
@@ -65,7 +70,8 @@ class TensorFiles:
             return [self.folder / name for name in names]
         pickled = [name for name in PICKLES if (self.folder / name).exists()]
         if pickled:
-            raise pickle_error(self.folder, pickled[0], self._architecture)
+            names = {path.name for path in self.folder.iterdir()}
+            raise pickle_error(self.folder, pickled[0], self._architecture, names)
         raise WeightsError(f"{self.folder} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
 
     def read(self, name: str) -> np.ndarray:
@@ -90,13 +96,33 @@ class TensorFiles:
         return array
 
 
-def pickle_error(where: str | os.PathLike[str], pickle: str, architecture: str) -> WeightsError:
-    """That the weights of ``where``, a folder or a name on the hub, are pickled, and how to convert them."""
-    read = f"transformers.{architecture}.from_pretrained('{where}')"
+def pickle_error(
+    where: str | os.PathLike[str], pickle: str, architecture: str, names: Collection[str]
+) -> WeightsError:
+    """That the weights of ``where``, a folder or a name on the hub, are pickled, and how to convert them.
+
+    Args:
+      where: the folder or the name.
+      pickle: the file.
+      architecture: class of the model in ``transformers``.
+      names: of all files there. What they are besides weights belongs into the converted folder too.
+    """
+    old, new = f"'{where}'", f"'{where}-safetensors'"
+    modules, package = ["transformers"], "transformers"
+    statements = [f"transformers.{architecture}.from_pretrained({old}).save_pretrained({new})"]
+    if _SENTENCE_MODULES in names:  # that package writes all of it, and how vectors are pooled
+        modules, package = ["sentence_transformers"], "sentence-transformers"
+        statements = [f"sentence_transformers.SentenceTransformer({old}).save({new})"]
+    elif not _TOKENIZERS.isdisjoint(names):
+        statements.append(f"transformers.AutoTokenizer.from_pretrained({old}).save_pretrained({new})")
+        package += " (for some tokenizers sentencepiece, too)"
+    if _PREPROCESSOR in names:
+        modules.insert(0, "shutil")
+        statements.append(f"shutil.copy(transformers.utils.cached_file({old}, '{_PREPROCESSOR}'), {new})")
+    line = "; ".join([f"import {', '.join(modules)}", *statements])
     return WeightsError(
         f"{where} has its weights in {pickle}, a pickle, which can run any code and is not opened. "
-        "Convert it where transformers and PyTorch are installed: "
-        f"python -c \"import transformers; {read}.save_pretrained('{where}-safetensors')\""
+        f'Convert it where {package} and PyTorch are installed: python -c "{line}"'
     )
 
 

@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from tests.parity.test_fixtures import STORED
 from tests.training import tiny_experiment
 from tests.word_tokenizers import word_tokenizer, words
-from transformer_jax import inference, loading
+from transformer_jax import inference, loading, sentence_vectors
 from transformer_jax.config import ConfigError
 from transformer_jax.data import TokenizerConfig, train_tokenizer
 from transformer_jax.families import FAMILIES, bert, gpt2
 from transformer_jax.generation import DecodingSettings
 from transformer_jax.inference import (
     class_probabilities,
-    embed_texts,
     generate_texts,
     given_tokens,
     stream_text,
@@ -30,6 +29,7 @@ from transformer_jax.models import build, example_inputs
 from transformer_jax.objectives import CausalLM, Classification
 from transformer_jax.partitioning import MeshConfig, make_mesh, unbox
 from transformer_jax.pretrained import Pretrained, from_pretrained, save_pretrained
+from transformer_jax.sentence_vectors import embed_texts
 
 TEXTS = ["w5 w9", "", "w20 w21 w22 w23 w24", "w9", "w40 w5 w40"]
 
@@ -258,7 +258,7 @@ def test_few_shapes_are_compiled():
     texts = ["x" * n for n in range(0, 99)]
     vectors = embed_texts(config, params, tokenizer, texts, batch_size=8)
     # 8 rows of each of the lengths 16, 32, 64 and 100, and 4 rows at the end of the last.
-    assert inference._means(config)._cache_size() == 5
+    assert sentence_vectors._vectors(config, "mean")._cache_size() == 5
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 

@@ -21,7 +21,7 @@ BASIC = "types config"
 PARTS = f"{BASIC} files objectives data sampling decoding partitioning optimizers checkpoint progress runtime"
 READY = (
     f"{PARTS} layers models families tensor_files weights transformers_config verify generation inference "
-    "pretrained_model hub pretrained command_line"
+    "pooling sentence_vectors pretrained_model hub pretrained command_line"
 )
 WHOLE = f"{READY} compatibility experiment run_folder loading shrinking"
 MAY_IMPORT = {
@@ -44,13 +44,16 @@ MAY_IMPORT = {
     "tensor_files": BASIC,
     "weights": f"{BASIC} files families tensor_files",
     "transformers_config": f"{BASIC} families",
+    "pooling": f"{BASIC} files",
     "generation": f"{PARTS} models",
     "inference": f"{PARTS} models generation",
+    "sentence_vectors": f"{PARTS} models generation inference pooling",
     "verify": f"{PARTS} families models generation",
-    "pretrained_model": f"{PARTS} families models generation inference",
-    "hub": f"{BASIC} data families tensor_files transformers_config",
+    "pretrained_model": f"{PARTS} families models generation inference pooling sentence_vectors",
+    "hub": f"{BASIC} data families pooling tensor_files transformers_config",
     "pretrained": (
-        f"{PARTS} families models tensor_files weights transformers_config hub pretrained_model verify"
+        f"{PARTS} families models tensor_files weights transformers_config pooling hub pretrained_model "
+        "verify"
     ),
     "command_line": f"{PARTS} generation",
     "compatibility": PARTS,

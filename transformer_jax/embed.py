@@ -4,9 +4,12 @@
     python -m transformer_jax.embed --workdir=runs/bert --output=vectors.npy < texts.txt
 
 The model is an encoder of text, such as BERT: a folder in the format of Hugging Face transformers, a name on
-the hub, or the folder of a run trained here. A vector is the mean over the vectors of a text's tokens, as in
-sentence-transformers, scaled to length 1 unless there is --nonormalize, so that the product of two vectors
-says how alike their texts are. --output=FILE.npy writes one float32 array (texts, numbers) for numpy.load.
+the hub, or the folder of a run trained here. A folder of sentence-transformers says how its vectors are made:
+as the mean over a text's tokens or from the first one, scaled to length 1 or not, and how long a text may be.
+Of other models a vector is the mean, of length 1, so that the product of two says how alike their texts are;
+--normalize and --nonormalize decide it in either case. A text that is too long is an error: --cut takes its
+beginning, as sentence-transformers does, and says for how many. --output=FILE.npy writes one float32 array
+(texts, numbers) for numpy.load.
 """
 
 import io
@@ -17,11 +20,12 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags
 
-from transformer_jax import inference
+from transformer_jax import inference, sentence_vectors
 from transformer_jax.command_line import define_model_flags, reported_errors, work_on_lines
 from transformer_jax.config import ConfigError
 from transformer_jax.files import write_whole
 from transformer_jax.loading import load_model
+from transformer_jax.objectives.classification import encode_texts
 from transformer_jax.progress import say
 from transformer_jax.runtime import prepare_process
 
@@ -37,12 +41,21 @@ def main(argv: Sequence[str]) -> None:
         loaded = load_model(FLAGS.model, FLAGS.workdir, FLAGS.from_checkpoint, FLAGS.average_last)
         found = [loaded.embed([])]  # a model of another kind is told before a line is read
 
+        pooling = loaded.pooling or sentence_vectors.PLAIN
+        most = sentence_vectors.longest(loaded.config, pooling)
+        num_cut = 0
+
         def check(line: str, number: int) -> None:
+            nonlocal num_cut
             assert loaded.tokenizer is not None
-            inference.encoder_tokens(loaded.config, loaded.tokenizer, line, number)
+            parts = (loaded.config, loaded.tokenizer, line, number, pooling)
+            sentence_vectors.vector_tokens(*parts, cut=FLAGS.cut)
+            num_cut += len(encode_texts(loaded.tokenizer, line)["inputs"]) > most
 
         def embed(lines: list[str], first_number: int) -> None:
-            vectors = loaded.embed(lines, normalize=FLAGS.normalize, batch_size=FLAGS.batch_size)
+            vectors = loaded.embed(
+                lines, normalize=FLAGS.normalize, cut=FLAGS.cut, batch_size=FLAGS.batch_size
+            )
             if output is not None:
                 found.append(vectors)
                 return
@@ -51,6 +64,8 @@ def main(argv: Sequence[str]) -> None:
                 print(json.dumps([float(str(number)) for number in vector]))
 
         work_on_lines(check, embed)
+        if num_cut:
+            say(f"{num_cut:,} texts were cut to {most} tokens")
         if output is not None:
             content = io.BytesIO()
             vectors = np.concatenate(found)
@@ -64,6 +79,9 @@ FLAGS = flags.FLAGS
 if __name__ == "__main__":
     define_model_flags()
     flags.DEFINE_string("output", None, "A file ending in .npy, instead of standard output.")
-    flags.DEFINE_bool("normalize", True, "Scale each vector to length 1.")
+    flags.DEFINE_bool(
+        "normalize", None, "Scale each vector to length 1; by default what the model's folder says, or yes."
+    )
+    flags.DEFINE_bool("cut", False, "Take the beginning of a text that is too long, instead of an error.")
     flags.DEFINE_integer("batch_size", inference.BATCH_SIZE, "Lines computed at once.", lower_bound=1)
     app.run(main)

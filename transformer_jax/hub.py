@@ -1,5 +1,6 @@
 """Where the files of a checkpoint are: in a folder, in an installed package, or on the hub, to be fetched."""
 
+import functools
 import importlib.util
 import os
 import pathlib
@@ -11,6 +12,7 @@ import huggingface_hub.errors
 
 from transformer_jax.config import ConfigError
 from transformer_jax.data import marian_tokenizer
+from transformer_jax.pooling import module_files
 from transformer_jax.tensor_files import PICKLES, pickle_error
 from transformer_jax.transformers_config import CONFIG_FILE, family_in, read_content
 
@@ -51,6 +53,8 @@ def find_folder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
             ),
         )
     )
+    for file in module_files(folder):
+        _ask(name, functools.partial(huggingface_hub.hf_hub_download, name, file))
     if not any(folder.glob(_WEIGHTS)):  # only then is it worth another request
         files = _ask(name, lambda: huggingface_hub.list_repo_files(name))
         pickled = [pickle for pickle in PICKLES if pickle in files]

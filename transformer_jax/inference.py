@@ -1,15 +1,13 @@
-"""What a model, its parameters and its tokenizer are for: text, classes and vectors of texts that a user has.
+"""What a model, its parameters and its tokenizer are for: text, and classes of texts, that a user has.
 
 ``pretrained.Pretrained`` has these functions as methods, with the settings spelt out.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
@@ -175,7 +173,7 @@ def _checked_generator(
             f"this model is an encoder alone, with the head {config.head!r}: it has no decoder, which "
             "generating text needs"
         )
-    found = _checked_tokenizer(tokenizer)
+    found = checked_tokenizer(tokenizer)
     if settings.temperature > 0 and settings.beam_size > 1:
         raise ConfigError(
             f"a beam of {settings.beam_size} searches, temperature={settings.temperature} samples: leave one "
@@ -238,64 +236,16 @@ def class_probabilities(
         encoded = [_checked_image(config, image, number) for number, image in enumerate(inputs, 1)]
         lengths = [1] * len(encoded)
     else:
-        known = _checked_tokenizer(tokenizer)
+        known = checked_tokenizer(tokenizer)
         encoded = [encoder_tokens(config, known, text, number) for number, text in enumerate(inputs, 1)]
         lengths = [len(tokens["inputs"]) for tokens in encoded]
     batches = batches_by_length(lengths, batch_size, config.max_length)
     results = np.zeros((len(encoded), config.num_labels), np.float32)
     for rows, length, chunk in batches:
-        arguments = _batch([encoded[i] for i in chunk], rows, length)
+        arguments = batch_arguments([encoded[i] for i in chunk], rows, length)
         found = _classes(config, problem_type == "multi_label_classification")(params, arguments)
         results[chunk] = np.asarray(found)[: len(chunk)]
     return results
-
-
-def embed_texts(
-    config: TransformerConfig,
-    params: PyTree,
-    tokenizer: Tokenizer | None,
-    texts: Sequence[str],
-    *,
-    batch_size: int = BATCH_SIZE,
-    normalize: bool = True,
-) -> Float32[np.ndarray, "N D"]:
-    """A vector for each text: the mean of an encoder's vectors over its tokens, special ones included.
-
-    As in sentence-transformers (Reimers and Gurevych 2019, arXiv:1908.10084, section 3, "MEAN").
-
-    Args:
-      config: of the model, an encoder alone; its head is not used.
-      params: of the model.
-      tokenizer: of the model.
-      texts: any number.
-      batch_size: texts at once.
-      normalize: to the length 1, so that a product of two vectors is the cosine of their angle.
-
-    Raises:
-      ConfigError: the model is no encoder of text alone, or has no tokenizer.
-      ValueError: a text is longer than the model takes; the message names it.
-    """
-    check_embeds(config)
-    found = _checked_tokenizer(tokenizer)
-    encoded = [encoder_tokens(config, found, text, number) for number, text in enumerate(texts, 1)]
-    lengths = [len(tokens["inputs"]) for tokens in encoded]
-    results = np.zeros((len(encoded), config.d_model), np.float32)
-    for rows, length, chunk in batches_by_length(lengths, batch_size, config.max_length):
-        arguments = _batch([encoded[i] for i in chunk], rows, length)
-        results[chunk] = np.asarray(_means(config)(params, arguments))[: len(chunk)]
-    if normalize:
-        results /= np.maximum(np.linalg.norm(results, axis=1, keepdims=True), 1e-12)
-    return results
-
-
-def check_embeds(config: TransformerConfig) -> None:
-    """Raises ConfigError unless the model is an encoder of text alone."""
-    if config.image_shape or not config.is_encoder_only:
-        kind = "a decoder alone" if config.is_decoder_only else "an encoder with a decoder"
-        kind = "one of images" if config.image_shape else kind
-        raise ConfigError(
-            f"this model is {kind}: vectors of texts need an encoder of text alone, such as BERT"
-        )
 
 
 def encoder_tokens(
@@ -317,7 +267,8 @@ def encoder_tokens(
     return tokens
 
 
-def _checked_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
+def checked_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
+    """The tokenizer; raises ConfigError where there is none."""
     if tokenizer is None:
         raise ConfigError(
             "the model has no tokenizer, which texts need: put its tokenizer.json into its folder"
@@ -337,7 +288,9 @@ def _checked_image(config: TransformerConfig, image: Classified, number: int) ->
     return {"images": image}
 
 
-def _batch(encoded: Sequence[dict[str, np.ndarray]], rows: int, length: int) -> dict[str, np.ndarray]:
+def batch_arguments(
+    encoded: Sequence[dict[str, np.ndarray]], rows: int, length: int
+) -> dict[str, np.ndarray]:
     """The model's arguments: tokens padded to (rows, length), with their segments; images stacked."""
     if "images" in encoded[0]:
         filled = [*encoded, *[{"images": np.zeros_like(encoded[0]["images"])}] * (rows - len(encoded))]
@@ -362,17 +315,3 @@ def _classes(config: TransformerConfig, are_independent: bool) -> Callable[..., 
         return jax.nn.sigmoid(logits) if are_independent else jax.nn.softmax(logits, axis=-1)
 
     return jax.jit(probabilities)
-
-
-@functools.lru_cache(maxsize=8)
-def _means(config: TransformerConfig) -> Callable[..., Any]:
-    """The compiled function from parameters and arguments to means of vectors."""
-    model = build(dataclasses.replace(config, head="none", num_labels=0))
-
-    def means(params: PyTree, arguments: dict[str, jax.Array]) -> jax.Array:
-        vectors = cast(Any, model.apply)({"params": params}, **arguments)
-        is_real = arguments["inputs_segments"] > 0
-        total = jnp.sum(jnp.where(is_real[..., None], vectors.astype(jnp.float32), 0.0), axis=1)
-        return total / jnp.maximum(jnp.sum(is_real, axis=1, keepdims=True), 1)
-
-    return jax.jit(means)

@@ -31,6 +31,7 @@ from transformer_jax.families.base import make_config
 from transformer_jax.files import write_json
 from transformer_jax.hub import find_folder
 from transformer_jax.models import abstract_params, build, example_inputs
+from transformer_jax.pooling import check_known, read_pooling, write_pooling
 from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.progress import say
 from transformer_jax.runtime import prepare_process
@@ -76,7 +77,7 @@ def from_pretrained(
     Raises:
       ConfigError: ``config.json`` is missing, broken, of an unknown family, or of a model that differs from
         what the family is here; or ``preprocessor_config.json`` makes other numbers of pixels than -1 to 1;
-        or a change does not fit.
+        or a change does not fit; or what a folder of sentence-transformers has besides is broken.
       WeightsError: the tensors are missing, broken, pickled, or not those that ``config.json`` describes.
       DataError: the tokenizer is broken.
     """
@@ -90,6 +91,7 @@ def from_pretrained(
         check_preprocessor(folder)
     new_head = (config.head, config.num_labels) != (stored.head, stored.num_labels)
     labels = () if new_head else labels
+    pooling = read_pooling(folder, config.max_length)
     tokenizer = find_tokenizer(folder)
     _check_vocabulary(tokenizer, config, folder)
     as_read = config
@@ -102,7 +104,7 @@ def from_pretrained(
     if config.image_shape != stored.image_shape:
         params = _with_positions(params, stored, config)
     problem_type = "" if new_head else str(content.get("problem_type") or "")
-    return Pretrained(family, config, params, tokenizer, labels, problem_type)
+    return Pretrained(family, config, params, tokenizer, labels, problem_type, pooling)
 
 
 def _check_vocabulary(tokenizer: Tokenizer | None, config: TransformerConfig, folder: pathlib.Path) -> None:
@@ -217,7 +219,8 @@ def save_pretrained(
 ) -> None:
     """Writes a folder that ``transformers`` loads: ``config.json``, safetensors, and the tokenizer.
 
-    Of a model of images ``preprocessor_config.json`` as well, which says what becomes of pixels.
+    Of a model of images ``preprocessor_config.json`` as well, which says what becomes of pixels; of one of
+    sentence-transformers what says how it makes vectors of texts.
 
     Args:
       folder: made if it is not there; files of these names in it are replaced.
@@ -225,7 +228,8 @@ def save_pretrained(
       shard_bytes: of a file of weights, at most.
 
     Raises:
-      ConfigError: ``transformers`` has no such model.
+      ConfigError: ``transformers`` has no such model; or it is one of sentence-transformers, with modules
+        that are not known here.
       OSError: a file cannot be written.
     """
     target = pathlib.Path(os.path.expanduser(os.fspath(folder)))
@@ -234,6 +238,8 @@ def save_pretrained(
     assert checkpoint is not None  # or there would be no content
     if pretrained.problem_type:
         content["problem_type"] = pretrained.problem_type
+    if pretrained.pooling is not None:
+        check_known(pretrained.pooling)
     target.mkdir(parents=True, exist_ok=True)
     (target / CONFIG_FILE).unlink(missing_ok=True)  # another model's, where writing ends half-way
     with_prefix = pretrained.config.head not in BARE_HEADS
@@ -253,6 +259,7 @@ def save_pretrained(
         write_json(
             target / TOKENIZER_CONFIG_FILE, _tokenizer_content(pretrained.tokenizer, pretrained.config)
         )
+    write_pooling(target, pretrained.pooling, pretrained.config.d_model)
     if pretrained.config.image_shape:
         write_json(target / PREPROCESSOR_FILE, preprocessor_content(pretrained.config))
     write_json(target / CONFIG_FILE, content)  # last: without it the folder is no checkpoint

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from transformer_jax import inference
+from transformer_jax import inference, sentence_vectors
 from transformer_jax.config import TransformerConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.families import Family
 from transformer_jax.generation import DecodingSettings
 from transformer_jax.models import Model, build
+from transformer_jax.pooling import Pooling
 from transformer_jax.types import PyTree
 
 
@@ -26,6 +27,7 @@ class Pretrained:
       tokenizer: None where the folder had none, as for images.
       labels: names of the classes, in order; () where it has none.
       problem_type: what its classes are, as ``config.json`` says; "" is one class of several.
+      pooling: how a folder of sentence-transformers makes vectors of texts; None where it is no such folder.
       prompt_start: ids that stand before every prompt of a decoder alone; () as ``transformers`` has it.
     """
 
@@ -35,6 +37,7 @@ class Pretrained:
     tokenizer: Tokenizer | None = None
     labels: tuple[str, ...] = ()
     problem_type: str = ""
+    pooling: Pooling | None = None
     prompt_start: tuple[int, ...] = ()
 
     @property
@@ -123,11 +126,31 @@ class Pretrained:
         return found[0] if is_one else found
 
     def embed(
-        self, texts: str | Sequence[str], *, normalize: bool = True, batch_size: int = inference.BATCH_SIZE
+        self,
+        texts: str | Sequence[str],
+        *,
+        normalize: bool | None = None,
+        cut: bool = False,
+        batch_size: int = inference.BATCH_SIZE,
     ) -> np.ndarray:
-        """Vectors (N, D) of texts, or (D,) of one: means over their tokens; see ``inference.embed_texts``."""
+        """Vectors (N, D) of texts, or (D,) of one; see ``sentence_vectors.embed_texts``.
+
+        Args:
+          texts: several, or one, which gives one vector.
+          normalize: to the length 1; by default what the folder says, and yes where it says nothing.
+          cut: take the beginning of a text with more tokens than the folder, or the model, allows; otherwise
+            it is an error.
+          batch_size: texts at once.
+        """
         many = [texts] if isinstance(texts, str) else texts
-        found = inference.embed_texts(*self._parts, many, normalize=normalize, batch_size=batch_size)
+        found = sentence_vectors.embed_texts(
+            *self._parts,
+            many,
+            pooling=self.pooling or sentence_vectors.PLAIN,
+            normalize=normalize,
+            cut=cut,
+            batch_size=batch_size,
+        )
         return found[0] if isinstance(texts, str) else found
 
     @property

@@ -1,5 +1,7 @@
 """all-MiniLM-L6-v2, a published checkpoint, gives the embeddings that PyTorch gives."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,8 @@ from tests.parity import minilm
 from tests.parity.sentences import SENTENCES
 from transformer_jax import verify
 from transformer_jax.objectives.classification import encode_texts
-from transformer_jax.pretrained import from_pretrained
+from transformer_jax.pooling import Pooling
+from transformer_jax.pretrained import from_pretrained, save_pretrained
 
 pytestmark = pytest.mark.live
 
@@ -24,6 +27,25 @@ def test_embeddings_are_those_of_pytorch(transformers):
     texts, stored = minilm.stored()
     assert texts == list(SENTENCES)
     np.testing.assert_allclose(stored, theirs, rtol=0, atol=EMBEDDINGS)
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+@pytest.mark.parametrize("normalize", [True, False], ids=["unit", "as_it_is"])
+def test_sentence_transformers_makes_the_same_vectors_of_what_is_written(mode, normalize, tmp_path):
+    import sentence_transformers
+
+    ours = dataclasses.replace(from_pretrained(minilm.folder()), pooling=Pooling(mode, normalize, 20))
+    save_pretrained(tmp_path / "ours", ours)
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "ours"), device="cpu")
+    texts = [*SENTENCES[:5], " ".join(SENTENCES[4:12])]
+    wanted = theirs.encode(texts, batch_size=1)
+    found = ours.embed(texts, cut=True)
+    assert theirs.max_seq_length == 20 and len(theirs.tokenizer(texts[-1]).input_ids) > 20
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=EMBEDDINGS)
+    theirs.save(str(tmp_path / "theirs"))  # as the newest version writes it
+    again = from_pretrained(tmp_path / "theirs")
+    assert again.pooling == ours.pooling
+    np.testing.assert_allclose(again.embed(texts, cut=True), wanted, rtol=0, atol=EMBEDDINGS)
 
 
 def test_its_vectors_are_the_same_on_long_texts(transformers):

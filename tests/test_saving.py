@@ -17,11 +17,11 @@ from transformer_jax.transformers_config import LABELLED_HEADS, content_of
 
 
 def changed(name, **changes):
-    """The model of a fixture with other fields, all parameters 0."""
+    """The model of a fixture with other fields, all parameters 1."""
     ours = from_pretrained(STORED / name)
     config = dataclasses.replace(ours.config, **changes)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), unbox(abstract_params(config)))
-    return dataclasses.replace(ours, config=config, params=zeros)
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), unbox(abstract_params(config)))
+    return dataclasses.replace(ours, config=config, params=ones)
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,8 @@ def read_pooling(folder: pathlib.Path, max_length: int) -> Pooling | None:
         limit = _read_object(folder / _TOKENIZER_CONFIG, may_be_missing=True).get("model_max_length")
     if limit is not None and (type(limit) not in (int, float) or limit < 3):
         raise ConfigError(f"{folder} gives texts {limit!r} tokens: that must be a number of at least 3")
-    is_less = limit is not None and limit < max_length
-    return Pooling(mode, "Normalize" in kinds, int(limit) if is_less else 0, "; ".join(unknown))
+    most = int(limit) if limit is not None and limit < max_length else 0
+    return Pooling(mode, "Normalize" in kinds, most, "; ".join(unknown))
 
 
 def write_pooling(folder: pathlib.Path, pooling: Pooling | None, d_model: int) -> None:

@@ -24,6 +24,7 @@ from transformer_jax.files import whole_file, write_whole
 from transformer_jax.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles, WeightsError
 from transformer_jax.types import PyTree
 
+_NEVER_ZERO = ("/kernel", "/embedding", "/scale")  # all of it, of what was trained
 SHARD_BYTES = 5_000_000_000  # of a written file, as transformers has it
 
 
@@ -49,6 +50,11 @@ class _Place:
         else:
             theirs = (shape[0] + tensor.skipped, *shape[1:])
         return (1,) * tensor.leading + theirs
+
+    @property
+    def is_never_zero(self) -> bool:
+        """Whether a whole checkpoint has other numbers than zeros in it."""
+        return self.path.endswith(_NEVER_ZERO) and not self.tensor.may_be_zero
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
         tensor = self.tensor
@@ -121,7 +127,8 @@ def read_weights(
 
     Raises:
       WeightsError: tensors are missing, of another shape, not known, or contradict one another; all of them
-        are listed. Or one has numbers that are not finite.
+        are listed. Or one has numbers that are not finite, or some have nothing but zeros, which biases and
+        heads may have, but no trained kernel, embedding or norm.
     """
     leaves = {_joined(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params)}
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
@@ -141,13 +148,19 @@ def read_weights(
     for place in places:
         of_path.setdefault(place.path, []).append(place)
     found = {}
+    zero: set[str] = set()
     for path in sorted(of_path, key=lambda path: -math.prod(shapes[path])):
-        array = _read_parameter(files, of_path[path], names, shapes[path])
+        array = _read_parameter(files, of_path[path], names, shapes[path], zero)
         sharding = getattr(leaves[path], "sharding", None)
         if sharding is None:
             found[path] = jax.device_put(array)
         else:
             found[path] = jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+    if zero:
+        raise WeightsError(
+            f"these tensors of {files.folder} are nothing but zeros, as in a file that was not fetched to its "
+            f"end: copy or download it again. {', '.join(sorted(zero))}"
+        )
     return jax.tree_util.tree_map_with_path(lambda path, _: found.get(_joined(path)), abstract_params)
 
 
@@ -215,12 +228,21 @@ def _check(
 
 
 def _read_parameter(
-    files: TensorFiles, places: list[_Place], names: Mapping[str, str], shape: tuple[int, ...]
+    files: TensorFiles,
+    places: list[_Place],
+    names: Mapping[str, str],
+    shape: tuple[int, ...],
+    zero: set[str],
 ) -> np.ndarray:
+    """One parameter; adds to ``zero`` the names of tensors that hold nothing but zeros and should not."""
+
     def read(place: _Place) -> np.ndarray:
         if place.name not in names:
             return np.zeros(place.shape, np.float32)  # optional, or it would have been missed
-        return place.to_ours(files.read(names[place.name]))
+        found = place.to_ours(files.read(names[place.name]))
+        if place.is_never_zero and not found.any():
+            zero.add(names[place.name])
+        return found
 
     if places[0].layer is None:
         return read(places[0])

@@ -21,6 +21,7 @@ class Tensor:
       part: ``(k, n)`` where theirs holds n of ours side by side, on its last axis, and this is number k.
       leading: axes of size 1 that theirs has in front.
       skipped: rows at the start of theirs that nothing reads; written as zeros.
+      may_be_zero: though it is a kernel, an embedding or a norm's scale: all of it, in a whole checkpoint.
       is_optional: zeros where a checkpoint has no such tensor.
       when: a field of the config and the value with which this entry holds.
     """
@@ -32,6 +33,7 @@ class Tensor:
     part: tuple[int, int] = (0, 1)
     leading: int = 0
     skipped: int = 0
+    may_be_zero: bool = False
     is_optional: bool = False
     when: tuple[str, Any] | None = None
 
@@ -125,11 +127,16 @@ def heads(count: int, d_model: int) -> dict[str, Any]:
 
 
 def linear(
-    ours: str, theirs: str, kind: Literal["linear", "matrix"] = "linear", inputs: int = 1
+    ours: str,
+    theirs: str,
+    kind: Literal["linear", "matrix"] = "linear",
+    inputs: int = 1,
+    *,
+    may_be_zero: bool = False,
 ) -> tuple[Tensor, ...]:
     """Kernel and bias of a linear map."""
     return (
-        Tensor(f"{ours}/kernel", f"{theirs}.weight", kind, inputs),
+        Tensor(f"{ours}/kernel", f"{theirs}.weight", kind, inputs, may_be_zero=may_be_zero),
         Tensor(f"{ours}/bias", f"{theirs}.bias", "vector"),
     )
 

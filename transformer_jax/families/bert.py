@@ -55,7 +55,8 @@ _THEIR_LAYER = "bert.encoder.layer.{i}"
 TENSORS = (
     Tensor("embedding/embedding", "bert.embeddings.word_embeddings.weight"),
     Tensor("embed_inputs/positions/embedding", "bert.embeddings.position_embeddings.weight"),
-    Tensor("embed_inputs/types/embedding", "bert.embeddings.token_type_embeddings.weight"),
+    # Zeros in models that were trained without types.
+    Tensor("embed_inputs/types/embedding", "bert.embeddings.token_type_embeddings.weight", may_be_zero=True),
     *layer_norm("embed_inputs/norm", "bert.embeddings.LayerNorm"),
     *attention(
         f"{_LAYER}/self_attention",
@@ -72,9 +73,9 @@ TENSORS = (
     *linear("head/masked_tokens/transform", "cls.predictions.transform.dense"),
     *layer_norm("head/masked_tokens/norm", "cls.predictions.transform.LayerNorm"),
     Tensor("head/masked_tokens/logits/bias", "cls.predictions.bias"),
-    *linear("head/next_sentence", "cls.seq_relationship"),
-    *linear("head/classes", "classifier"),
-    *linear("head/spans", "qa_outputs"),
+    *linear("head/next_sentence", "cls.seq_relationship", may_be_zero=True),
+    *linear("head/classes", "classifier", may_be_zero=True),  # as some begin with
+    *linear("head/spans", "qa_outputs", may_be_zero=True),
 )
 
 

@@ -48,7 +48,9 @@ _THEIR_LAYER = "vit.encoder.layer.{i}"
 
 TENSORS = (
     Tensor("embed_patches/class", "vit.embeddings.cls_token", leading=2),
-    Tensor("embed_patches/positions/embedding", "vit.embeddings.position_embeddings", leading=1),
+    Tensor(
+        "embed_patches/positions/embedding", "vit.embeddings.position_embeddings", leading=1, may_be_zero=True
+    ),
     Tensor("embed_patches/patches/kernel", "vit.embeddings.patch_embeddings.projection.weight", "patches"),
     Tensor("embed_patches/patches/bias", "vit.embeddings.patch_embeddings.projection.bias"),
     *attention(
@@ -63,7 +65,7 @@ TENSORS = (
     *linear(f"{_LAYER}/feedforward/output", f"{_THEIR_LAYER}.output.dense"),
     *layer_norm(f"{_LAYER}/feedforward_norm", f"{_THEIR_LAYER}.layernorm_after"),
     *layer_norm("encoder/final_norm", "vit.layernorm"),
-    *linear("head/classes", "classifier"),
+    *linear("head/classes", "classifier", may_be_zero=True),  # as fine-tuning begins
 )
 
 

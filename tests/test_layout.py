@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "data": f"{BASIC} files",
     "sampling": BASIC,
     "decoding": f"{BASIC} sampling",
-    "partitioning": BASIC,
+    "partitioning": f"{BASIC} progress",
     "optimizers": BASIC,
     "checkpoint_files": BASIC,
     "checkpoint": f"{BASIC} checkpoint_files",

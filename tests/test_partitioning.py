@@ -1,5 +1,6 @@
 """Meshes, and where the arrays of a state and of a batch end up on eight virtual devices."""
 
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -8,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tests.parity.test_fixtures import STORED
+from transformer_jax import families
 from transformer_jax.config import read_section
+from transformer_jax.models import abstract_params
 from transformer_jax.partitioning import (
     DEFAULT_RULES,
     MeshConfig,
@@ -20,6 +24,7 @@ from transformer_jax.partitioning import (
     state_shardings,
     unbox,
 )
+from transformer_jax.pretrained import from_pretrained
 
 
 class FeedForward(nn.Module):
@@ -136,6 +141,61 @@ def test_all_dimensions_that_do_not_divide_are_listed(key: jax.Array) -> None:
     message = str(caught.value)
     for part in ("['kernel']: embed=9 over fsdp=2", "mlp=18 over tensor=4", "['bias']: mlp=18"):
         assert part in message
+
+
+def test_a_vocabulary_that_does_not_divide_is_whole_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    config = families.gpt2.config(
+        "small", vocab_size=50_257, num_decoder_layers=1, **dict.fromkeys(("d_model", "d_feedforward"), 16),
+        num_heads=2, key_size=8, value_size=8, max_length=8,
+    )  # fmt: skip
+    for _ in range(2):
+        found = specs(state_shardings(mesh, abstract_params(config)))
+    assert found["['embedding']['embedding']"] == (None, "fsdp")
+    assert found["['decoder']['layer_0']['feedforward']['hidden']['kernel']"] == ("fsdp", "tensor")
+    said = "the vocabulary of 50,257 is whole on every device: tensor=2 does not divide it"
+    assert capsys.readouterr().err.count(said) == 1
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_an_odd_vocabulary_gives_the_same_logits_and_gradients_on_a_mesh(name: str) -> None:
+    alone = from_pretrained(STORED / name)
+    split = from_pretrained(STORED / name, mesh=make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)))
+    assert alone.config.vocab_size == 67
+    tokens = jnp.arange(4, 12, dtype=jnp.int32).reshape(2, 4)
+    arguments = {"inputs": tokens} | ({"targets": tokens} if name == "bart" else {})
+    model: Any = alone.model
+
+    def probability(params: Any) -> Any:
+        logits = model.apply({"params": params}, **arguments)
+        return jnp.sum(jax.nn.softmax(logits)[..., 5]), logits
+
+    run = jax.jit(jax.grad(probability, has_aux=True))
+    pairs = zip(jax.tree.leaves(run(split.params)), jax.tree.leaves(run(alone.params)), strict=True)
+    for found, wanted in pairs:
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=2e-5)
+    shards = [leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in jax.tree.leaves(split.params)]
+    assert sum(shards) > len(shards) / 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"), [((8,), ("x",)), ((4, 2), ("data", "model")), ((1, 2, 4), ("data", "tensor", "fsdp"))]
+)
+def test_a_mesh_of_other_axes_is_refused_with_how_to_make_one(shape: tuple, names: tuple) -> None:
+    mesh = Mesh(np.array(jax.devices()).reshape(shape), names)
+    with pytest.raises(ValueError) as caught:
+        from_pretrained(STORED / "gpt2", mesh=mesh)
+    assert f"the mesh has the axes {names} (" in str(caught.value)
+    made = re.search(r"make_mesh\(MeshConfig\(.*?\), devices\)", str(caught.value))
+    assert made is not None
+    scope = {"make_mesh": make_mesh, "MeshConfig": MeshConfig, "devices": jax.devices()}
+    assert from_pretrained(STORED / "bert_base_model", mesh=eval(made[0], scope)).family.name == "bert"
+
+
+def test_explicit_axes_are_refused() -> None:
+    mesh = jax.make_mesh((8, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Explicit,) * 3)
+    with pytest.raises(ValueError, match=r"\(Explicit, Explicit, Explicit\), and must have .*, all Auto"):
+        from_pretrained(STORED / "gpt2", mesh=mesh)
 
 
 def test_mesh_sizes_and_axis_types() -> None:

@@ -6,9 +6,13 @@ The table in ``MeshConfig.rules`` says over which mesh axis each is split:
     data    copies of the model, each with its rows of the batch
     fsdp    rows of the batch too, with parameters and optimizer state split (Zhao et al. 2023)
     tensor  heads, feed-forward units and vocabulary split (Shoeybi et al. 2019)
+
+A published vocabulary is often odd (GPT-2's has 50,257 tokens): one that its mesh axis does not divide is
+whole on every device instead, which is said. Any other dimension that does not divide is an error.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -19,6 +23,7 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.config import check_types, nearest
+from transformer_jax.progress import say
 from transformer_jax.types import PyTree
 
 Rules: TypeAlias = tuple[tuple[str, str | None], ...]
@@ -27,6 +32,7 @@ Device: TypeAlias = Any  # jax.Device is not a type to type checkers
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # the rows of a batch are always split over both
 BATCH_AXIS = "batch"  # their logical name
+VOCABULARY_AXIS = "vocab"
 DEFAULT_RULES: Rules = (
     ("vocab", "tensor"),
     ("embed", "fsdp"),  # d_model
@@ -140,13 +146,14 @@ def state_shardings(mesh: Mesh, abstract_state: PyTree, rules: Rules = DEFAULT_R
       The same pytree with a ``NamedSharding`` in place of each leaf and of each box: the shardings
       of ``unbox(state)``. A leaf without a box is whole on every device. So is one whose number of
       dimensions is not that of its box's axis names, such as Adafactor's row and column statistics,
-      and so is a dimension of size 1.
+      and so is a dimension of size 1, and a vocabulary that its mesh axis does not divide.
 
     Raises:
-      ValueError: a logical axis without a rule, or dimensions which their mesh axis does not divide
-        (all of them are listed).
+      ValueError: a mesh of other axes, a logical axis without a rule, or dimensions which their mesh axis
+        does not divide (all of them are listed).
     """
     check_rules(rules)
+    _check_mesh(mesh)
     indivisible: list[str] = []
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> Any:
@@ -161,8 +168,13 @@ def state_shardings(mesh: Mesh, abstract_state: PyTree, rules: Rules = DEFAULT_R
         if len(names) != len(shape):
             return NamedSharding(mesh, PartitionSpec())
         axes = _mesh_axes(names, shape, rules)
-        for name, size, axis in zip(names, shape, axes, strict=True):
-            if axis is not None and size % mesh.shape[axis]:
+        for place, (name, size, axis) in enumerate(zip(names, shape, axes, strict=True)):
+            if axis is None or size % mesh.shape[axis] == 0:
+                continue
+            if name == VOCABULARY_AXIS:
+                _say_whole(size, axis, mesh.shape[axis])
+                axes[place] = None
+            else:
                 indivisible.append(f"{where}: {name}={size} over {axis}={mesh.shape[axis]}")
         return NamedSharding(mesh, PartitionSpec(*axes))
 
@@ -238,6 +250,26 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
         )
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def _check_mesh(mesh: Mesh) -> None:
+    """Raises ValueError for a mesh that ``make_mesh`` did not make, or would not."""
+    automatic = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    if mesh.axis_names != MESH_AXES or mesh.axis_types != automatic:
+        count = mesh.size
+        types = ", ".join(kind.name for kind in mesh.axis_types)
+        raise ValueError(
+            f"the mesh has the axes {mesh.axis_names} ({types}), and must have {MESH_AXES}, all Auto. Of the "
+            "same devices: from transformer_jax.partitioning import MeshConfig, make_mesh; "
+            f"make_mesh(MeshConfig(data=1, fsdp={count}, tensor=1), devices), or other sizes that multiply "
+            f"to {count}"
+        )
+
+
+@functools.cache
+def _say_whole(size: int, axis: str, parts: int) -> None:
+    """Says once what is not split."""
+    say(f"the vocabulary of {size:,} is whole on every device: {axis}={parts} does not divide it")
 
 
 def _is_box(leaf: Any) -> bool:

@@ -158,8 +158,8 @@ def read_weights(
             found[path] = jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
     if zero:
         raise WeightsError(
-            f"these tensors of {files.folder} are nothing but zeros, as in a file that was not fetched to its "
-            f"end: copy or download it again. {', '.join(sorted(zero))}"
+            f"these tensors of {files.folder} are nothing but zeros, as in a file that was not fetched "
+            f"whole: copy or download it again. {', '.join(sorted(zero))}"
         )
     return jax.tree_util.tree_map_with_path(lambda path, _: found.get(_joined(path)), abstract_params)
 

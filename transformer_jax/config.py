@@ -63,7 +63,15 @@ class TransformerConfig:
     logits_bias: bool = False
     initial_stddev: float = 0.0  # of weights drawn from N(0, it^2); 0: Xavier uniform
     head: Literal[
-        "tokens", "masked_tokens", "pretraining", "classes", "token_classes", "spans", "pooled", "none"
+        "tokens",
+        "masked_tokens",
+        "pretraining",
+        "next_sentence",
+        "classes",
+        "token_classes",
+        "spans",
+        "pooled",
+        "none",
     ] = "tokens"
     num_labels: int = 0  # of the heads classes and token_classes
     dropout: float = 0.1  # on each sub-layer's output and on embeddings + positions, section 5.4
@@ -128,7 +136,7 @@ class TransformerConfig:
         if self.is_encoder_only and self.is_decoder_only:
             raise ConfigError("model.num_encoder_layers and num_decoder_layers must not both be 0")
         if self.is_encoder_only and self.head == "tokens":
-            heads = "masked_tokens, pretraining, classes, token_classes, spans, pooled or none"
+            heads = "masked_tokens, pretraining, next_sentence, classes, token_classes, spans, pooled or none"
             raise ConfigError(f"model.head='tokens' needs a decoder; an encoder alone has {heads}")
         if not self.is_encoder_only and self.head != "tokens":
             raise ConfigError(

@@ -28,6 +28,7 @@ _OUTPUTS = {
     "tokens": (("logits", True),),
     "masked_tokens": (("logits", True),),
     "pretraining": (("prediction_logits", True), ("seq_relationship_logits", False)),
+    "next_sentence": (("logits", False),),
     "classes": (("logits", False),),
     "token_classes": (("logits", True),),
     "spans": (("start_logits", True), ("end_logits", True)),

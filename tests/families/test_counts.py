@@ -88,6 +88,15 @@ def test_parameter_count(name, variant):
     assert count(config) == published + uncounted(config)
 
 
+# What ``num_parameters`` gives for the classes with these heads, of bert-base-uncased.
+BERT_HEADS = {"masked_tokens": 109_514_298, "pretraining": 110_106_428, "next_sentence": 109_483_778}
+
+
+@pytest.mark.parametrize("head", BERT_HEADS)
+def test_parameter_count_with_a_head(head):
+    assert count(families.bert.config("base", head=head)) == BERT_HEADS[head]
+
+
 def test_a_config_is_of_one_family_that_has_a_checkpoint():
     for name, variant in CASES:
         config = getattr(families, name).config(variant)

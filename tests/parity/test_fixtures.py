@@ -27,6 +27,7 @@ MODELS = {
     "bert_base_model": ("BertModel", TYPED, ("last_hidden_state", "pooler_output")),
     "bert_masked_lm": ("BertForMaskedLM", TYPED, ("logits",)),
     "bert_pretraining": ("BertForPreTraining", TYPED, ("prediction_logits", "seq_relationship_logits")),
+    "bert_next_sentence": ("BertForNextSentencePrediction", TYPED, ("logits",)),
     "bert_sequence": ("BertForSequenceClassification", TYPED, ("logits",)),
     "bert_tokens": ("BertForTokenClassification", TYPED, ("logits",)),
     "bert_qa": ("BertForQuestionAnswering", TYPED, ("start_logits", "end_logits")),

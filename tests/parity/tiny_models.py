@@ -131,6 +131,9 @@ _VIT = dict(
     num_labels=5,
 )
 
+# For a head alone, beside a fixture of the same family.
+_SMALLER = dict(hidden_size=8, num_hidden_layers=1, intermediate_size=12)
+
 # With 0.2 everywhere a model with tied embeddings says the same token again and again.
 _T5_SPREADS = {
     "shared.weight": 1.0,
@@ -146,6 +149,7 @@ TINY_MODELS = {
     "bert_pretraining": TinyModel(
         "BertForPreTraining", _BERT, ("prediction_logits", "seq_relationship_logits"), seed=3
     ),
+    "bert_next_sentence": TinyModel("BertForNextSentencePrediction", _BERT | _SMALLER, seed=8),
     "bert_sequence": TinyModel("BertForSequenceClassification", _BERT | dict(num_labels=3), seed=4),
     "bert_tokens": TinyModel("BertForTokenClassification", _BERT | dict(num_labels=5), seed=5),
     "bert_qa": TinyModel("BertForQuestionAnswering", _BERT, ("start_logits", "end_logits"), seed=6),

@@ -122,6 +122,7 @@ FAMILY = Family(
         heads=(
             ("pretraining", ("cls.predictions.bias", "cls.seq_relationship.weight")),
             ("masked_tokens", ("cls.predictions.bias",)),
+            ("next_sentence", ("cls.seq_relationship.weight", "pooler.dense.weight")),
             ("spans", ("qa_outputs.weight",)),
             ("classes", ("classifier.weight", "pooler.dense.weight")),
             ("token_classes", ("classifier.weight",)),
@@ -131,6 +132,7 @@ FAMILY = Family(
         architectures={
             "pretraining": "BertForPreTraining",
             "masked_tokens": "BertForMaskedLM",
+            "next_sentence": "BertForNextSentencePrediction",
             "spans": "BertForQuestionAnswering",
             "classes": "BertForSequenceClassification",
             "token_classes": "BertForTokenClassification",

@@ -85,6 +85,7 @@ class EncoderHead(nn.Module):
 
     * ``masked_tokens``: logits (B, L, V);
     * ``pretraining``: these, and logits (B, 2) of whether the second text follows the first (0) or not (1);
+    * ``next_sentence``: the latter alone;
     * ``classes``: logits (B, num_labels), from the pooled vector of a text or the first one of an image;
     * ``token_classes``: logits (B, L, num_labels);
     * ``spans``: logits (B, L, 2), of being an answer's first and last token;
@@ -113,7 +114,9 @@ class EncoderHead(nn.Module):
         pooled = Pooler(config, name="pooler")(x)
         if config.head == "pooled":
             return x, pooled
-        if config.head == "pretraining":
-            tokens = MaskedTokens(config, name="masked_tokens")(x, embedding)
-            return tokens, dense(config, 2, "labels", "next_sentence")(pooled)
+        if config.head in ("pretraining", "next_sentence"):
+            follows = dense(config, 2, "labels", "next_sentence")(pooled)
+            if config.head == "next_sentence":
+                return follows
+            return MaskedTokens(config, name="masked_tokens")(x, embedding), follows
         return dense(config, config.num_labels, "labels", "classes")(dropout(pooled, train=train))

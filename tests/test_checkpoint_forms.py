@@ -153,19 +153,24 @@ def test_a_bias_of_logits_that_is_not_stored_is_zero(name, tmp_path):
     assert equal(from_pretrained(folder).params, plain.params | zero)
 
 
-def test_vit_alone_has_no_prefix_and_a_pooler(tmp_path):
+@pytest.mark.parametrize("has_pooler", [True, False])
+def test_vit_alone_has_no_prefix_and_may_have_a_pooler(has_pooler, tmp_path):
     folder, plain = copy_of("vit", tmp_path), from_pretrained(STORED / "vit", head="none")
 
     def strip(tensors):
         del tensors["classifier.weight"], tensors["classifier.bias"]
         for stored in list(tensors):
             tensors[stored.removeprefix("vit.")] = tensors.pop(stored)
-        for unread, shape in UNREAD["vit"].items():
-            tensors[unread.removeprefix("vit.")] = np.full(shape, 0.5, np.float32)
+        for pooler, shape in UNREAD["vit"].items() if has_pooler else ():
+            tensors[pooler.removeprefix("vit.")] = np.full(shape, 0.5, np.float32)
 
     change_tensors(folder, strip)
+    alone = from_pretrained(folder, head="none")
+    assert alone.config == plain.config and equal(alone.params, plain.params)
     found = from_pretrained(folder)
-    assert found.config == plain.config and equal(found.params, plain.params)
+    head = {"head": {"pooler": {"dense": {"kernel": np.full((16, 16), 0.5), "bias": np.full(16, 0.5)}}}}
+    assert found.config.head == ("pooled" if has_pooler else "none")
+    assert equal(found.params, plain.params | (head if has_pooler else {}))
 
 
 # In rows of 100 bytes at most: one row, several, not all the same number of them, numbers without rows.

@@ -165,10 +165,10 @@ class TransformerConfig:
                 f"model.patch_size={self.patch_size} must divide the height and width of "
                 f"model.image_shape={self.image_shape}"
             )
-        if self.head not in ("classes", "none") or self.vocab_size or self.num_token_types:
+        if self.head not in ("classes", "pooled", "none") or self.vocab_size or self.num_token_types:
             raise ConfigError(
-                f"an encoder of images has model.head 'classes' or 'none' (not {self.head!r}), and neither "
-                "model.vocab_size nor model.num_token_types"
+                f"an encoder of images has model.head 'classes', 'pooled' or 'none' (not {self.head!r}), and "
+                "neither model.vocab_size nor model.num_token_types"
             )
         if self.max_length != (vectors := self.num_patches + 1):
             raise ConfigError(

@@ -37,6 +37,7 @@ MODELS = {
     "bart": ("BartForConditionalGeneration", TEXTS, ("logits",)),
     "marian": ("MarianMTModel", TEXTS, ("logits",)),
     "vit": ("ViTForImageClassification", ("pixel_values",), ("logits",)),
+    "vit_base_model": ("ViTModel", ("pixel_values",), ("last_hidden_state", "pooler_output")),
 }
 DECODING_MODELS = ("gpt2", "t5", "t5_v1_1", "bart", "marian")
 # Under these names a tied tensor would be stored once more.
@@ -113,7 +114,7 @@ def test_outputs_vary_and_weights_leave_out_padding(name: str) -> None:
             assert (weights[mask == 1] != 0).all()
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "vit"])
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("vit")])
 def test_texts_are_padded_on_the_right_and_gpt2_on_both_sides(name: str) -> None:
     arrays = expected(name)
     masks = [arrays[key] for key in ("attention_mask", "decoder_attention_mask") if key in arrays]

@@ -32,7 +32,7 @@ def loaded(name, **changes):
 
 def arguments_of(name, arrays):
     """Of our model, from those of theirs."""
-    if name == "vit":
+    if name.startswith("vit"):
         return {"images": arrays["pixel_values"].transpose(0, 2, 3, 1)}
     inputs = {"inputs": arrays["input_ids"], "inputs_segments": arrays["attention_mask"]}
     if "token_type_ids" in arrays:

@@ -171,6 +171,12 @@ TINY_MODELS = {
     ),
     "marian": TinyModel("MarianMTModel", _MARIAN, seed=2966, spreads={"fc2.weight": 0.8}, eos_bias=1.2),
     "vit": TinyModel("ViTForImageClassification", _VIT, seed=7),
+    "vit_base_model": TinyModel(
+        "ViTModel",
+        _VIT | _SMALLER | dict(image_size=12, patch_size=4),
+        ("last_hidden_state", "pooler_output"),
+        seed=9,
+    ),
 }
 
 

@@ -65,6 +65,7 @@ TENSORS = (
     *linear(f"{_LAYER}/feedforward/output", f"{_THEIR_LAYER}.output.dense"),
     *layer_norm(f"{_LAYER}/feedforward_norm", f"{_THEIR_LAYER}.layernorm_after"),
     *layer_norm("encoder/final_norm", "vit.layernorm"),
+    *linear("head/pooler/dense", "vit.pooler.dense"),
     *linear("head/classes", "classifier", may_be_zero=True),  # as fine-tuning begins
 )
 
@@ -113,14 +114,14 @@ FAMILY = Family(
             ("dropout", "hidden_dropout_prob"),
             ("attention_dropout", "attention_probs_dropout_prob"),
         ),
-        required={"hidden_act": "gelu", "qkv_bias": True},
+        required={"hidden_act": "gelu", "qkv_bias": True, "pooler_act": "tanh"},
         read=_read,
         write=_write,
         tensors=TENSORS,
-        ignored=(r"pooler\..*", r"vit\.pooler\..*"),
+        left_over={"classes": (r"vit\.pooler\..*",)},  # which transformers leaves out of them
         prefix="vit.",
-        heads=(("classes", ("classifier.weight",)), ("none", ())),
-        architectures={"classes": "ViTForImageClassification", "none": "ViTModel"},
+        heads=(("classes", ("classifier.weight",)), ("pooled", ("pooler.dense.weight",)), ("none", ())),
+        architectures={"classes": "ViTForImageClassification", "pooled": "ViTModel", "none": "ViTModel"},
     ),
 )
 
@@ -134,7 +135,7 @@ def config(variant: str, **changes: Any) -> TransformerConfig:
       ConfigError: an unknown variant or field, or a change that does not fit.
     """
     fields = {**DEFAULTS, **VARIANTS.get(variant, {}), **changes}
-    if fields["head"] == "none":
+    if fields["head"] != "classes":
         fields |= {"num_labels": 0} if "num_labels" not in changes else {}
     height, width, _ = fields["image_shape"]
     patches = (height // fields.get("patch_size", 1)) * (width // fields.get("patch_size", 1))

@@ -71,7 +71,7 @@ class MaskedTokens(nn.Module):
 
 
 class Pooler(nn.Module):
-    """``tanh(W x_0 + b)`` of the first vector, that of [CLS]."""
+    """``tanh(W x_0 + b)`` of the first vector, that of [CLS] or of an image's class."""
 
     config: TransformerConfig
 
@@ -107,9 +107,10 @@ class EncoderHead(nn.Module):
             return dense(config, config.num_labels, "labels", "classes")(dropout(x, train=train))
         if config.head == "spans":
             return dense(config, 2, "labels", "spans")(x)
-        if embedding is None:  # of images
+        if config.image_shape and config.head == "classes":
             return dense(config, config.num_labels, "labels", "classes")(x[:, 0])
         if config.head == "masked_tokens":
+            assert embedding is not None  # a model of images has no such head
             return MaskedTokens(config, name="masked_tokens")(x, embedding)
         pooled = Pooler(config, name="pooler")(x)
         if config.head == "pooled":
@@ -118,5 +119,6 @@ class EncoderHead(nn.Module):
             follows = dense(config, 2, "labels", "next_sentence")(pooled)
             if config.head == "next_sentence":
                 return follows
+            assert embedding is not None
             return MaskedTokens(config, name="masked_tokens")(x, embedding), follows
         return dense(config, config.num_labels, "labels", "classes")(dropout(pooled, train=train))

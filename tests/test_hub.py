@@ -1,5 +1,6 @@
 """Names on the hub: what is fetched of them, in which order, and what is said where it is not enough."""
 
+import inspect
 import json
 
 import huggingface_hub
@@ -7,6 +8,7 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from tests.parity.test_fixtures import STORED
+from transformer_jax import hub as hub_module
 from transformer_jax.config import ConfigError
 from transformer_jax.families import FAMILIES
 from transformer_jax.pretrained import find_folder, from_pretrained
@@ -20,26 +22,28 @@ class Hub:
     """Stands for the hub: ``files`` by their paths, and the paths that were ``fetched`` into ``cache``."""
 
     def __init__(self, cache):
-        self.cache, self.fetched = cache, []
+        self.cache, self.fetched, self.asked = cache, [], []
         self.files = {name: (STORED / "gpt2" / name).read_bytes() for name in ("config.json", WEIGHTS)}
 
-    def hf_hub_download(self, name, path):
+    def hf_hub_download(self, name, path, **asked):
         assert name == NAME
+        self.asked.append(asked)
         self.fetched.append(path)
         (self.cache / path).parent.mkdir(parents=True, exist_ok=True)
         (self.cache / path).write_bytes(self.files[path])
         return str(self.cache / path)
 
-    def snapshot_download(self, name, *, allow_patterns=None, ignore_patterns=None):
+    def snapshot_download(self, name, *, allow_patterns=None, ignore_patterns=None, **asked):
         for path in filter_repo_objects(
             self.files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
         ):
             if path not in self.fetched:
-                self.hf_hub_download(name, path)
+                self.hf_hub_download(name, path, **asked)
         return str(self.cache)
 
-    def list_repo_files(self, name):
+    def list_repo_files(self, name, **asked):
         assert name == NAME
+        self.asked.append(asked)
         return list(self.files)
 
 
@@ -62,6 +66,41 @@ def test_a_name_is_fetched_without_pickles_and_folders(hub):
 
 def test_a_name_is_read_as_its_folder_is(hub):
     assert from_pretrained(NAME).config == from_pretrained(STORED / "gpt2").config
+
+
+def test_revision_token_and_cache_are_passed_on(hub):
+    asked = dict(revision="v1.0", token="hf_secret", cache_dir="elsewhere")
+    hub.files |= {
+        "modules.json": b'[{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "p"}]',
+        "p/config.json": b"{}",
+    }
+    from_pretrained(NAME, **asked)
+    assert "p/config.json" in hub.fetched and hub.asked == [asked] * 4
+    del hub.files[WEIGHTS], asked["cache_dir"]
+    (hub.cache / WEIGHTS).unlink()
+    hub.fetched.clear()
+    hub.asked.clear()
+    with pytest.raises(WeightsError):
+        from_pretrained(NAME, **asked)
+    assert hub.asked[-1] == asked  # what files there are: nothing is kept of that
+
+
+def test_the_arguments_are_those_of_the_library_that_fetches():
+    for function in ("hf_hub_download", "snapshot_download", "list_repo_files"):
+        known = inspect.signature(getattr(huggingface_hub, function)).parameters
+        wanted = {"revision", "token"} | ({"cache_dir"} if function != "list_repo_files" else set())
+        assert wanted <= set(known), function
+
+
+def test_of_a_package_there_is_no_revision(hub, monkeypatch):
+    monkeypatch.setitem(hub_module._PACKAGES, NAME, "transformer_jax")
+    assert find_folder(NAME).name == "model" and hub.fetched == []
+    assert find_folder(NAME, revision="main") == hub.cache
+
+
+def test_of_a_folder_there_is_no_revision():
+    with pytest.raises(ConfigError, match=r"gpt2 is a folder, of which there is no revision='main'"):
+        from_pretrained(STORED / "gpt2", revision="main")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "roberta", None])

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import pathlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import huggingface_hub
 import huggingface_hub.errors
@@ -26,37 +26,54 @@ _FETCHED = ["*.json", _WEIGHTS, marian_tokenizer.SOURCE_FILE]
 _NOT_FETCHED = ["*/*"]  # folders: the model for other programs, or its checkpoints while it was trained
 
 
-def find_folder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
+def find_folder(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> pathlib.Path:
     """The folder itself, or where the files of a name on the hub are: in a package, or fetched.
+
+    Args:
+      name_or_path: of the folder, or on the hub.
+      revision: a branch, tag or commit on the hub; by default its main branch.
+      token: of a user there, for what is not public, or False for none; by default the one that is stored.
+      cache_dir: where to keep what is fetched; by default where ``huggingface_hub`` does.
 
     Raises:
       ConfigError: there is no such folder, and no such name or no network; or the name is of a model of a
-        family that is not here, of which nothing but its config is fetched.
+        family that is not here, of which nothing but its config is fetched; or a revision of a folder is
+        asked for.
       WeightsError: what the name has are pickles, which are not fetched.
     """
     folder = pathlib.Path(os.path.expanduser(os.fspath(name_or_path)))
     if folder.is_dir():
+        if revision is not None:
+            raise ConfigError(f"{folder} is a folder, of which there is no revision={revision!r}")
         return folder
     name = os.fspath(name_or_path)
-    package = _PACKAGES.get(name)
+    package = _PACKAGES.get(name) if revision is None else None
+    asked: dict[str, Any] = {"revision": revision, "token": token}
+    kept: dict[str, Any] = {**asked, "cache_dir": cache_dir}
     spec = importlib.util.find_spec(package) if package else None
     if spec is not None and spec.origin is not None:
         return pathlib.Path(spec.origin).parent / "model"
-    path = _ask(name, lambda: huggingface_hub.hf_hub_download(name, CONFIG_FILE))
+    path = _ask(name, lambda: huggingface_hub.hf_hub_download(name, CONFIG_FILE, **kept))
     content = read_content(pathlib.Path(path).parent)
     family_in(content, name)
     folder = pathlib.Path(
         _ask(
             name,
             lambda: huggingface_hub.snapshot_download(
-                name, allow_patterns=_FETCHED, ignore_patterns=_NOT_FETCHED
+                name, allow_patterns=_FETCHED, ignore_patterns=_NOT_FETCHED, **kept
             ),
         )
     )
     for file in module_files(folder):
-        _ask(name, functools.partial(huggingface_hub.hf_hub_download, name, file))
+        _ask(name, functools.partial(huggingface_hub.hf_hub_download, name, file, **kept))
     if not any(folder.glob(_WEIGHTS)):  # only then is it worth another request
-        files = _ask(name, lambda: huggingface_hub.list_repo_files(name))
+        files = _ask(name, lambda: huggingface_hub.list_repo_files(name, **asked))
         pickled = [pickle for pickle in PICKLES if pickle in files]
         if pickled:
             architecture = next(iter(content.get("architectures") or []), "AutoModel")

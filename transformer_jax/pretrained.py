@@ -60,6 +60,9 @@ def from_pretrained(
     mesh: Mesh | None = None,
     rules: partitioning.Rules = partitioning.DEFAULT_RULES,
     seed: int = 0,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     **changes: Any,
 ) -> Pretrained:
     """Reads a checkpoint of BERT, GPT-2, T5, BART, MarianMT or ViT.
@@ -70,6 +73,7 @@ def from_pretrained(
       mesh: where the parameters go, split as ``rules`` say, tensor by tensor; by default to the first device.
       rules: the table from logical to mesh axes.
       seed: of a head that the checkpoint does not have.
+      revision, token, cache_dir: of a name on the hub; see ``hub.find_folder``.
       changes: fields of ``TransformerConfig`` to set otherwise. With another ``head`` or ``num_labels`` what
         the checkpoint lacks of it is drawn anew, which is said. With another ``image_shape`` the table of
         positions is interpolated (Dosovitskiy et al. 2021, section 3.2).
@@ -81,7 +85,7 @@ def from_pretrained(
       WeightsError: the tensors are missing, broken, pickled, or not those that ``config.json`` describes.
       DataError: the tokenizer is broken.
     """
-    folder = find_folder(name_or_path)
+    folder = find_folder(name_or_path, revision=revision, token=token, cache_dir=cache_dir)
     content = read_content(folder)
     files = TensorFiles(folder, next(iter(content.get("architectures") or []), "AutoModel"))
     family, stored, labels = describe(content, frozenset(files.shapes), folder)

@@ -36,7 +36,7 @@ def score(experiment: Experiment, workdir: pathlib.Path, split: str) -> tuple[fl
     counts = np.ones(tokenizer.vocab_size)
     for text in training_texts(TokenizerConfig(max_training_examples=len(training)), training):
         counts += np.bincount(tokenizer.encode(text), minlength=tokenizer.vocab_size)
-    transform = make_transform(experiment.objective, tokenizer, experiment.data.max_length, train=False)
+    transform = make_transform(experiment, tokenizer, train=False)
     _, pieces = evaluation_pieces(experiment.data, load_source(experiment.data.source, split), transform)
     masked = np.concatenate([piece["targets"][piece["targets_weights"] > 0] for piece in pieces])
     losses = np.log(counts.sum()) - np.log(counts[masked])

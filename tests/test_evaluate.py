@@ -63,7 +63,7 @@ def setting(tmp_path_factory):
 
 def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
     experiment, tokenizer, params, _ = setting
-    transform = make_transform(experiment.objective, tokenizer, 40, train=True)
+    transform = make_transform(experiment, tokenizer, train=True)
     source = load_source(experiment.data.source, "test")
     batches = [batch for _, batch in evaluation_batches(experiment.data, source, transform)]
     apply = build(experiment.model).apply
@@ -81,21 +81,12 @@ def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
     assert metrics["perplexity"] == pytest.approx(np.exp(total / count), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("objective", "is_named"),
-    [
-        (Seq2Seq(), False),
-        (Classification(), True),
-        (TokenClassification(), True),
-        (Classification(labels=("no", "yes")), False),  # there is none beyond these
-    ],
-)
+@pytest.mark.parametrize("objective", [Seq2Seq(), Classification(), TokenClassification()])
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
-def test_a_loss_that_is_no_number_is_one_error(objective, is_named, loss):
+def test_a_loss_that_is_no_number_is_one_error(objective, loss):
     sums = {"loss": loss, "nll": 1.0, "correct": 1.0, "tokens": 1.0}
-    with pytest.raises(ValueError, match=rf"^the loss of what is evaluated is {loss}: ") as caught:
+    with pytest.raises(ValueError, match=rf"^the loss of what is evaluated is {loss}: .* are not finite$"):
         evaluate.evaluate_loss(lambda *_: sums, objective, {}, [{}, {}])
-    assert ("a label beyond config.model.num_labels" in str(caught.value)) == is_named
 
 
 class Oracle(Translator):

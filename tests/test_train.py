@@ -33,9 +33,7 @@ from transformer_jax.types import BATCH_KEYS, SIDES
 def batches_of(experiment, tmp_path):
     tokenizer = load_or_train_tokenizer(tmp_path, experiment)
     source = load_source(experiment.data.source, "train")
-    return training_iterator(
-        experiment.data, source, make_transform(experiment.objective, tokenizer, 40, train=True)
-    )
+    return training_iterator(experiment.data, source, make_transform(experiment, tokenizer, train=True))
 
 
 def run_steps(experiment, tmp_path, num_steps, devices):
@@ -153,7 +151,7 @@ def test_a_packed_pair_has_the_loss_it_has_alone(corpus, tmp_path):
     """One packed batch against the same pairs in rows of their own, under the same parameters."""
     experiment = tiny_experiment(corpus, model=dict(dropout=0.0), mesh=dict(data=1))
     tokenizer = load_or_train_tokenizer(tmp_path, experiment)
-    transform = make_transform(experiment.objective, tokenizer, 40, train=True)
+    transform = make_transform(experiment, tokenizer, train=True)
     source = load_source(experiment.data.source, "train")
     examples = [transform.encode(text) for text in source.read(range(48))]
     lengths = np.array([[len(example[side]) for side in ("inputs", "targets")] for example in examples])
@@ -327,10 +325,9 @@ def test_logged_loss_is_the_mean_over_the_tokens_of_several_steps(tmp_path):
     assert log.loss == pytest.approx(2 / 3) and log.total == {}
 
 
-def test_a_label_beyond_the_classes_is_named_where_there_may_be_one(tmp_path):
-    for objective, is_named in ((Seq2Seq(), False), (Classification(), True), (TokenClassification(), True)):
+def test_a_loss_that_is_no_number_is_not_saved(tmp_path):
+    for objective in (Seq2Seq(), Classification(), TokenClassification()):
         log = StepLog(objective, MetricWriter(tmp_path, active=False))
         log.add({"loss": jax.numpy.float32(np.nan), "tokens": jax.numpy.float32(1)})
-        with pytest.raises(FloatingPointError, match=r"loss became nan at step 3, .* lower") as caught:
+        with pytest.raises(FloatingPointError, match=r"loss became nan at step 3, .* another --workdir$"):
             log.fetch(3)
-        assert ("a label beyond config.model.num_labels" in str(caught.value)) == is_named

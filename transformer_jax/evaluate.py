@@ -31,7 +31,7 @@ from transformer_jax.experiment import EvaluateConfig, Experiment, make_transfor
 from transformer_jax.files import write_json, write_whole
 from transformer_jax.loading import TrainedRun, load_run
 from transformer_jax.models import build
-from transformer_jax.objectives import Classification, QuestionAnswering, Seq2Seq, TokenClassification
+from transformer_jax.objectives import Classification, QuestionAnswering, Seq2Seq
 from transformer_jax.objectives.base import Apply, Objective, Sums
 from transformer_jax.predictions import Outputs, answers, reconstructions
 from transformer_jax.progress import summary_table
@@ -76,16 +76,9 @@ def evaluate_loss(
     if not np.isfinite(total["loss"]):
         raise ValueError(
             f"the loss of what is evaluated is {total['loss']}: the parameters, or what the model "
-            f"computes with them, are not finite{or_a_label(objective)}"
+            "computes with them, are not finite"
         )
     return objective.metrics(total)
-
-
-def or_a_label(objective: Objective) -> str:
-    """What else than numbers out of range can have made a loss NaN, for the end of an error; else ""."""
-    if isinstance(objective, Classification | TokenClassification) and not objective.labels:
-        return "; or there is a label beyond config.model.num_labels, counted from 0"
-    return ""
 
 
 def score_texts(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
@@ -176,7 +169,7 @@ def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = 
 def _batches(run: TrainedRun, mesh: Mesh, source: Source) -> tuple[list[dict[str, np.ndarray]], int]:
     """This process's rows of a whole split, and how many of its examples were cut short for that."""
     experiment = run.experiment
-    transform = make_transform(experiment.objective, run.tokenizer, experiment.data.max_length, train=False)
+    transform = make_transform(experiment, run.tokenizer, train=False)
     places, pieces = evaluation_pieces(experiment.data, source, transform)
     part, parts = partitioning.process_slice(mesh)
     batches = batches_of_pieces(

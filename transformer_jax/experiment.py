@@ -106,15 +106,13 @@ def read_experiment(config: Any) -> Experiment:
     return Experiment(**{name: read_section(cls, found[name], name) for name, cls in sections.items()})
 
 
-def make_transform(
-    objective: Objective, tokenizer: Tokenizer, max_length: int, *, train: bool
-) -> BoundTransform:
-    """What the objective does on the host, bound to all but the data.
+def make_transform(experiment: Experiment, tokenizer: Tokenizer, *, train: bool) -> BoundTransform:
+    """What the experiment's objective does on the host, bound to all but the data.
 
     Args:
-      objective: of the experiment.
+      experiment: of which also the length of a side and the model's number of classes are taken.
       tokenizer: of the run.
-      max_length: tokens of a side.
       train: whether it is for training.
     """
-    return BoundTransform(objective, tokenizer, max_length, train)
+    model, max_length = experiment.model, experiment.data.max_length
+    return BoundTransform(experiment.objective, tokenizer, max_length, train, model.num_labels)

@@ -116,5 +116,5 @@ def answers(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Sourc
 def _pieces_of(run: TrainedRun, source: Source) -> tuple[list[int], list[TokenExample]]:
     """The pieces that the loss is of, and the place of the example of each."""
     experiment = run.experiment
-    transform = make_transform(experiment.objective, run.tokenizer, experiment.data.max_length, train=False)
+    transform = make_transform(experiment, run.tokenizer, train=False)
     return evaluation_pieces(experiment.data, source, transform)

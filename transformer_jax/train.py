@@ -121,11 +121,10 @@ class StepLog:
         self.add(None)
         for name, value in self._latest.items():
             if not np.isfinite(value):
-                or_a_label = evaluate.or_a_label(self._objective)
                 raise FloatingPointError(
                     f"the {name} became {value} at step {step}, which is not saved: lower "
                     "config.optimizer.peak_rate, lengthen config.optimizer.warmup_steps, or set "
-                    f"config.optimizer.clip_norm, and start again in another --workdir{or_a_label}"
+                    f"config.optimizer.clip_norm, and start again in another --workdir"
                 )
 
     def write(self, step: int, extra: dict[str, float]) -> None:
@@ -302,10 +301,7 @@ def _open_data(
 
     What is evaluated at the end is looked at as well: a mistake in it should not wait until then.
     """
-    evaluated, trained = (
-        make_transform(experiment.objective, tokenizer, experiment.data.max_length, train=train)
-        for train in (False, True)
-    )
+    evaluated, trained = (make_transform(experiment, tokenizer, train=train) for train in (False, True))
     part, parts = partitioning.process_slice(mesh)
     split = dict(process_index=part, process_count=parts)
     shards = partitioning.num_batch_shards(mesh)

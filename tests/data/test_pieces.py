@@ -251,7 +251,7 @@ def test_no_other_example_in_evaluation_is_blank():
 
 def test_no_second_sentence_in_evaluation_is_blank():
     texts = [f"w{i} x\ny z" if i % 3 == 0 else " \n"[: i % 3] for i in range(30)]  # two in three are blank
-    transform = BoundTransform(MaskedLM(next_sentence=True), ToyTokenizer(), 12, train=False)
+    transform = BoundTransform(MaskedLM(next_sentence=True), ToyTokenizer(), 12, train=False, num_labels=0)
     places, pieces = evaluation_pieces(BUCKETS, MemorySource({"inputs": texts}), transform)
     assert set(places) == set(range(0, 30, 3))
     labels = [int(piece["labels"]) for piece in pieces]
@@ -329,7 +329,7 @@ def test_an_example_without_what_the_objective_needs():
         def id_of(self, role):
             raise NotImplementedError
 
-    transform = BoundTransform(Seq2Seq(), Words(), 12, train=True)
+    transform = BoundTransform(Seq2Seq(), Words(), 12, train=True, num_labels=0)
     message = (
         r"Seq2Seq\.FEATURES, .* are inputs, targets, .* no targets: config\.data\.source\.features gives"
     )

@@ -22,7 +22,7 @@ RIGHT = {
 
 
 def encoded(name, changes):
-    transform = BoundTransform(OBJECTIVES[name](), ToyTokenizer(), 12, train=True)
+    transform = BoundTransform(OBJECTIVES[name](), ToyTokenizer(), 12, train=True, num_labels=2)
     return transform.encode(RIGHT[name] | changes)
 
 

@@ -128,7 +128,8 @@ def evaluation_pieces(
     Raises:
       DataError: there is none.
     """
-    cache = TokenCache(source, transform, leave_out_blank=False)  # or whole images would all be in memory
+    # Bounded in bytes, or whole images would all be in memory.
+    cache = TokenCache(source, transform, purpose="evaluate", leave_out_blank=False)
     places, pieces = [], []
     for start in range(0, len(source), _EXAMPLES_AT_ONCE):
         chunk = range(start, min(start + _EXAMPLES_AT_ONCE, len(source)))

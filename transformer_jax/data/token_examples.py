@@ -42,17 +42,21 @@ class TokenCache:
     Args:
       source: what is read.
       transform: from examples to tokens.
+      purpose: what the examples are for, for messages.
       leave_out_blank: give None for an example with a blank text.
     """
 
-    def __init__(self, source: Source, transform: Transform, *, leave_out_blank: bool = True):
+    def __init__(
+        self, source: Source, transform: Transform, *, purpose: str = "train on", leave_out_blank: bool = True
+    ):
         self._source, self._transform, self._leave_out_blank = source, transform, leave_out_blank
+        self._purpose = purpose
         self._cached: dict[int, TokenExample | None] = {}
         self._blank: set[int] = set()  # of the indices read so far
         self._bytes = 0
 
     def read(self, indices: Sequence[int]) -> list[TokenExample | None]:
-        """The token examples at ``indices``."""
+        """The token examples at ``indices``; raises DataError where one is not what the objective needs."""
         missing = [index for index in dict.fromkeys(indices) if index not in self._cached]
         read = self._source.read(missing) if missing else []
         fresh = {index: self._tokens(index, example) for index, example in zip(missing, read, strict=True)}
@@ -74,7 +78,10 @@ class TokenCache:
             self._blank.add(index)
             if self._leave_out_blank:
                 return None
-        return self._transform.encode(example)
+        try:
+            return self._transform.encode(example)
+        except ValueError as error:
+            raise DataError(f"example {index + 1} of those to {self._purpose}: {error}") from error
 
 
 def _is_blank(value: Any) -> bool:

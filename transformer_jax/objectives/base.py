@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from transformer_jax.config import ConfigError
+from transformer_jax.objectives.labels import check_numbers
 from transformer_jax.types import FEATURES, Batch, Drawing, Encoder, Encoding, Example, PyTree, TokenExample
 
 __all__ = [
@@ -121,12 +122,21 @@ class BoundTransform:
     tokenizer: Encoder
     max_length: int  # tokens of a side
     train: bool
+    num_labels: int  # classes of the model; 0 where it tells none
 
     def encode(self, example: Example) -> TokenExample:
-        """As ``Objective.encode``; raises ConfigError where a feature is missing or of another kind."""
+        """As ``Objective.encode``.
+
+        Raises:
+          ConfigError: a feature is missing or of another kind.
+          ValueError: a label is beyond the model's classes; and as ``Objective.encode``.
+        """
         check_features(self.objective, example)
         check_kinds(self.objective, example)
-        return self.objective.encode(example, self.tokenizer)
+        tokens = self.objective.encode(example, self.tokenizer)
+        if "labels" in self.objective.FEATURES and not getattr(self.objective, "labels", ()):
+            check_numbers(example["labels"], self.num_labels)
+        return tokens
 
     def pieces(
         self, tokens: TokenExample, rng: np.random.Generator, draw_other: Callable[[], TokenExample]

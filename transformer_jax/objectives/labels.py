@@ -39,6 +39,21 @@ def label_id(label: Any, labels: Sequence[str]) -> int:
     )
 
 
+def check_numbers(labels: Any, num_labels: int) -> None:
+    """Checks labels without names, one or a list of them, each of which ``label_id`` takes.
+
+    Raises:
+      ValueError: one is beyond a model of ``num_labels`` classes.
+    """
+    for label in [labels] if isinstance(labels, str | int | np.integer) else labels:
+        found = label_id(label, ())
+        if found >= num_labels:
+            raise ValueError(
+                f"the label {found} is beyond config.model.num_labels={num_labels}: it must be from 0 to "
+                f"{num_labels - 1}"
+            )
+
+
 def check_classes(num_classes: int, labels: Sequence[str]) -> None:
     """Raises ValueError where the model does not tell as many classes as there are names."""
     if labels and num_classes != len(labels):

@@ -11,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from tests.parity.test_fixtures import STORED
@@ -272,6 +273,17 @@ def test_classify_prints_labels_and_probabilities(command, folders):
 
 
 @pytest.mark.slow
+def test_classify_takes_paths_of_images(command, tmp_path):
+    path = tmp_path / "photo.png"
+    PIL.Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)).save(path)
+    process = command("classify", f"--model={STORED}/vit", stdin=subprocess.PIPE)
+    status, out, err = finish(process, f"{path}\n{tmp_path}/missing.png\n")
+    ((name, value), *_) = load_model(str(STORED / "vit")).classify(path)
+    assert out == f"{name}\t{value:.4f}\n", err
+    assert status == 1 and f"error: line 2 of standard input: '{tmp_path}/missing.png' cannot be read" in err
+
+
+@pytest.mark.slow
 def test_embed_prints_or_stores_vectors(command, folders, tmp_path):
     arguments = ("embed", f"--model={folders}/bert_sequence")
     expected = load_model(str(folders / "bert_sequence")).embed(["w5 w6", "w9"])
@@ -304,7 +316,10 @@ def test_mistakes_in_using_models_get_one_clear_line(command, folders, tmp_path)
         (("generate", bert), "it has no decoder"),
         (("generate", f"--model={STORED}/gpt2"), "has no tokenizer"),
         (("classify", bart), "telling classes needs the head 'classes'"),
-        (("classify", f"--model={STORED}/vit"), "this is a model of images"),
+        (
+            ("classify", f"--model={STORED}/vit", "--pairs"),
+            "--pairs is for texts, but this is a model of images",
+        ),
         (("embed", bart), "an encoder with a decoder: vectors of texts need"),
         (("embed", bert, "--output=vectors.txt"), "must end in .npy"),
     ]

@@ -227,9 +227,11 @@ def test_probabilities_of_images(loaded, rng):
     assert model.classify(images) == model.classify(list(images))
     for one, several in zip(model.classify(images[1]), model.classify(images)[1], strict=True):
         assert one[0] == several[0] and one[1] == pytest.approx(several[1], abs=1e-6)
-    for wrong in (images[0].astype(np.float32), images[0, :8], "an image"):
+    for wrong in (images[0].astype(np.float32), images[0, :8], ("an", "image")):
         with pytest.raises(ValueError, match=r"input 2 is .*this is a model of images, .*\(32, 32, 3\)"):
             model.classify([images[0], wrong])
+    with pytest.raises(ValueError, match=r"^'an image' cannot be read as an image: .*No such file"):
+        model.classify([images[0], "an image"])
 
 
 # Vectors

@@ -20,8 +20,8 @@ CODE_FOLDERS = (PACKAGE, "experiments", "launch", "benchmarks", "tests")
 BASIC = "types config"
 PARTS = f"{BASIC} files objectives data sampling decoding partitioning optimizers checkpoint progress runtime"
 READY = (
-    f"{PARTS} layers models families tensor_files weights transformers_config verify generation inference "
-    "pooling sentence_vectors pretrained_model hub pretrained command_line"
+    f"{PARTS} layers models families tensor_files weights transformers_config preprocessor verify generation "
+    "image_inputs inference pooling sentence_vectors pretrained_model hub pretrained command_line"
 )
 WHOLE = f"{READY} compatibility experiment run_folder loading shrinking"
 MAY_IMPORT = {
@@ -44,16 +44,20 @@ MAY_IMPORT = {
     "tensor_files": BASIC,
     "weights": f"{BASIC} files families tensor_files",
     "transformers_config": f"{BASIC} families",
+    "preprocessor": f"{BASIC} objectives transformers_config",
     "pooling": f"{BASIC} files",
     "generation": f"{PARTS} models",
-    "inference": f"{PARTS} models generation",
+    "image_inputs": f"{BASIC} data",
+    "inference": f"{PARTS} models generation image_inputs",
     "sentence_vectors": f"{PARTS} models generation inference pooling",
     "verify": f"{PARTS} families models generation",
-    "pretrained_model": f"{PARTS} families models generation inference pooling sentence_vectors",
+    "pretrained_model": (
+        f"{PARTS} families models generation image_inputs inference pooling sentence_vectors"
+    ),
     "hub": f"{BASIC} data families pooling tensor_files transformers_config",
     "pretrained": (
-        f"{PARTS} families models tensor_files weights transformers_config pooling hub pretrained_model "
-        "verify"
+        f"{PARTS} families models tensor_files weights transformers_config preprocessor pooling hub "
+        "pretrained_model verify"
     ),
     "command_line": f"{PARTS} generation",
     "compatibility": PARTS,

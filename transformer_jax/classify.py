@@ -1,22 +1,30 @@
-"""Tells the classes of texts: each line of standard input gives one line, a label and its probability.
+"""Tells the classes of texts or images: each line of standard input gives a label and its probability.
 
     echo "What a lovely film." | python -m transformer_jax.classify --workdir=runs/sst2
     python -m transformer_jax.classify --model=textattack/bert-base-uncased-SST-2 --top=2 < reviews.txt
+    ls photos/*.jpg | python -m transformer_jax.classify --model=google/vit-base-patch16-224
 
 The model is an encoder trained to classify: a folder in the format of Hugging Face transformers, a name on
 the hub, or the folder of a run trained here. What is printed is parted by tabs; with --top=2 a line has the
 two most probable labels: label, probability, label, probability. With --pairs each line that is read holds
 two texts, parted by a tab.
+
+Of a model of images a line is the path of a file. An image is brought to the model's size as the folder's
+preprocessor_config.json says, or as the run is evaluated.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 from absl import app, flags
 
 from transformer_jax import inference
 from transformer_jax.command_line import define_model_flags, reported_errors, work_on_lines
 from transformer_jax.config import ConfigError
+from transformer_jax.image_inputs import model_image
 from transformer_jax.loading import load_model
+from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.runtime import prepare_process
 
 
@@ -38,27 +46,51 @@ def main(argv: Sequence[str]) -> None:
         loaded = load_model(FLAGS.model, FLAGS.workdir, FLAGS.from_checkpoint, FLAGS.average_last)
         loaded.classify([])  # a model of another kind is told before a line is read
         if loaded.config.image_shape:
-            raise ConfigError("this is a model of images: in Python, from_pretrained(...).classify(images)")
+            _classify_images(loaded)
+        else:
+            _classify_texts(loaded)
 
-        def parsed(line: str) -> inference.Classified:
-            return parse_pair(line) if FLAGS.pairs else line
 
-        def check(line: str, number: int) -> None:
-            assert loaded.tokenizer is not None
-            inference.encoder_tokens(loaded.config, loaded.tokenizer, parsed(line), number)
+def _classify_texts(loaded: Pretrained) -> None:
+    def parsed(line: str) -> inference.Classified:
+        return parse_pair(line) if FLAGS.pairs else line
 
-        def classify(lines: list[str], first_number: int) -> None:
-            for row in loaded.classify([parsed(line) for line in lines], batch_size=FLAGS.batch_size):
-                print("\t".join(f"{name}\t{probability:.4f}" for name, probability in row[: FLAGS.top]))
+    def check(line: str, number: int) -> None:
+        assert loaded.tokenizer is not None
+        inference.encoder_tokens(loaded.config, loaded.tokenizer, parsed(line), number)
 
-        work_on_lines(check, classify)
+    def classify(lines: list[str], first_number: int) -> None:
+        _print_classes(loaded, [parsed(line) for line in lines])
+
+    work_on_lines(check, classify)
+
+
+def _classify_images(loaded: Pretrained) -> None:
+    if FLAGS.pairs:
+        raise ConfigError("--pairs is for texts, but this is a model of images: a line is the path of one")
+    images: list[np.ndarray] = []  # of the lines that wait: a file is read once
+    of_model_size = dataclasses.replace(loaded, sizing=None)
+
+    def check(line: str, number: int) -> None:
+        images.append(model_image(loaded.config, line, number, loaded.sizing))
+
+    def classify(lines: list[str], first_number: int) -> None:
+        _print_classes(of_model_size, images)
+        images.clear()
+
+    work_on_lines(check, classify)
+
+
+def _print_classes(loaded: Pretrained, inputs: Sequence[inference.Classified]) -> None:
+    for row in loaded.classify(inputs, batch_size=FLAGS.batch_size):
+        print("\t".join(f"{name}\t{probability:.4f}" for name, probability in row[: FLAGS.top]))
 
 
 FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
     define_model_flags()
-    flags.DEFINE_integer("top", 1, "How many labels of each text to print.", lower_bound=1)
+    flags.DEFINE_integer("top", 1, "How many labels of each line to print.", lower_bound=1)
     flags.DEFINE_bool("pairs", False, "Each line holds two texts, parted by a tab.")
     flags.DEFINE_integer("batch_size", inference.BATCH_SIZE, "Lines computed at once.", lower_bound=1)
     app.run(main)

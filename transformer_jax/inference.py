@@ -4,6 +4,7 @@
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias, cast
 
@@ -14,6 +15,7 @@ from jaxtyping import Float32
 from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.generation import DecodingSettings, Generator, batches_by_length
+from transformer_jax.image_inputs import Sizing, model_image
 from transformer_jax.models import build
 from transformer_jax.objectives.classification import encode_texts, scale_pixels
 from transformer_jax.types import PyTree
@@ -22,7 +24,8 @@ MAX_NEW_TOKENS = 128
 BATCH_SIZE = 32
 GREEDY = DecodingSettings(beam_size=1)
 
-Classified: TypeAlias = str | tuple[str, str] | np.ndarray  # a text, a pair of texts, or an image
+# A text, a pair of texts, or an image: an array, or the path of its file.
+Classified: TypeAlias = str | tuple[str, str] | np.ndarray | os.PathLike[str]
 
 _UNFINISHED = "\ufffd"  # what a tokenizer makes of the first bytes of a character
 
@@ -207,6 +210,7 @@ def class_probabilities(
     *,
     batch_size: int = BATCH_SIZE,
     problem_type: str = "",
+    sizing: Sizing | None = None,
 ) -> Float32[np.ndarray, "N num_labels"]:
     """How probable each class is for each text, pair of texts, or image.
 
@@ -214,14 +218,16 @@ def class_probabilities(
       config: of the model, which has the head "classes".
       params: of the model.
       tokenizer: of the model; None for images.
-      inputs: texts and pairs of texts; or images, uint8 (height, width, channels) of the model's size.
+      inputs: texts and pairs of texts; or images, uint8 (height, width, channels), and paths of their files.
       batch_size: of them at once.
       problem_type: as in ``config.json``. Of "multi_label_classification" each class has a probability by
         itself; otherwise one of them is right, and the probabilities sum to 1.
+      sizing: brings images of any size to the model's; None takes images of that size alone.
 
     Raises:
       ConfigError: the model has no head for classes or no tokenizer, or gives a number instead of classes.
-      ValueError: a text is longer than the model takes, or an image has another size; the message names it.
+      ValueError: a text is longer than the model takes, an image has another size, or its file cannot be
+        read; the message names it.
     """
     if config.head != "classes":
         raise ConfigError(
@@ -233,7 +239,9 @@ def class_probabilities(
             "this model gives one number for an input, and no classes: model.apply has it, as its logits"
         )
     if config.image_shape:
-        encoded = [_checked_image(config, image, number) for number, image in enumerate(inputs, 1)]
+        encoded = [
+            {"images": model_image(config, image, number, sizing)} for number, image in enumerate(inputs, 1)
+        ]
         lengths = [1] * len(encoded)
     else:
         known = checked_tokenizer(tokenizer)
@@ -257,8 +265,9 @@ def encoder_tokens(
       ValueError: it is neither, or has more tokens than the model takes; the message has its ``number``,
         from 1 on.
     """
-    if isinstance(text, np.ndarray):
-        raise ValueError(f"input {number} is an array, but this is a model of text")
+    if isinstance(text, np.ndarray | os.PathLike):
+        kind = "an array" if isinstance(text, np.ndarray) else "a path"
+        raise ValueError(f"input {number} is {kind}, but this is a model of text")
     first, second = (text, None) if isinstance(text, str) else text
     tokens = encode_texts(tokenizer, first, second)
     check_tokens(tokens["inputs"], number, first, config)
@@ -274,18 +283,6 @@ def checked_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
             "the model has no tokenizer, which texts need: put its tokenizer.json into its folder"
         )
     return tokenizer
-
-
-def _checked_image(config: TransformerConfig, image: Classified, number: int) -> dict[str, np.ndarray]:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != config.image_shape:
-        found = (
-            f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        )
-        raise ValueError(
-            f"input {number} is {found}, but this is a model of images, uint8 of shape {config.image_shape} "
-            "(height, width, channels)"
-        )
-    return {"images": image}
 
 
 def batch_arguments(

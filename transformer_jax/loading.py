@@ -13,6 +13,7 @@ from transformer_jax.data import DataError, Tokenizer
 from transformer_jax.experiment import Experiment
 from transformer_jax.families import FAMILIES
 from transformer_jax.models import abstract_params
+from transformer_jax.objectives import Classification
 from transformer_jax.pretrained import family_of, from_pretrained
 from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.progress import say
@@ -128,4 +129,8 @@ def load_model(
     # CausalLM has eos before every document, and what a prompt begins is a document.
     prompt_start = (config.eos_id,) if config.is_decoder_only else ()
     tokenizer = None if config.image_shape else run.tokenizer
-    return Pretrained(family, config, run.params, tokenizer, labels, prompt_start=prompt_start)
+    objective = run.experiment.objective
+    sizing = (
+        objective.as_evaluated if isinstance(objective, Classification) and objective.image_size else None
+    )
+    return Pretrained(family, config, run.params, tokenizer, labels, prompt_start=prompt_start, sizing=sizing)

@@ -31,7 +31,9 @@ from transformer_jax.families.base import make_config
 from transformer_jax.files import write_json
 from transformer_jax.hub import find_folder
 from transformer_jax.models import abstract_params, build, example_inputs
+from transformer_jax.objectives.image_crops import Resizing
 from transformer_jax.pooling import check_known, read_pooling, write_pooling
+from transformer_jax.preprocessor import PREPROCESSOR_FILE, preprocessor_content, read_preprocessor
 from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.progress import say
 from transformer_jax.runtime import prepare_process
@@ -40,11 +42,8 @@ from transformer_jax.transformers_config import (
     BARE_HEADS,
     CONFIG_FILE,
     LABELLED_HEADS,
-    PREPROCESSOR_FILE,
-    check_preprocessor,
     content_of,
     describe,
-    preprocessor_content,
     read_content,
 )
 from transformer_jax.types import PyTree
@@ -80,8 +79,9 @@ def from_pretrained(
 
     Raises:
       ConfigError: ``config.json`` is missing, broken, of an unknown family, or of a model that differs from
-        what the family is here; or ``preprocessor_config.json`` makes other numbers of pixels than -1 to 1;
-        or a change does not fit; or what a folder of sentence-transformers has besides is broken.
+        what the family is here; or ``preprocessor_config.json`` makes other numbers of pixels than -1 to 1,
+        or resizes images in a way that is not known here; or a change does not fit; or what a folder of
+        sentence-transformers has besides is broken.
       WeightsError: the tensors are missing, broken, pickled, or not those that ``config.json`` describes.
       DataError: the tokenizer is broken.
     """
@@ -91,8 +91,7 @@ def from_pretrained(
     family, stored, labels = describe(content, frozenset(files.shapes), folder)
     assert family.checkpoint is not None  # or it would not have been found
     config = _changed(stored, changes)
-    if config.image_shape:
-        check_preprocessor(folder)
+    sizing = read_preprocessor(folder, config) if config.image_shape else None
     new_head = (config.head, config.num_labels) != (stored.head, stored.num_labels)
     labels = () if new_head else labels
     pooling = read_pooling(folder, config.max_length)
@@ -108,7 +107,7 @@ def from_pretrained(
     if config.image_shape != stored.image_shape:
         params = _with_positions(params, stored, config)
     problem_type = "" if new_head else str(content.get("problem_type") or "")
-    return Pretrained(family, config, params, tokenizer, labels, problem_type, pooling)
+    return Pretrained(family, config, params, tokenizer, labels, problem_type, pooling, sizing)
 
 
 def _check_vocabulary(tokenizer: Tokenizer | None, config: TransformerConfig, folder: pathlib.Path) -> None:
@@ -223,8 +222,9 @@ def save_pretrained(
 ) -> None:
     """Writes a folder that ``transformers`` loads: ``config.json``, safetensors, and the tokenizer.
 
-    Of a model of images ``preprocessor_config.json`` as well, which says what becomes of pixels; of one of
-    sentence-transformers what says how it makes vectors of texts.
+    Of a model of images ``preprocessor_config.json`` as well, which says what becomes of images: they are
+    resized as its own folder said; of a run whole, not cut to the middle as evaluation here has it. Of a model
+    of sentence-transformers what says how it makes vectors of texts.
 
     Args:
       folder: made if it is not there; files of these names in it are replaced.
@@ -265,7 +265,8 @@ def save_pretrained(
         )
     write_pooling(target, pretrained.pooling, pretrained.config.d_model)
     if pretrained.config.image_shape:
-        write_json(target / PREPROCESSOR_FILE, preprocessor_content(pretrained.config))
+        resizing = pretrained.sizing if isinstance(pretrained.sizing, Resizing) else None
+        write_json(target / PREPROCESSOR_FILE, preprocessor_content(pretrained.config, resizing))
     write_json(target / CONFIG_FILE, content)  # last: without it the folder is no checkpoint
 
 

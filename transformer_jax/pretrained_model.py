@@ -1,6 +1,7 @@
 """A model with its parameters and tokenizer, and what can be done with it."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.families import Family
 from transformer_jax.generation import DecodingSettings
+from transformer_jax.image_inputs import Sizing
 from transformer_jax.models import Model, build
 from transformer_jax.pooling import Pooling
 from transformer_jax.types import PyTree
@@ -29,6 +31,7 @@ class Pretrained:
       problem_type: what its classes are, as ``config.json`` says; "" is one class of several.
       pooling: how a folder of sentence-transformers makes vectors of texts; None where it is no such folder.
       prompt_start: ids that stand before every prompt of a decoder alone; () as ``transformers`` has it.
+      sizing: of a model of images, brings images of any size to its own; None takes those of its size alone.
     """
 
     family: Family
@@ -39,6 +42,7 @@ class Pretrained:
     problem_type: str = ""
     pooling: Pooling | None = None
     prompt_start: tuple[int, ...] = ()
+    sizing: Sizing | None = None
 
     @property
     def model(self) -> Model:
@@ -109,15 +113,16 @@ class Pretrained:
         """Classes as ``(name, probability)``, the most probable first: such a list for each input.
 
         Args:
-          inputs: a list, or one, which gives one result. An input is a text, a pair (tuple) of texts, or a
-            uint8 image (height, width, channels); an array of four dimensions is several images.
+          inputs: a list, or one, which gives one result. An input is a text, a pair (tuple) of texts, or an
+            image: uint8 (height, width, channels), or the path of its file. An array of four dimensions is
+            several images.
           batch_size: of them at once.
         """
         is_image = isinstance(inputs, np.ndarray) and inputs.ndim == 3
-        is_one = isinstance(inputs, str | tuple) or is_image
+        is_one = isinstance(inputs, str | tuple | os.PathLike) or is_image
         many: Any = [inputs] if is_one else inputs
         probabilities = inference.class_probabilities(
-            *self._parts, many, batch_size=batch_size, problem_type=self.problem_type
+            *self._parts, many, batch_size=batch_size, problem_type=self.problem_type, sizing=self.sizing
         )
         names = self.labels or tuple(f"LABEL_{i}" for i in range(self.config.num_labels))
         found = [

@@ -1,11 +1,7 @@
-"""``config.json`` of Hugging Face ``transformers``, from and to a ``TransformerConfig``.
-
-And ``preprocessor_config.json``, which says what becomes of the pixels of images before the model sees them.
-"""
+"""``config.json`` of Hugging Face ``transformers``, from and to a ``TransformerConfig``."""
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -16,18 +12,8 @@ from transformer_jax.families import FAMILIES, Checkpoint, Family
 from transformer_jax.families.base import make_config
 
 CONFIG_FILE = "config.json"
-PREPROCESSOR_FILE = "preprocessor_config.json"
 LABELLED_HEADS = ("classes", "token_classes")
 BARE_HEADS = ("pooled", "none")  # of which the names of tensors have no prefix
-
-# What makes -1 to 1 of pixels from 0 to 255, as here; what transformers takes for a key that is not there.
-_PIXELS = {
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": 0.5,
-    "image_std": 0.5,
-}
 
 
 class Description(NamedTuple):
@@ -42,10 +28,11 @@ def read_content(folder: pathlib.Path) -> dict[str, Any]:
     """The keys of ``config.json``; raises ConfigError if it is missing or broken."""
     if not (folder / CONFIG_FILE).exists():
         raise ConfigError(f"{folder} is no checkpoint: there is no {CONFIG_FILE} in it")
-    return _read_object(folder / CONFIG_FILE)
+    return read_object(folder / CONFIG_FILE)
 
 
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+    """The keys of a JSON file; raises ConfigError if it is broken."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -53,52 +40,6 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must be a JSON object")
     return content
-
-
-def check_preprocessor(folder: pathlib.Path) -> None:
-    """Looks into the ``preprocessor_config.json`` of an image model, where there is one.
-
-    Raises:
-      ConfigError: it is broken, or pixels become other numbers there than they do here, so that what the
-        model says of an image would be wrong.
-    """
-    path = folder / PREPROCESSOR_FILE
-    if not path.exists():
-        return
-    content = {key: value for key, value in _read_object(path).items() if value is not None}
-    differing = [
-        f"{key}={content[key]!r}"
-        for key, wanted in _PIXELS.items()
-        if key in content and not _is_same(content[key], wanted)
-    ]
-    if differing:
-        raise ConfigError(
-            f"{path} has {', '.join(differing)}: here pixels become -1 to 1, by a rescale_factor of 1/255, "
-            "an image_mean and an image_std of 0.5. To read the model all the same, copy it without this file"
-        )
-
-
-def _is_same(value: Any, wanted: bool | float) -> bool:
-    if isinstance(wanted, bool):
-        return value is wanted
-    numbers = value if isinstance(value, list) else [value]  # one for each channel, or for all
-    are_numbers = all(isinstance(number, int | float) for number in numbers)
-    # 1/255 is sometimes stored as float32.
-    return are_numbers and {math.isclose(number, wanted, rel_tol=1e-6) for number in numbers} == {True}
-
-
-def preprocessor_content(config: TransformerConfig) -> dict[str, Any]:
-    """The keys of ``preprocessor_config.json`` for a model of images."""
-    height, width, channels = config.image_shape
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": 2,  # bilinear, as images are cut here
-        **_PIXELS,
-        "image_mean": [_PIXELS["image_mean"]] * channels,
-        "image_std": [_PIXELS["image_std"]] * channels,
-    }
 
 
 def family_in(content: Mapping[str, Any], where: str | os.PathLike[str]) -> Family:

@@ -7,6 +7,7 @@ from transformer_jax.data.evaluation import (
     evaluation_pieces,
 )
 from transformer_jax.data.examples import DataError, MemorySource, Source
+from transformer_jax.data.image_files import read_image
 from transformer_jax.data.packing import rows_per_batch
 from transformer_jax.data.pipeline import (
     DataConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "evaluation_pieces",
     "load_source",
     "load_sources",
+    "read_image",
     "rows_per_batch",
     "train_tokenizer",
     "training_iterator",

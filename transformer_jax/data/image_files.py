@@ -1,8 +1,10 @@
-"""Images and labels in the files of MNIST (LeCun et al. 1998), and images decoded from their file formats."""
+"""Images and labels in the files of MNIST (LeCun et al. 1998), and images in files of their own."""
 
 import io
 import math
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -69,5 +71,28 @@ def decode_image(content: bytes, channels: int) -> np.ndarray:
     import PIL.Image  # here, so that only those who have images wait for it
 
     with PIL.Image.open(io.BytesIO(content)) as image:
-        array = np.asarray(image.convert(_MODES[channels]), np.uint8)
+        return _as_array(image, channels)
+
+
+def read_image(path: str | os.PathLike[str], channels: int) -> np.ndarray:
+    """A file as ``decode_image`` gives it, but upright: turned as its camera noted that it must be (EXIF).
+
+    Raises:
+      DataError: the file is missing or broken, is no image, or images have not so many channels.
+    """
+    import PIL.Image
+    import PIL.ImageOps
+
+    if channels not in _MODES:
+        raise DataError(f"{path} cannot be read with {channels} channels: files have 1, 3 or 4")
+    try:
+        with PIL.Image.open(path) as image:
+            return _as_array(PIL.ImageOps.exif_transpose(image), channels)
+    # Pillow's decoders raise these of what is broken, beside OSError.
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise DataError(f"{os.fspath(path)!r} cannot be read as an image: {error}") from error
+
+
+def _as_array(image: Any, channels: int) -> np.ndarray:
+    array = np.asarray(image.convert(_MODES[channels]), np.uint8)
     return array[..., None] if channels == 1 else array

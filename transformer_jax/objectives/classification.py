@@ -112,15 +112,22 @@ class Classification:
         joined = _joined(texts, int(ids[0]), int(ids[-1]))
         return [{**tokens, **joined, CUT: np.array(len(ids) - len(joined["inputs"]))}]
 
-    def _sized(self, image: np.ndarray, context: Drawing) -> np.ndarray:
+    def as_evaluated(
+        self, image: UInt8[np.ndarray, "height width channels"]
+    ) -> UInt8[np.ndarray, "new_height new_width channels"]:
+        """An image as evaluation sees it: of one size, unless ``image_size`` is 0."""
         if not self.image_size:
             return image
         height, width = image.shape[:2]
-        if context.train:
-            box = random_box(height, width, self.least_area, context.rng)
-        else:
-            box = centre_box(height, width)
-        return resized(image, box, self.image_size)
+        return resized(image, centre_box(height, width), self.image_size)
+
+    def _sized(self, image: np.ndarray, context: Drawing) -> np.ndarray:
+        if not context.train:
+            return self.as_evaluated(image)
+        if not self.image_size:
+            return image
+        height, width = image.shape[:2]
+        return resized(image, random_box(height, width, self.least_area, context.rng), self.image_size)
 
     def _augment(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.crop_padding:

@@ -1,5 +1,6 @@
-"""Images of any size brought to a square of one size, on the host."""
+"""Images of any size brought to one size, on the host."""
 
+import dataclasses
 import functools
 import math
 
@@ -51,11 +52,44 @@ def resized(
     Where it becomes smaller, each pixel is a weighted mean of all that it stands for, as Pillow's ``resize``
     has it.
     """
-    pillow = _pillow()
+    return _resized(image, (side, side), _pillow().Resampling.BILINEAR, box)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resizing:
+    """Images of any size as the processors of ``transformers`` bring them to a model's: resized, then cut.
+
+    Attributes:
+      whole: height and width, in pixels, that a whole image gets; or one number, which its shorter side gets
+        while it keeps its proportions.
+      middle: height and width of the part in its middle that is taken.
+      resample: Pillow's number of the filter: 2 is bilinear, 3 bicubic.
+    """
+
+    whole: tuple[int, int] | int
+    middle: tuple[int, int]
+    resample: int
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "height width channels"]
+    ) -> UInt8[np.ndarray, "new_height new_width channels"]:
+        """The image at its new size."""
+        if isinstance(self.whole, int):
+            short = min(image.shape[:2])
+            size = tuple(int(self.whole * side / short) for side in image.shape[:2])
+        else:
+            size = self.whole
+        found = _resized(image, (size[0], size[1]), self.resample)
+        top, left = ((side - part) // 2 for side, part in zip(size, self.middle, strict=True))
+        return np.ascontiguousarray(found[top : top + self.middle[0], left : left + self.middle[1]])
+
+
+def _resized(image: np.ndarray, size: tuple[int, int], resample: int, box: Box | None = None) -> np.ndarray:
+    """The part ``box`` of an image, or all of it, at a ``size`` of height and width."""
     channels = image.shape[-1]
     # Pillow has modes for 1, 3 and 4 channels, which are those that images are decoded to.
-    picture = pillow.fromarray(image[..., 0] if channels == 1 else image)
-    found = np.asarray(picture.resize((side, side), pillow.Resampling.BILINEAR, box=box), np.uint8)
+    picture = _pillow().fromarray(image[..., 0] if channels == 1 else image)
+    found = np.asarray(picture.resize((size[1], size[0]), resample, box=box), np.uint8)
     return found[..., None] if channels == 1 else found
 
 

@@ -1,0 +1,52 @@
+"""Images of any size become what transformers' own processors make of them, and are classified the same."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.parity.test_fixtures import STORED
+from tests.test_image_inputs import DEIT, PLAIN, SHORTEST, photo
+from transformer_jax.pretrained import from_pretrained, save_pretrained
+
+pytestmark = pytest.mark.live
+
+SIZES = [(45, 70), (91, 50), (32, 32), (20, 24)]
+CONTENTS = {
+    "vit": PLAIN | dict(image_processor_type="ViTImageProcessor"),
+    "bicubic": PLAIN | dict(resample=3, image_processor_type="ViTImageProcessor"),
+    "deit": DEIT,
+    "shortest": SHORTEST,
+}
+
+
+def probabilities(logits):
+    exponentials = np.exp(logits - logits.max())
+    return (exponentials / exponentials.sum()).tolist()
+
+
+@pytest.mark.parametrize("height_and_width", SIZES)
+@pytest.mark.parametrize("name", CONTENTS)
+def test_images_are_those_of_the_processor_and_told_the_same(
+    name, height_and_width, tmp_path, transformers, load, run
+):
+    folder = pathlib.Path(shutil.copytree(STORED / "vit", tmp_path / "vit"))
+    pixels = dict(do_rescale=True, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels | CONTENTS[name]))
+    ours = from_pretrained(folder)
+    save_pretrained(tmp_path / "written", ours)
+    path = tmp_path / "photo.png"
+    PIL.Image.fromarray(photo(*height_and_width)).save(path)
+    for where in (folder, tmp_path / "written"):
+        processor = transformers.AutoImageProcessor.from_pretrained(where, use_fast=False)
+        with PIL.Image.open(path) as picture:
+            arguments = dict(processor(picture.convert("RGB"), return_tensors="np"))
+        mine = ours.sizing(photo(*height_and_width)) / 127.5 - 1
+        theirs = arguments["pixel_values"][0].transpose(1, 2, 0)
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-6)
+        logits = run(load(where, "ViTForImageClassification"), arguments)["logits"][0]
+        wanted = {f"LABEL_{i}": value for i, value in enumerate(probabilities(logits))}
+        assert dict(ours.classify(path)) == pytest.approx(wanted, abs=1e-5)

@@ -1,0 +1,141 @@
+"""``preprocessor_config.json`` of ``transformers``: what becomes of an image before the model sees it."""
+
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.objectives.image_crops import Resizing
+from transformer_jax.transformers_config import read_object
+
+PREPROCESSOR_FILE = "preprocessor_config.json"
+
+# What makes -1 to 1 of pixels from 0 to 255, as here; what transformers takes for a key that is not there.
+_PIXELS = {
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": 0.5,
+    "image_std": 0.5,
+}
+# The same of sizes; what the processor of DeiT (Touvron et al. 2021) has otherwise.
+_SIZES = {"do_resize": True, "size": 224, "resample": 2, "do_center_crop": False, "crop_size": 224}
+_DEIT_SIZES = _SIZES | {"size": 256, "resample": 3, "do_center_crop": True}
+_CHANNELS = (1, 3, 4)  # of the pictures that Pillow resizes
+_FILTERS = range(6)  # Pillow's
+
+
+def read_preprocessor(folder: pathlib.Path, config: TransformerConfig) -> Resizing | None:
+    """How images of any size become those of a model, by the ``preprocessor_config.json`` beside it.
+
+    Args:
+      folder: of the checkpoint.
+      config: of the model. Where its images are to have another size than the checkpoint's, they are resized
+        and cut in the same proportion.
+
+    Returns:
+      None where there is no such file, or images are not resized by it.
+
+    Raises:
+      ConfigError: it is broken; pixels become other numbers there than they do here, so that what the model
+        says of an image would be wrong; or it resizes images in a way that is not known here.
+    """
+    path = folder / PREPROCESSOR_FILE
+    if not path.exists():
+        return None
+    content = {key: value for key, value in read_object(path).items() if value is not None}
+    differing = [
+        f"{key}={content[key]!r}"
+        for key, wanted in _PIXELS.items()
+        if key in content and not _is_same(content[key], wanted)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{path} has {', '.join(differing)}: here pixels become -1 to 1, by a rescale_factor of 1/255, "
+            "an image_mean and an image_std of 0.5. To read the model all the same, copy it without this file"
+        )
+    try:
+        return _resizing(content, config.image_shape)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} has {error}. To read the model all the same, for images of its size alone, copy it "
+            "without this file"
+        ) from error
+
+
+def _is_same(value: Any, wanted: bool | float) -> bool:
+    if isinstance(wanted, bool):
+        return value is wanted
+    numbers = value if isinstance(value, list) else [value]  # one for each channel, or for all
+    are_numbers = all(isinstance(number, int | float) for number in numbers)
+    # 1/255 is sometimes stored as float32.
+    return are_numbers and {math.isclose(number, wanted, rel_tol=1e-6) for number in numbers} == {True}
+
+
+def _resizing(content: Mapping[str, Any], image_shape: tuple[int, ...]) -> Resizing | None:
+    """What ``content`` says of sizes; raises ValueError for what it does not say as it should."""
+    kind = str(content.get("image_processor_type") or content.get("feature_extractor_type") or "")
+    content = {**(_DEIT_SIZES if kind.startswith("DeiT") else _SIZES), **content}
+    height, width, channels = image_shape
+    if not content["do_resize"] or channels not in _CHANNELS:
+        return None
+    resample = content["resample"]
+    if type(resample) is not int or resample not in _FILTERS:
+        raise ValueError(f"resample={resample!r}, which must be the number of a filter of Pillow, 0 to 5")
+    if isinstance(content["size"], int) and not kind.startswith(("ViT", "DeiT")) and kind:
+        raise ValueError(f"size={content['size']}, of which a {kind} makes something that is not known here")
+    is_cut = bool(content["do_center_crop"])
+    whole = _sides(content, "size")
+    if not is_cut and isinstance(whole, tuple):
+        return Resizing((height, width), (height, width), resample)
+    cut = _sides(content, "crop_size")
+    is_square = isinstance(cut, tuple) and cut[0] == cut[1] and height == width
+    if not is_cut or not isinstance(cut, tuple) or (isinstance(whole, int) and not is_square):
+        raise ValueError(
+            f"size={content['size']!r}, whose shortest_edge needs do_center_crop and a square crop_size"
+        )
+    pairs = zip(whole if isinstance(whole, tuple) else (whole, whole), cut, (height, width), strict=True)
+    scaled = [(round(side * wanted / part), wanted) for side, part, wanted in pairs]
+    if any(side < wanted for side, wanted in scaled):
+        raise ValueError(f"crop_size={content['crop_size']!r}, which must be within size={content['size']!r}")
+    sides = (scaled[0][0], scaled[1][0])
+    return Resizing(sides if isinstance(whole, tuple) else sides[0], (height, width), resample)
+
+
+def _sides(content: Mapping[str, Any], key: str) -> tuple[int, int] | int:
+    """Height and width in pixels, written as one number or as an object; or what the shorter side becomes."""
+    value = content[key]
+    found = [value, value] if isinstance(value, int) else []
+    for names in (("height", "width"), ("shortest_edge",)):
+        if isinstance(value, dict) and set(value) == set(names):
+            found = [value[name] for name in names]
+    if not found or any(type(side) is not int or side < 1 for side in found):
+        raise ValueError(
+            f"{key}={value!r}, which must be pixels: a number, height and width, or shortest_edge"
+        )
+    return (found[0], found[1]) if len(found) == 2 else found[0]
+
+
+def preprocessor_content(config: TransformerConfig, resizing: Resizing | None) -> dict[str, Any]:
+    """The keys of ``preprocessor_config.json`` for a model of images; None resizes whole images, bilinear."""
+    height, width, channels = config.image_shape
+    resizing = resizing or Resizing((height, width), (height, width), _SIZES["resample"])
+    whole: dict[str, int] = {"shortest_edge": resizing.whole} if isinstance(resizing.whole, int) else {}
+    if isinstance(resizing.whole, tuple):
+        whole = dict(zip(("height", "width"), resizing.whole, strict=True))
+    content = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": whole,
+        "resample": resizing.resample,
+        **_PIXELS,
+        "image_mean": [_PIXELS["image_mean"]] * channels,
+        "image_std": [_PIXELS["image_std"]] * channels,
+    }
+    if resizing.whole == resizing.middle:
+        return content
+    # Not every version of ViT's processor cuts.
+    kind = "CLIPImageProcessor" if isinstance(resizing.whole, int) else "DeiTImageProcessor"
+    cut = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
+    return content | {"image_processor_type": kind, **cut}

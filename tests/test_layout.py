@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "image_inputs": f"{BASIC} data",
     "inference": f"{PARTS} models generation image_inputs",
     "sentence_vectors": f"{PARTS} models generation inference pooling",
-    "verify": f"{PARTS} families models generation",
+    "verify": f"{PARTS} families models preprocessor generation",
     "pretrained_model": (
         f"{PARTS} families models generation image_inputs inference pooling sentence_vectors"
     ),

@@ -5,6 +5,7 @@ import math
 import pathlib
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.parity.test_fixtures import STORED
 from transformer_jax.config import ConfigError
 from transformer_jax.objectives.classification import scale_pixels
+from transformer_jax.partitioning import MeshConfig, make_mesh
 from transformer_jax.pretrained import from_pretrained, save_pretrained
 
 FILE = "preprocessor_config.json"
@@ -42,12 +44,9 @@ def test_an_image_model_whose_pixels_become_what_they_do_here_is_read(changes, t
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        (  # of the pixels of ImageNet
-            dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]),
-            r"image_mean=\[0.485, 0.456, 0.406\], image_std=\[0.229, 0.224, 0.225\]:",
-        ),
-        (dict(image_mean=[0.5, 0.5, 0.4]), r"image_mean=\[0.5, 0.5, 0.4\]:"),
-        (dict(image_std=1), r"image_std=1:"),
+        (dict(image_mean=[0.5, 0.5]), r"image_mean=\[0.5, 0.5\]:"),
+        (dict(image_mean="0.5", image_std=[1, 1, 0]), r"image_mean='0.5', image_std=\[1, 1, 0\]:"),
+        (dict(image_mean=math.nan, image_std=math.inf), r"image_mean=nan, image_std=inf:"),
         (dict(image_std=[]), r"image_std=\[\]:"),
         (dict(rescale_factor=1 / 127.5), r"rescale_factor=0.00784\d+:"),
         (dict(rescale_factor="1/255"), r"rescale_factor='1/255':"),
@@ -55,9 +54,43 @@ def test_an_image_model_whose_pixels_become_what_they_do_here_is_read(changes, t
         (dict(do_normalize=False), r"do_normalize=False:"),
     ],
 )
-def test_an_image_model_whose_pixels_become_something_else_is_refused(changes, named, tmp_path):
+def test_an_image_model_whose_pixels_become_nothing_known_is_refused(changes, named, tmp_path):
     with pytest.raises(ConfigError, match=rf"{FILE} has {named}.* -1 to 1"):
         from_pretrained(folder_with(PUBLISHED | changes, tmp_path))
+
+
+IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize(
+    "changes", [IMAGENET, dict(image_mean=[0.5, 0.5, 0.4]), dict(image_mean=0, image_std=1)]
+)
+def test_another_mean_and_deviation_of_pixels_change_nothing_that_is_told(
+    changes, devices, tmp_path, rng, capsys
+):
+    """Of pixels that were made what the checkpoint wants, by the model as it is stored."""
+    two = min(2, devices)
+    mesh = make_mesh(MeshConfig(data=two, fsdp=two, tensor=two), jax.devices()[:devices])
+    plain = from_pretrained(STORED / "vit")
+    ours = from_pretrained(folder_with(PUBLISHED | changes, tmp_path), mesh=mesh)
+    assert ours.config == plain.config
+    assert "become part of the embedding of patches" in capsys.readouterr().err
+    images = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    mean, std = (np.array(changes.get(key, 0.5)) for key in ("image_mean", "image_std"))
+    theirs = ((images / 255 - mean) / std).astype(np.float32)
+    wanted = plain.model.apply({"params": plain.params}, images=jnp.asarray(theirs))
+    found = ours.model.apply({"params": ours.params}, images=scale_pixels(jnp.asarray(images)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    others = from_pretrained(STORED / "vit", mesh=mesh).params
+    assert jax.tree.map(lambda leaf: leaf.sharding, ours.params) == jax.tree.map(
+        lambda leaf: leaf.sharding, others
+    )
+    # What is written makes -1 to 1 of pixels.
+    save_pretrained(tmp_path / "again", ours)
+    again = from_pretrained(tmp_path / "again")
+    assert "embedding of patches" not in capsys.readouterr().err
+    jax.tree.map(np.testing.assert_array_equal, again.params, jax.device_get(ours.params))
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])

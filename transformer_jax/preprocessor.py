@@ -3,7 +3,10 @@
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
 
 from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.objectives.image_crops import Resizing
@@ -11,14 +14,11 @@ from transformer_jax.transformers_config import read_object
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
-# What makes -1 to 1 of pixels from 0 to 255, as here; what transformers takes for a key that is not there.
-_PIXELS = {
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": 0.5,
-    "image_std": 0.5,
-}
+# What transformers takes for a key that is not there: 0 to 1 of pixels from 0 to 255, as always here, and of
+# these -1 to 1, as usual.
+_FIXED = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+_MEAN, _STD = 0.5, 0.5
+_USUAL = (("image_mean", _MEAN), ("image_std", _STD))
 # The same of sizes; what the processor of DeiT (Touvron et al. 2021) has otherwise.
 _SIZES = {"do_resize": True, "size": 224, "resample": 2, "do_center_crop": False, "crop_size": 224}
 _DEIT_SIZES = _SIZES | {"size": 256, "resample": 3, "do_center_crop": True}
@@ -26,37 +26,66 @@ _CHANNELS = (1, 3, 4)  # of the pictures that Pillow resizes
 _FILTERS = range(6)  # Pillow's
 
 
-def read_preprocessor(folder: pathlib.Path, config: TransformerConfig) -> Resizing | None:
+class Preprocessor(NamedTuple):
+    """What becomes of an image.
+
+    Attributes:
+      sizing: how it gets the model's size; None where it must have it.
+      mean: what is subtracted from pixels between 0 and 1, of each channel.
+      std: what they are divided by then.
+    """
+
+    sizing: Resizing | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether pixels become -1 to 1, which is what a model is given here."""
+        return {*self.mean} == {_MEAN} and {*self.std} == {_STD}
+
+    def pixels(self, images: Float[np.ndarray, "B height width C"]) -> Float[np.ndarray, "B height width C"]:
+        """What the checkpoint's model is given for ``images`` from -1 to 1."""
+        found = (images / 2 + 0.5 - np.array(self.mean)) / np.array(self.std)
+        return images if self.is_usual else found.astype(images.dtype)
+
+
+def read_preprocessor(folder: pathlib.Path, config: TransformerConfig) -> Preprocessor:
     """How images of any size become those of a model, by the ``preprocessor_config.json`` beside it.
 
     Args:
-      folder: of the checkpoint.
+      folder: of the checkpoint. Where it has no such file, images have the model's size and are from -1 to 1.
       config: of the model. Where its images are to have another size than the checkpoint's, they are resized
         and cut in the same proportion.
 
-    Returns:
-      None where there is no such file, or images are not resized by it.
-
     Raises:
-      ConfigError: it is broken; pixels become other numbers there than they do here, so that what the model
-        says of an image would be wrong; or it resizes images in a way that is not known here.
+      ConfigError: it is broken; or it makes numbers of pixels, or resizes images, in a way that is not known
+        here.
     """
     path = folder / PREPROCESSOR_FILE
+    channels = config.image_shape[2]
     if not path.exists():
-        return None
+        return Preprocessor(None, (_MEAN,) * channels, (_STD,) * channels)
     content = {key: value for key, value in read_object(path).items() if value is not None}
     differing = [
         f"{key}={content[key]!r}"
-        for key, wanted in _PIXELS.items()
+        for key, wanted in _FIXED.items()
         if key in content and not _is_same(content[key], wanted)
+    ]
+    mean, std = (_of_channels(content.get(key, usual), channels) for key, usual in _USUAL)
+    differing += [
+        f"{key}={content[key]!r}"
+        for (key, _), numbers in zip(_USUAL, (mean, std), strict=True)
+        if not numbers or (key == "image_std" and min(numbers) <= 0)
     ]
     if differing:
         raise ConfigError(
-            f"{path} has {', '.join(differing)}: here pixels become -1 to 1, by a rescale_factor of 1/255, "
-            "an image_mean and an image_std of 0.5. To read the model all the same, copy it without this file"
+            f"{path} has {', '.join(differing)}: here pixels become 0 to 1 by a rescale_factor of 1/255, and "
+            f"an image_mean and an image_std, a number or {channels}, are all that may differ from what "
+            "makes -1 to 1. To read the model all the same, copy it without this file"
         )
     try:
-        return _resizing(content, config.image_shape)
+        return Preprocessor(_resizing(content, config.image_shape), mean, std)
     except ValueError as error:
         raise ConfigError(
             f"{path} has {error}. To read the model all the same, for images of its size alone, copy it "
@@ -67,10 +96,15 @@ def read_preprocessor(folder: pathlib.Path, config: TransformerConfig) -> Resizi
 def _is_same(value: Any, wanted: bool | float) -> bool:
     if isinstance(wanted, bool):
         return value is wanted
-    numbers = value if isinstance(value, list) else [value]  # one for each channel, or for all
-    are_numbers = all(isinstance(number, int | float) for number in numbers)
     # 1/255 is sometimes stored as float32.
-    return are_numbers and {math.isclose(number, wanted, rel_tol=1e-6) for number in numbers} == {True}
+    return isinstance(value, int | float) and math.isclose(value, wanted, rel_tol=1e-6)
+
+
+def _of_channels(value: Any, channels: int) -> tuple[float, ...]:
+    """One number for each channel, of which there may be one for all; () where there is something else."""
+    numbers = value if isinstance(value, list) else [value] * channels
+    are_numbers = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+    return tuple(map(float, numbers)) if are_numbers and len(numbers) == channels else ()
 
 
 def _resizing(content: Mapping[str, Any], image_shape: tuple[int, ...]) -> Resizing | None:
@@ -129,9 +163,8 @@ def preprocessor_content(config: TransformerConfig, resizing: Resizing | None) -
         "do_resize": True,
         "size": whole,
         "resample": resizing.resample,
-        **_PIXELS,
-        "image_mean": [_PIXELS["image_mean"]] * channels,
-        "image_std": [_PIXELS["image_std"]] * channels,
+        **_FIXED,
+        **{key: [usual] * channels for key, usual in _USUAL},
     }
     if resizing.whole == resizing.middle:
         return content

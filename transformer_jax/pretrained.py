@@ -33,7 +33,12 @@ from transformer_jax.hub import find_folder
 from transformer_jax.models import abstract_params, build, example_inputs
 from transformer_jax.objectives.image_crops import Resizing
 from transformer_jax.pooling import check_known, read_pooling, write_pooling
-from transformer_jax.preprocessor import PREPROCESSOR_FILE, preprocessor_content, read_preprocessor
+from transformer_jax.preprocessor import (
+    PREPROCESSOR_FILE,
+    Preprocessor,
+    preprocessor_content,
+    read_preprocessor,
+)
 from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.progress import say
 from transformer_jax.runtime import prepare_process
@@ -66,6 +71,9 @@ def from_pretrained(
 ) -> Pretrained:
     """Reads a checkpoint of BERT, GPT-2, T5, BART, MarianMT or ViT.
 
+    Models of images are given pixels from -1 to 1 here. Where ``preprocessor_config.json`` makes other
+    numbers of them, by another mean and deviation, the embedding of patches is changed to give the same.
+
     Args:
       name_or_path: a folder with ``config.json`` and safetensors; or a name on the hub, to be fetched as
         ``hub.find_folder`` does.
@@ -79,9 +87,9 @@ def from_pretrained(
 
     Raises:
       ConfigError: ``config.json`` is missing, broken, of an unknown family, or of a model that differs from
-        what the family is here; or ``preprocessor_config.json`` makes other numbers of pixels than -1 to 1,
-        or resizes images in a way that is not known here; or a change does not fit; or what a folder of
-        sentence-transformers has besides is broken.
+        what the family is here; or ``preprocessor_config.json`` makes numbers of pixels, or resizes images,
+        in a way that is not known here; or a change does not fit; or what a folder of sentence-transformers
+        has besides is broken.
       WeightsError: the tensors are missing, broken, pickled, or not those that ``config.json`` describes.
       DataError: the tokenizer is broken.
     """
@@ -91,7 +99,7 @@ def from_pretrained(
     family, stored, labels = describe(content, frozenset(files.shapes), folder)
     assert family.checkpoint is not None  # or it would not have been found
     config = _changed(stored, changes)
-    sizing = read_preprocessor(folder, config) if config.image_shape else None
+    preprocessor = read_preprocessor(folder, config) if config.image_shape else None
     new_head = (config.head, config.num_labels) != (stored.head, stored.num_labels)
     labels = () if new_head else labels
     pooling = read_pooling(folder, config.max_length)
@@ -106,6 +114,9 @@ def from_pretrained(
         params = _draw_missing(params, as_read, template, seed)
     if config.image_shape != stored.image_shape:
         params = _with_positions(params, stored, config)
+    if preprocessor is not None and not preprocessor.is_usual:
+        params = _with_pixels(params, preprocessor)
+    sizing = preprocessor.sizing if preprocessor is not None else None
     problem_type = "" if new_head else str(content.get("problem_type") or "")
     return Pretrained(family, config, params, tokenizer, labels, problem_type, pooling, sizing)
 
@@ -215,6 +226,28 @@ def _with_positions(params: PyTree, stored: TransformerConfig, config: Transform
     resized = jax.image.resize(grid, (*new, grid.shape[-1]), "bicubic", antialias=False)
     table = jnp.concatenate([table[:1], resized.reshape(-1, grid.shape[-1])])
     return params | {"embed_patches": params["embed_patches"] | {"positions": {"embedding": table}}}
+
+
+def _with_pixels(params: PyTree, preprocessor: Preprocessor) -> PyTree:
+    """The embedding of patches as it gives for pixels from -1 to 1 what it gave for those of the checkpoint.
+
+    It is linear, and these are a multiple of those and a number more.
+    """
+    mean, std = (jnp.array(numbers, jnp.float32) for numbers in (preprocessor.mean, preprocessor.std))
+    say(
+        f"image_mean={preprocessor.mean} and image_std={preprocessor.std} become part of the embedding of "
+        "patches: pixels are from -1 to 1"
+    )
+    patches = params["embed_patches"]["patches"]
+
+    def changed(patches: PyTree) -> PyTree:
+        kernel = patches["kernel"]  # (height, width, channels, d_model)
+        more = jnp.sum(kernel * ((0.5 - mean) / std)[None, None, :, None], axis=(0, 1, 2))
+        return {"kernel": kernel * (0.5 / std)[None, None, :, None], "bias": patches["bias"] + more}
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, patches)
+    patches = jax.jit(changed, out_shardings=shardings)(patches)
+    return params | {"embed_patches": params["embed_patches"] | {"patches": patches}}
 
 
 def save_pretrained(

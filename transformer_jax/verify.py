@@ -16,6 +16,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.families import Family
 from transformer_jax.generation import DecodingSettings, Generator, padding_may_come
 from transformer_jax.models import build
+from transformer_jax.preprocessor import read_preprocessor
 from transformer_jax.types import PyTree
 
 TOLERANCE = 1e-4
@@ -95,9 +96,12 @@ def compare(
     """
     theirs = _their_model(folder, family, config)
     inputs = draw_inputs(config, np.random.default_rng(seed))
+    their_inputs = inputs
+    if "images" in inputs:
+        their_inputs = {"images": read_preprocessor(folder, config).pixels(inputs["images"])}
     with jax.default_matmul_precision("highest"):  # accelerators round more, which is not what is asked here
         found = _our_outputs(config, params, inputs)
-    expected = _their_outputs(theirs, config, inputs)
+    expected = _their_outputs(theirs, config, their_inputs)
     comparisons = []
     for name, of_tokens in _names(config):
         ours, other = found[name], expected[name]

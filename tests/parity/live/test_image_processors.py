@@ -15,11 +15,14 @@ from transformer_jax.pretrained import from_pretrained, save_pretrained
 pytestmark = pytest.mark.live
 
 SIZES = [(45, 70), (91, 50), (32, 32), (20, 24)]
+OF_IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
 CONTENTS = {
     "vit": PLAIN | dict(image_processor_type="ViTImageProcessor"),
     "bicubic": PLAIN | dict(resample=3, image_processor_type="ViTImageProcessor"),
     "deit": DEIT,
     "shortest": SHORTEST,
+    "dino": PLAIN | OF_IMAGENET | dict(image_processor_type="ViTImageProcessor"),
+    "deit_of_imagenet": DEIT | OF_IMAGENET,
 }
 
 
@@ -44,9 +47,10 @@ def test_images_are_those_of_the_processor_and_told_the_same(
         processor = transformers.AutoImageProcessor.from_pretrained(where, use_fast=False)
         with PIL.Image.open(path) as picture:
             arguments = dict(processor(picture.convert("RGB"), return_tensors="np"))
-        mine = ours.sizing(photo(*height_and_width)) / 127.5 - 1
+        written = json.loads((where / "preprocessor_config.json").read_text())
+        mine = ours.sizing(photo(*height_and_width)) / 255 - np.array(written["image_mean"])
         theirs = arguments["pixel_values"][0].transpose(1, 2, 0)
-        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(mine / np.array(written["image_std"]), theirs, rtol=0, atol=2e-6)
         logits = run(load(where, "ViTForImageClassification"), arguments)["logits"][0]
         wanted = {f"LABEL_{i}": value for i, value in enumerate(probabilities(logits))}
         assert dict(ours.classify(path)) == pytest.approx(wanted, abs=1e-5)

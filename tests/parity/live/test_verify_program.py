@@ -1,6 +1,8 @@
 """``python -m transformer_jax.pretrained verify``: what it prints and its status, with PyTorch beside it."""
 
+import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -47,6 +49,17 @@ def test_every_fixture_is_the_same(name, transformers):
         wanted.append("greedy, 8 tokens")
     assert [one.name for one in found] == wanted
     assert all(one.is_same and one.largest > 0.1 for one in found), verify.table(found)
+
+
+def test_a_model_of_other_pixels_is_the_same_on_those_that_it_wants(tmp_path, transformers):
+    folder = pathlib.Path(shutil.copytree(STORED / "vit", tmp_path / "vit"))
+    content = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    ours = from_pretrained(folder)
+    for one in verify.compare(folder, ours.family, ours.config, ours.params, tolerance=1e-5):
+        assert one.is_same and one.largest > 0.1
+    stored = from_pretrained(STORED / "vit").params
+    assert not verify.compare(folder, ours.family, ours.config, stored)[0].is_same
 
 
 def test_the_program_prints_a_table(program):

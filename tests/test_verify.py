@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import typing
 
 import numpy as np
 import pytest
 
 from tests.parity.test_fixtures import MODELS, STORED
 from transformer_jax import verify
+from transformer_jax.config import TransformerConfig
 from transformer_jax.pretrained import from_pretrained
 from transformer_jax.verify import Comparison, VerifyError
 
@@ -18,6 +20,13 @@ import runpy, sys
 sys.modules["torch"] = None
 runpy.run_module("transformer_jax.pretrained", run_name="__main__", alter_sys=True)
 """
+
+
+def test_every_head_has_outputs_to_compare_and_is_in_a_fixture():
+    heads = typing.get_args(typing.get_type_hints(TransformerConfig)["head"])
+    assert set(verify._OUTPUTS) == set(heads)
+    # But for vectors alone, which are a part of what is pooled.
+    assert {from_pretrained(STORED / name).config.head for name in MODELS} == {*heads} - {"none"}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -45,12 +45,16 @@ class TinyModel:
     eos_bias: float = 0.0
 
     @property
+    def model_class(self) -> type[transformers.PreTrainedModel]:
+        return getattr(transformers, self.architecture)
+
+    @property
     def family(self) -> str:
-        return getattr(transformers, self.architecture).config_class.model_type
+        return self.model_class.config_class.model_type
 
     @property
     def decodes(self) -> bool:
-        return self.family in ("gpt2", "t5", "bart", "marian")
+        return self.model_class.can_generate()
 
 
 _BERT = dict(
@@ -182,10 +186,9 @@ TINY_MODELS = {
 
 def build(tiny: TinyModel, seed: int) -> transformers.PreTrainedModel:
     """The model in evaluation mode, every weight drawn from ``seed``, gradients of all of them wanted."""
-    architecture = getattr(transformers, tiny.architecture)
-    config = architecture.config_class(**tiny.config)
+    config = tiny.model_class.config_class(**tiny.config)
     config._attn_implementation = "eager"
-    model = architecture(config).eval()
+    model = tiny.model_class(config).eval()
     if tiny.config.get("tie_word_embeddings") is False:
         # transformers 5 ties T5 v1.1's embeddings too, until a checkpoint has two different ones.
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
@@ -225,15 +228,15 @@ def draw_inputs(tiny: TinyModel, config: Any, rng: np.random.Generator) -> dict[
 
     Token ids, masks and so on are int32 (B, L); images float32 (B, channels, height, width) in [-1, 1].
     """
-    if tiny.family == "vit":
+    if tiny.model_class.main_input_name == "pixel_values":
         shape = (2, config.num_channels, config.image_size, config.image_size)
         return {"pixel_values": rng.uniform(-1, 1, shape).astype(np.float32)}
-    if tiny.family == "bert":
+    if not tiny.decodes:
         inputs = _texts(rng, BERT_LENGTHS, 0)
         mask = inputs["attention_mask"]
         second = np.arange(mask.shape[1])[None, :] >= np.array(BERT_LENGTHS)[:, None] // 2
         return inputs | {"token_type_ids": (mask * second).astype(np.int32)}
-    if tiny.family == "gpt2":
+    if not config.is_encoder_decoder:
         return _texts(rng, PROMPT_LENGTHS, 0)
     inputs = _texts(rng, SOURCE_LENGTHS, config.pad_token_id)
     for row, length in enumerate(SOURCE_LENGTHS):

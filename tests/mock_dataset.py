@@ -29,6 +29,8 @@ GLUE = {  # the texts and the labels of its tasks
     "qnli": (("question", "sentence"), ENTAILMENT),
     "rte": (("sentence1", "sentence2"), ENTAILMENT),
     "cola": (("sentence",), ("unacceptable", "acceptable")),
+    "qqp": (("question1", "question2"), ("not_duplicate", "duplicate")),
+    "wnli": (("sentence1", "sentence2"), ("not_entailment", "entailment")),
 }
 
 

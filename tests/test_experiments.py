@@ -36,7 +36,7 @@ VARIANTS = {
     "gpt2_openwebtext.py": ("small", "medium", "large", "xl"),
     "t5_c4.py": tuple(families.t5.VARIANTS),
     "vit_imagenet.py": ("B/16", "Ti/16", "L/32"),
-    "bert_glue.py": ("mrpc", "sst2", "mnli", "qnli", "rte", "cola"),
+    "bert_glue.py": ("mrpc", "sst2", "qqp", "mnli", "qnli", "rte", "wnli", "cola"),
     "bert_squad.py": ("base", "large"),
 }
 CASES = [(name, variant) for name in FILES for variant in VARIANTS.get(name, (None,))]

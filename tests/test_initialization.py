@@ -232,11 +232,18 @@ def test_nothing_to_start_from_is_one_error(first_run, corpus, tmp_path):
     unfinished = shutil.copytree(first_run, tmp_path / "unfinished")
     for step in (unfinished / "checkpoints").iterdir():
         shutil.rmtree(step)
-    for folder, kind, message in (
-        (empty, DataError, "no tokenizer.json in .*empty.*config.data.tokenizer.path"),
-        (tmp_path / "nowhere", ValueError, "nowhere"),
-        (unfinished, CheckpointError, "has no checkpoint yet"),
+    fitting = classifier(corpus, from_pretrained(STORED / "bert_masked_lm").config)
+    for experiment, folder, kind, message in (
+        (tiny_bert(corpus), empty, ConfigError, "empty is no checkpoint: there is no config.json in it"),
+        (
+            fitting,
+            STORED / "bert_masked_lm",
+            DataError,
+            "no tokenizer.json in .*bert_masked_lm.*config.data.tokenizer.path",
+        ),
+        (tiny_bert(corpus), tmp_path / "nowhere", ValueError, "nowhere"),
+        (tiny_bert(corpus), unfinished, CheckpointError, "has no checkpoint yet"),
     ):
         with pytest.raises(kind, match=message):
-            train(starting_from(tiny_bert(corpus), folder), str(tmp_path / "run"))
+            train(starting_from(experiment, folder), str(tmp_path / "run"))
     assert not (tmp_path / "run/checkpoints").exists() or not list((tmp_path / "run/checkpoints").iterdir())

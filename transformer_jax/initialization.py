@@ -1,6 +1,8 @@
 """Parameters to start a training from: another run's, or a checkpoint of ``transformers``."""
 
 import dataclasses
+import pathlib
+from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
@@ -9,10 +11,13 @@ from jax.sharding import Mesh
 
 from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.experiment import Experiment
+from transformer_jax.families import Family, family_of
+from transformer_jax.hub import find_folder
 from transformer_jax.loading import load_run
-from transformer_jax.pretrained import find_folder, from_pretrained
+from transformer_jax.pretrained import from_pretrained, read_description
 from transformer_jax.progress import say
-from transformer_jax.run_folder import CHECKPOINTS_FOLDER
+from transformer_jax.run_folder import CHECKPOINTS_FOLDER, load_config
+from transformer_jax.transformers_config import CONFIG_FILE, family_in, read_content
 from transformer_jax.types import PyTree
 
 # What a training may have otherwise than the model that it starts from.
@@ -30,6 +35,61 @@ MAY_DIFFER = (
 )
 
 
+# By which the messages say how large a model is.
+_SIZES = ("num_encoder_layers", "num_decoder_layers", "d_model")
+
+
+def check_origin(experiment: Experiment) -> None:
+    """Compares the model to be trained with that of ``config.train.init_from``, of which no weight is read.
+
+    Raises:
+      ConfigError: the other model is of another family, which is named, or of another shape; all fields that
+        differ are named. Or its config cannot be read.
+      WeightsError: it is a checkpoint without tensors that can be read.
+    """
+    wanted = experiment.model
+    folder = find_folder(experiment.train.init_from)
+    if _is_run(folder):
+        found = load_config(folder).model
+        _check_family(f"run in {folder}", family_of(found), dataclasses.asdict(found), wanted)
+    else:
+        # First of all, and by config.json alone: whoever named the wrong folder should not mend its tensors.
+        content = read_content(folder)
+        family = family_in(content, folder / CONFIG_FILE)
+        assert family.checkpoint is not None  # or it would not have been found
+        named = {ours: content[theirs] for ours, theirs in family.checkpoint.fields if theirs in content}
+        _check_family(f"checkpoint in {folder}", family, {**named, **family.fixed}, wanted)
+        found = read_description(folder)[1].config
+    _check_same(found, wanted, str(folder))
+
+
+def _is_run(folder: pathlib.Path) -> bool:
+    return (folder / CHECKPOINTS_FOLDER).is_dir()
+
+
+def _check_family(what: str, family: Family, there: Mapping[str, Any], wanted: TransformerConfig) -> None:
+    """Raises ConfigError unless ``wanted`` is of the same family as a model with the fields ``there``."""
+    own = family_of(wanted)
+    if own is family:
+        return
+    here = dataclasses.asdict(wanted)
+    decisive = {**family.fixed, **own.fixed}
+    differing = [
+        f"config.model.{name}: {there[name]!r} there, {here[name]!r} here"
+        for name in here
+        if name in decisive and name in there and there[name] != here[name]
+    ]
+    raise ConfigError(
+        f"config.train.init_from: the {what} is a {family.name} ({_sizes(there)}), but this experiment's "
+        f"model is a {own.name} ({_sizes(here)}). Start from a {own.name}, or take the model from "
+        f"families.{family.name}. They differ in\n  " + "\n  ".join(differing)
+    )
+
+
+def _sizes(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={fields[name]}" for name in _SIZES if fields.get(name))
+
+
 def initial_params(experiment: Experiment, drawn: PyTree, mesh: Mesh) -> PyTree:
     """The parameters of ``config.train.init_from``.
 
@@ -40,33 +100,35 @@ def initial_params(experiment: Experiment, drawn: PyTree, mesh: Mesh) -> PyTree:
       mesh: of the training.
 
     Raises:
-      ConfigError: the other model is of another shape; all fields that differ are named.
+      ConfigError: the other model does not fit, see ``check_origin``.
       WeightsError, CheckpointError: its files are missing or broken.
     """
+    check_origin(experiment)
     wanted = experiment.model
     folder = find_folder(experiment.train.init_from)
-    if (folder / CHECKPOINTS_FOLDER).is_dir():
+    if _is_run(folder):
         run = load_run(str(folder), mesh=mesh)
-        same = {
-            name: getattr(wanted, name) for name in MAY_DIFFER if name not in ("scan_layers", "image_shape")
-        }
-        _check_same(dataclasses.replace(run.experiment.model, **same), wanted, str(folder))
         say(f"starting from step {', '.join(map(str, run.steps))} of {folder}")
         return _with_head(run.params, drawn, run.experiment.model, wanted)
     changes: dict[str, Any] = {name: getattr(wanted, name) for name in MAY_DIFFER}
     found = from_pretrained(
         folder, mesh=mesh, rules=experiment.mesh.rules, seed=experiment.train.seed, **changes
     )
-    _check_same(found.config, wanted, str(folder))
     say(f"starting from {folder}")
     return found.params
 
 
 def _check_same(found: TransformerConfig, wanted: TransformerConfig, where: str) -> None:
+    """Raises ConfigError where fields differ that must not."""
+    free = set(MAY_DIFFER)
+    if found.image_shape[2:] == wanted.image_shape[2:] != ():
+        free.add("max_length")  # which follows from the image's height and width
+    else:
+        free.remove("image_shape")
     differing = [
         f"config.model.{name}: {getattr(found, name)!r} there, {getattr(wanted, name)!r} here"
         for name in (field.name for field in dataclasses.fields(wanted))
-        if getattr(found, name) != getattr(wanted, name)
+        if name not in free and getattr(found, name) != getattr(wanted, name)
     ]
     if differing:
         raise ConfigError(

@@ -11,10 +11,10 @@ from transformer_jax.checkpoint import Checkpointer, CheckpointError
 from transformer_jax.config import ConfigError
 from transformer_jax.data import DataError, Tokenizer
 from transformer_jax.experiment import Experiment
-from transformer_jax.families import FAMILIES
+from transformer_jax.families import family_of
 from transformer_jax.models import abstract_params
 from transformer_jax.objectives import Classification
-from transformer_jax.pretrained import family_of, from_pretrained
+from transformer_jax.pretrained import from_pretrained
 from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.progress import say
 from transformer_jax.run_folder import CHECKPOINTS_FOLDER, load_config, load_tokenizer, run_folder
@@ -121,10 +121,6 @@ def load_model(
     run = load_run(workdir, from_checkpoint, average_last)
     say(f"parameters of step {', '.join(map(str, run.steps))}")
     config = run.experiment.model
-    try:
-        family = family_of(config)
-    except ConfigError:
-        family = FAMILIES["transformer"]
     labels: tuple[str, ...] = getattr(run.experiment.objective, "labels", ())
     # CausalLM has eos before every document, and what a prompt begins is a document.
     prompt_start = (config.eos_id,) if config.is_decoder_only else ()
@@ -133,4 +129,6 @@ def load_model(
     sizing = (
         objective.as_evaluated if isinstance(objective, Classification) and objective.image_size else None
     )
-    return Pretrained(family, config, run.params, tokenizer, labels, prompt_start=prompt_start, sizing=sizing)
+    return Pretrained(
+        family_of(config), config, run.params, tokenizer, labels, prompt_start=prompt_start, sizing=sizing
+    )

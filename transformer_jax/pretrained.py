@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from transformer_jax import partitioning, verify
 from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.data import Tokenizer, marian_tokenizer
-from transformer_jax.families import FAMILIES, Family
+from transformer_jax.families import Family
 from transformer_jax.families.base import make_config
 from transformer_jax.files import write_json
 from transformer_jax.hub import find_folder
@@ -47,6 +47,7 @@ from transformer_jax.transformers_config import (
     BARE_HEADS,
     CONFIG_FILE,
     LABELLED_HEADS,
+    Description,
     content_of,
     describe,
     read_content,
@@ -94,14 +95,14 @@ def from_pretrained(
       DataError: the tokenizer is broken.
     """
     folder = find_folder(name_or_path, revision=revision, token=token, cache_dir=cache_dir)
-    content = read_content(folder)
-    files = TensorFiles(folder, next(iter(content.get("architectures") or []), "AutoModel"))
-    family, stored, labels = describe(content, frozenset(files.shapes), folder)
+    files, (family, stored, labels, problem_type) = read_description(folder)
     assert family.checkpoint is not None  # or it would not have been found
+    _check_head(changes.get("head", stored.head), family, folder)
     config = _changed(stored, changes)
     preprocessor = read_preprocessor(folder, config) if config.image_shape else None
     new_head = (config.head, config.num_labels) != (stored.head, stored.num_labels)
-    labels = () if new_head else labels
+    if new_head:
+        labels, problem_type = (), ""
     pooling = read_pooling(folder, config.max_length)
     tokenizer = find_tokenizer(folder)
     _check_vocabulary(tokenizer, config, folder)
@@ -117,8 +118,30 @@ def from_pretrained(
     if preprocessor is not None and not preprocessor.is_usual:
         params = _with_pixels(params, preprocessor)
     sizing = preprocessor.sizing if preprocessor is not None else None
-    problem_type = "" if new_head else str(content.get("problem_type") or "")
     return Pretrained(family, config, params, tokenizer, labels, problem_type, pooling, sizing)
+
+
+def read_description(folder: pathlib.Path) -> tuple[TensorFiles, Description]:
+    """The tensors of a checkpoint, of which none is read yet, and the model that they are of.
+
+    Raises:
+      ConfigError: as for ``from_pretrained``, by what ``config.json`` says.
+      WeightsError: there are no tensors, or their files are broken or pickled.
+    """
+    content = read_content(folder)
+    files = TensorFiles(folder, next(iter(content.get("architectures") or []), "AutoModel"))
+    return files, describe(content, frozenset(files.shapes), folder)
+
+
+def _check_head(head: Any, family: Family, folder: pathlib.Path) -> None:
+    """Raises ConfigError for a head that the models of a family do not have."""
+    assert family.checkpoint is not None
+    heads = list(family.checkpoint.architectures)
+    if head not in heads:
+        raise ConfigError(
+            f"{folder} is a {family.name} checkpoint, and there is no {family.name} with head={head!r}, only "
+            f"with {' or '.join(map(repr, heads))}"
+        )
 
 
 def _check_vocabulary(tokenizer: Tokenizer | None, config: TransformerConfig, folder: pathlib.Path) -> None:
@@ -256,8 +279,8 @@ def save_pretrained(
     """Writes a folder that ``transformers`` loads: ``config.json``, safetensors, and the tokenizer.
 
     Of a model of images ``preprocessor_config.json`` as well, which says what becomes of images: they are
-    resized as its own folder said; of a run whole, not cut to the middle as evaluation here has it. Of a model
-    of sentence-transformers what says how it makes vectors of texts.
+    resized as its own folder said; of a run whole, not cut to the middle as evaluation here has it. Of a
+    model of sentence-transformers what says how it makes vectors of texts.
 
     Args:
       folder: made if it is not there; files of these names in it are replaced.
@@ -323,21 +346,6 @@ def _tokenizer_content(tokenizer: Tokenizer, config: TransformerConfig) -> dict[
         "model_max_length": config.max_length,
         "model_input_names": ["input_ids", *types, "attention_mask"],
     } | names
-
-
-def family_of(config: TransformerConfig) -> Family:
-    """The family in ``transformers`` whose model a config describes.
-
-    Raises:
-      ConfigError: there is none.
-    """
-    found = [family for family in FAMILIES.values() if family.checkpoint is not None and family.has(config)]
-    if not found:
-        raise ConfigError(
-            "transformers has no model like this one: it is of none of the families "
-            + ", ".join(family.name for family in FAMILIES.values() if family.checkpoint is not None)
-        )
-    return found[0]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -58,7 +58,7 @@ def check_workdir(workdir: str | os.PathLike[str], experiment: Experiment) -> No
     Raises:
       ConfigError: the folder holds another experiment; the message lists what differs.
     """
-    if not _has_checkpoints(workdir):
+    if not has_checkpoints(workdir):
         return
     old, new = _flatten(_as_json(load_config(workdir))), _flatten(_as_json(experiment))
     differing = [
@@ -92,7 +92,8 @@ def store_config(workdir: str | os.PathLike[str], experiment: Experiment) -> Non
     write_json(pathlib.Path(workdir) / CONFIG_FILE, _as_json(experiment))
 
 
-def _has_checkpoints(workdir: str | os.PathLike[str]) -> bool:
+def has_checkpoints(workdir: str | os.PathLike[str]) -> bool:
+    """Whether something was trained in a run folder."""
     folder = pathlib.Path(workdir) / CHECKPOINTS_FOLDER
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
@@ -107,7 +108,7 @@ def load_config(workdir: str | os.PathLike[str]) -> Experiment:
     try:
         return read_experiment(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        if _has_checkpoints(workdir):
+        if has_checkpoints(workdir):
             raise ConfigError(
                 f"{workdir} has checkpoints but no {CONFIG_FILE}, which says what they are: put it back"
             ) from None
@@ -124,7 +125,7 @@ def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experim
       DataError: the stored file is broken, or the training split cannot be read.
     """
     path = pathlib.Path(workdir) / TOKENIZER_FILE
-    if experiment.model.image_shape or _has_checkpoints(workdir) or _was_made_for(workdir, experiment):
+    if experiment.model.image_shape or has_checkpoints(workdir) or _was_made_for(workdir, experiment):
         return load_tokenizer(workdir, experiment)
     section = experiment.data.tokenizer
     origin = section.path or experiment.train.init_from

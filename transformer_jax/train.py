@@ -42,7 +42,7 @@ from transformer_jax.data import (
 )
 from transformer_jax.experiment import Experiment, make_transform, read_experiment
 from transformer_jax.files import write_json
-from transformer_jax.initialization import initial_params
+from transformer_jax.initialization import check_origin, initial_params
 from transformer_jax.loading import TrainedRun, check_tokenizer
 from transformer_jax.objectives.base import Objective, Sums
 from transformer_jax.progress import MetricWriter, ProgressBar, say
@@ -50,6 +50,7 @@ from transformer_jax.run_folder import (
     CHECKPOINTS_FOLDER,
     SUMMARY_FILE,
     check_workdir,
+    has_checkpoints,
     load_config,
     load_or_train_tokenizer,
     load_tokenizer,
@@ -185,6 +186,8 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
     settings = experiment.train
     workdir = run_folder(workdir)
     check_workdir(workdir, experiment)
+    if settings.init_from and not has_checkpoints(workdir):  # once begun, it needs the other model no more
+        check_origin(experiment)
     is_first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stopped_by = stack.enter_context(stop_signals())

@@ -22,6 +22,7 @@ class Description(NamedTuple):
     family: Family
     config: TransformerConfig
     labels: tuple[str, ...]  # names of the classes, in order
+    problem_type: str  # what they are; "" where it is not said
 
 
 def read_content(folder: pathlib.Path) -> dict[str, Any]:
@@ -96,11 +97,12 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
     fields["head"] = _head(checkpoint, content, names)
     labels = _labels(content, where) if fields["head"] in LABELLED_HEADS else ()
     try:
-        return Description(family, make_config({**fields, "num_labels": len(labels)}), labels)
+        config = make_config({**fields, "num_labels": len(labels)})
     except TypeError as error:
         raise ConfigError(f"{where} lacks a size of the model: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{where} is of no model that there can be: {error}") from error
+    return Description(family, config, labels, str(content.get("problem_type") or ""))
 
 
 def _head(checkpoint: Checkpoint, content: Mapping[str, Any], names: frozenset[str]) -> str:
@@ -135,11 +137,18 @@ def content_of(family: Family, config: TransformerConfig, labels: tuple[str, ...
       ConfigError: ``transformers`` has no such model, or ``config.json`` has no key for what it differs in.
     """
     checkpoint = family.checkpoint
-    if checkpoint is None or not family.has(config):
-        differing = [name for name, value in family.fixed.items() if getattr(config, name) != value]
+    if checkpoint is None:
+        there = [other for other in FAMILIES.values() if other.checkpoint is not None]
+        nearest = min(there, key=lambda other: len(other.differing(config)))
         raise ConfigError(
-            f"transformers has no model like this one of the family {family.name}"
-            + (f": it differs in {', '.join(differing)}" if differing else "")
+            "transformers has no model like this one: it is of none of the families "
+            f"{', '.join(other.name for other in there)}, and differs from {nearest.name}, the nearest, in "
+            + ", ".join(nearest.differing(config))
+        )
+    if differing := family.differing(config):
+        raise ConfigError(
+            f"transformers has no model like this one of the family {family.name}: it differs in "
+            + ", ".join(differing)
         )
     content: dict[str, Any] = {
         "model_type": checkpoint.model_type,

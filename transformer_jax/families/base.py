@@ -107,7 +107,11 @@ class Family:
 
     def has(self, config: TransformerConfig) -> bool:
         """Whether ``config`` is one of this family's, of whatever size."""
-        return all(getattr(config, name) == value for name, value in self.fixed.items())
+        return not self.differing(config)
+
+    def differing(self, config: TransformerConfig) -> list[str]:
+        """The fixed fields that ``config`` has otherwise."""
+        return [name for name, value in self.fixed.items() if getattr(config, name) != value]
 
 
 def make_config(fields: Mapping[str, Any]) -> TransformerConfig:

@@ -70,6 +70,7 @@ MAY_IMPORT = {
     "generate": WHOLE,
     "classify": WHOLE,
     "embed": WHOLE,
+    "export": WHOLE,
     "translate": WHOLE,
     "predictions": WHOLE,
     "evaluate": f"{WHOLE} translate predictions",

@@ -7,6 +7,7 @@ from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.models import build, example_inputs
 
 if TYPE_CHECKING:
+    from transformer_jax.loading import from_run
     from transformer_jax.pretrained import from_pretrained, save_pretrained
 
 __version__ = "0.1.0"
@@ -17,14 +18,15 @@ __all__ = [
     "example_inputs",
     "families",
     "from_pretrained",
+    "from_run",
     "save_pretrained",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """What is in ``pretrained``, imported when it is asked for: Python warns where a program came first."""
-    if name not in ("from_pretrained", "save_pretrained"):
+    """What programs are in or import, imported when it is asked for: Python warns where one came first."""
+    if name not in ("from_pretrained", "from_run", "save_pretrained"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from transformer_jax import pretrained
+    from transformer_jax import loading, pretrained
 
-    return getattr(pretrained, name)
+    return getattr(loading if name == "from_run" else pretrained, name)

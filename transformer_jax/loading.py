@@ -1,6 +1,7 @@
 """Models made ready for use: from the folder of a run, or from a checkpoint of ``transformers``."""
 
 import dataclasses
+import os
 from typing import Any
 
 import jax
@@ -118,7 +119,24 @@ def load_model(
         if from_checkpoint != "latest" or average_last is not None:
             raise ConfigError("--from_checkpoint and --average_last go with --workdir only")
         return from_pretrained(model)
-    run = load_run(workdir, from_checkpoint, average_last)
+    return from_run(workdir, from_checkpoint, average_last)
+
+
+def from_run(
+    workdir: str | os.PathLike[str], from_checkpoint: str = "latest", average_last: int | None = None
+) -> Pretrained:
+    """The model that a run trained, with its tokenizer and the names of its classes.
+
+    ``save_pretrained`` makes a folder of ``transformers`` of it, if the model is of a family that is there.
+
+    Args:
+      workdir: the run folder.
+      from_checkpoint, average_last: as for ``load_run``.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: what is missing, broken or does not fit, by name.
+    """
+    run = load_run(os.fspath(workdir), from_checkpoint, average_last)
     say(f"parameters of step {', '.join(map(str, run.steps))}")
     config = run.experiment.model
     labels: tuple[str, ...] = getattr(run.experiment.objective, "labels", ())

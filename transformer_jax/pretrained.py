@@ -6,6 +6,9 @@ save_pretrained("another/folder", bart)       # which transformers loads, with t
 
 python -m transformer_jax.pretrained verify FOLDER     # both implementations side by side, where PyTorch is
 
+A run of this project is written so by ``python -m transformer_jax.export``, or from_run("runs/bert") and
+``save_pretrained``.
+
 ``verify`` gives the model here and the one in ``transformers`` the same random input, and prints for each
 output by how much they differ. The status is 0 if no difference is above --tolerance, 1 if one is, 2 if they
 cannot be compared. It needs PyTorch and transformers: pip install '.[parity]'
@@ -288,8 +291,8 @@ def save_pretrained(
       shard_bytes: of a file of weights, at most.
 
     Raises:
-      ConfigError: ``transformers`` has no such model; or it is one of sentence-transformers, with modules
-        that are not known here.
+      ConfigError: ``transformers`` has no such model, or it is one of sentence-transformers with modules that
+        are not known here, or ``config.json`` in the folder is of something else, such as a run.
       OSError: a file cannot be written.
     """
     target = pathlib.Path(os.path.expanduser(os.fspath(folder)))
@@ -300,6 +303,11 @@ def save_pretrained(
         content["problem_type"] = pretrained.problem_type
     if pretrained.pooling is not None:
         check_known(pretrained.pooling)
+    if (target / CONFIG_FILE).exists() and "model_type" not in read_content(target):
+        raise ConfigError(
+            f"{target} is the folder of something else, such as a run, whose {CONFIG_FILE} would be lost: "
+            "name another one"
+        )
     target.mkdir(parents=True, exist_ok=True)
     (target / CONFIG_FILE).unlink(missing_ok=True)  # another model's, where writing ends half-way
     with_prefix = pretrained.config.head not in BARE_HEADS
@@ -351,7 +359,11 @@ def _tokenizer_content(tokenizer: Tokenizer, config: TransformerConfig) -> dict[
 def main(argv: Sequence[str]) -> None:
     """The program: ``verify FOLDER``."""
     if len(argv) != 3 or argv[1] != "verify":
-        raise app.UsageError("say: python -m transformer_jax.pretrained verify FOLDER", exitcode=2)
+        raise app.UsageError(
+            "say: python -m transformer_jax.pretrained verify FOLDER (a run is written as such a folder by "
+            "python -m transformer_jax.export)",
+            exitcode=2,
+        )
     prepare_process()
     try:
         folder = find_folder(argv[2])

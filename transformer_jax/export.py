@@ -1,0 +1,36 @@
+"""Writes the model of a run as a folder that Hugging Face transformers loads, without PyTorch.
+
+    python -m transformer_jax.export --workdir=runs/bert path/to/folder
+    python -m transformer_jax.pretrained verify path/to/folder        # where PyTorch is, to see both agree
+
+The folder has config.json, safetensors and the tokenizer, and gives the same logits there. The model must be
+one that transformers has: BERT, GPT-2, T5, BART, MarianMT or ViT. What no such folder can say is that a
+language model that was trained here has an end of text before every document, so before prompts too.
+"""
+
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from transformer_jax.command_line import define_run_flags, reported_errors
+from transformer_jax.loading import from_run
+from transformer_jax.pretrained import save_pretrained
+from transformer_jax.progress import say
+from transformer_jax.runtime import prepare_process
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) != 2:
+        raise app.UsageError("say: python -m transformer_jax.export --workdir=RUN FOLDER", exitcode=2)
+    prepare_process()
+    with reported_errors():
+        found = from_run(FLAGS.workdir, FLAGS.from_checkpoint, FLAGS.average_last)
+        save_pretrained(argv[1], found)
+        say(f"{argv[1]}: a {found.family.name} that transformers loads")
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+    define_run_flags()
+    app.run(main)

@@ -21,7 +21,7 @@ BASIC = "types config"
 PARTS = f"{BASIC} files objectives data sampling decoding partitioning optimizers checkpoint progress runtime"
 READY = (
     f"{PARTS} layers models families tensor_files weights transformers_config preprocessor verify generation "
-    "image_inputs inference pooling sentence_vectors pretrained_model hub pretrained command_line"
+    "image_inputs inference pooling sentence_vectors pretrained_model hub conversion pretrained command_line"
 )
 WHOLE = f"{READY} compatibility experiment run_folder loading shrinking"
 MAY_IMPORT = {
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "files": "",
     "layers": "types",
     "models": "types config layers",
+    "conversion": BASIC,
     "families": BASIC,
     "objectives": BASIC,
     "data": f"{BASIC} files",
@@ -57,7 +58,7 @@ MAY_IMPORT = {
     "hub": f"{BASIC} data families pooling tensor_files transformers_config",
     "pretrained": (
         f"{PARTS} families models tensor_files weights transformers_config preprocessor pooling hub "
-        "pretrained_model verify"
+        "conversion pretrained_model verify"
     ),
     "command_line": f"{PARTS} generation",
     "compatibility": PARTS,

@@ -8,13 +8,14 @@ import pytest
 
 from tests.parity.test_fixtures import STORED
 from tests.test_initialization import classifier, starting_from, tiny_bert
-from tests.training import tiny_experiment, write_corpus
+from tests.training import tiny_experiment
 from transformer_jax import families
 from transformer_jax.config import ConfigError
 from transformer_jax.families import FAMILIES, family_of
 from transformer_jax.initialization import check_origin
 from transformer_jax.objectives import CausalLM
 from transformer_jax.pretrained import from_pretrained
+from transformer_jax.run_folder import store_config
 from transformer_jax.train import train
 
 SIZES = dict(
@@ -37,13 +38,12 @@ def experiment_of(family, corpus):
     )
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A folder with a run of the paper's encoder-decoder that was never trained: its config alone matters."""
-    folder = tmp_path_factory.mktemp("of_a_run")
-    write_corpus(folder / "corpus")
-    train(tiny_experiment(folder / "corpus", train=dict(num_steps=1)), str(folder / "run"))
-    return folder / "run"
+@pytest.fixture
+def run(corpus, tmp_path):
+    """The folder of a run of the paper's encoder-decoder with its config, which alone matters."""
+    (tmp_path / "before" / "checkpoints").mkdir(parents=True)
+    store_config(tmp_path / "before", tiny_experiment(corpus))
+    return tmp_path / "before"
 
 
 @pytest.mark.parametrize(

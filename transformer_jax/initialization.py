@@ -9,31 +9,18 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from transformer_jax import partitioning
 from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.conversion import MAY_DIFFER, conversion, differing
 from transformer_jax.experiment import Experiment
 from transformer_jax.families import Family, family_of
 from transformer_jax.hub import find_folder
 from transformer_jax.loading import load_run
-from transformer_jax.pretrained import from_pretrained, read_description
+from transformer_jax.pretrained import from_pretrained, params_template, read_description
 from transformer_jax.progress import say
 from transformer_jax.run_folder import CHECKPOINTS_FOLDER, load_config
 from transformer_jax.transformers_config import CONFIG_FILE, family_in, read_content
 from transformer_jax.types import PyTree
-
-# What a training may have otherwise than the model that it starts from.
-MAY_DIFFER = (
-    "head",
-    "num_labels",
-    "image_shape",
-    "dropout",
-    "attention_dropout",
-    "feedforward_dropout",
-    "initial_stddev",
-    "dtype",
-    "scan_layers",
-    "remat",
-)
-
 
 # By which the messages say how large a model is.
 _SIZES = ("num_encoder_layers", "num_decoder_layers", "d_model")
@@ -60,7 +47,14 @@ def check_origin(experiment: Experiment) -> None:
         named = {ours: content[theirs] for ours, theirs in family.checkpoint.fields if theirs in content}
         _check_family(f"checkpoint in {folder}", family, {**named, **family.fixed}, wanted)
         found = read_description(folder)[1].config
-    _check_same(found, wanted, str(folder))
+    lines = [
+        f"config.model.{name}: {getattr(found, name)!r} there, {getattr(wanted, name)!r} here"
+        for name in differing(found, wanted)
+    ]
+    if lines:
+        raise ConfigError(
+            f"config.train.init_from={str(folder)!r} is a model of another shape:\n  " + "\n  ".join(lines)
+        )
 
 
 def _is_run(folder: pathlib.Path) -> bool:
@@ -74,7 +68,7 @@ def _check_family(what: str, family: Family, there: Mapping[str, Any], wanted: T
         return
     here = dataclasses.asdict(wanted)
     decisive = {**family.fixed, **own.fixed}
-    differing = [
+    lines = [
         f"config.model.{name}: {there[name]!r} there, {here[name]!r} here"
         for name in here
         if name in decisive and name in there and there[name] != here[name]
@@ -82,7 +76,7 @@ def _check_family(what: str, family: Family, there: Mapping[str, Any], wanted: T
     raise ConfigError(
         f"config.train.init_from: the {what} is a {family.name} ({_sizes(there)}), but this experiment's "
         f"model is a {own.name} ({_sizes(here)}). Start from a {own.name}, or take the model from "
-        f"families.{family.name}. They differ in\n  " + "\n  ".join(differing)
+        f"families.{family.name}. They differ in\n  " + "\n  ".join(lines)
     )
 
 
@@ -107,10 +101,12 @@ def initial_params(experiment: Experiment, drawn: PyTree, mesh: Mesh) -> PyTree:
     wanted = experiment.model
     folder = find_folder(experiment.train.init_from)
     if _is_run(folder):
-        run = load_run(str(folder), mesh=mesh)
+        run = load_run(str(folder), mesh=mesh, rules=experiment.mesh.rules)
         say(f"starting from step {', '.join(map(str, run.steps))} of {folder}")
-        return _with_head(run.params, drawn, run.experiment.model, wanted)
-    changes: dict[str, Any] = {name: getattr(wanted, name) for name in MAY_DIFFER}
+        params = _converted(run.params, run.experiment.model, wanted, mesh, experiment.mesh.rules)
+        return _with_head(params, drawn, run.experiment.model, wanted)
+    free = (*MAY_DIFFER, "image_shape", "max_length")
+    changes: dict[str, Any] = {name: getattr(wanted, name) for name in free}
     found = from_pretrained(
         folder, mesh=mesh, rules=experiment.mesh.rules, seed=experiment.train.seed, **changes
     )
@@ -118,22 +114,20 @@ def initial_params(experiment: Experiment, drawn: PyTree, mesh: Mesh) -> PyTree:
     return found.params
 
 
-def _check_same(found: TransformerConfig, wanted: TransformerConfig, where: str) -> None:
-    """Raises ConfigError where fields differ that must not."""
-    free = set(MAY_DIFFER)
-    if found.image_shape[2:] == wanted.image_shape[2:] != ():
-        free.add("max_length")  # which follows from the image's height and width
-    else:
-        free.remove("image_shape")
-    differing = [
-        f"config.model.{name}: {getattr(found, name)!r} there, {getattr(wanted, name)!r} here"
-        for name in (field.name for field in dataclasses.fields(wanted))
-        if name not in free and getattr(found, name) != getattr(wanted, name)
-    ]
-    if differing:
-        raise ConfigError(
-            f"config.train.init_from={where!r} is a model of another shape:\n  " + "\n  ".join(differing)
-        )
+def _converted(
+    params: PyTree,
+    found: TransformerConfig,
+    wanted: TransformerConfig,
+    mesh: Mesh,
+    rules: partitioning.Rules,
+) -> PyTree:
+    """``params`` with layers stacked and positions for images as ``wanted`` has them, split over the mesh."""
+    convert = conversion(found, wanted)
+    if convert is None:
+        return params
+    own_head = dataclasses.replace(wanted, head=found.head, num_labels=found.num_labels)
+    template = params_template(own_head, mesh, rules)
+    return jax.jit(convert, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))(params)
 
 
 def _with_head(params: PyTree, drawn: PyTree, found: TransformerConfig, wanted: TransformerConfig) -> PyTree:

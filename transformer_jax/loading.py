@@ -4,8 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
-import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from transformer_jax import partitioning
 from transformer_jax.checkpoint import Checkpointer, CheckpointError
@@ -13,9 +12,8 @@ from transformer_jax.config import ConfigError
 from transformer_jax.data import DataError, Tokenizer
 from transformer_jax.experiment import Experiment
 from transformer_jax.families import family_of
-from transformer_jax.models import abstract_params
 from transformer_jax.objectives import Classification
-from transformer_jax.pretrained import from_pretrained
+from transformer_jax.pretrained import from_pretrained, params_template
 from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.progress import say
 from transformer_jax.run_folder import CHECKPOINTS_FOLDER, load_config, load_tokenizer, run_folder
@@ -33,7 +31,11 @@ class TrainedRun:
 
 
 def load_run(
-    workdir: str, from_checkpoint: str = "latest", average_last: int | None = None, mesh: Mesh | None = None
+    workdir: str,
+    from_checkpoint: str = "latest",
+    average_last: int | None = None,
+    mesh: Mesh | None = None,
+    rules: partitioning.Rules = partitioning.WHOLE_RULES,
 ) -> TrainedRun:
     """Reads a run's config, tokenizer and parameters.
 
@@ -42,18 +44,16 @@ def load_run(
       from_checkpoint: "latest", "best" or a step.
       average_last: mean of the last so many checkpoints, only with "latest"; None takes what the
         run's config says, or as many of them as there are and can be read.
-      mesh: a copy of the parameters goes to each of its devices; by default to this process's first.
+      mesh: where the parameters go; by default to this process's first device.
+      rules: how they are split over the mesh, read straight into their shards; by default a copy goes to each
+        of its devices.
 
     Raises:
       ConfigError, DataError, CheckpointError: what is missing, broken or does not fit, by name.
     """
     workdir = run_folder(workdir)
     experiment = load_config(workdir)
-    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        partitioning.unbox(abstract_params(experiment.model)),
-    )
+    template = params_template(experiment.model, mesh, rules)
     with Checkpointer(f"{workdir}/{CHECKPOINTS_FOLDER}", experiment.checkpoint) as checkpointer:
         if not checkpointer.steps():
             raise CheckpointError(

@@ -47,6 +47,7 @@ DEFAULT_RULES: Rules = (
     ("patch", None),
     ("channels", None),
 )
+WHOLE_RULES: Rules = tuple((logical, None) for logical, _ in DEFAULT_RULES)  # a copy on every device
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,12 +22,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags
 from jax.sharding import Mesh
 
 from transformer_jax import partitioning, verify
 from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.conversion import with_positions
 from transformer_jax.data import Tokenizer, marian_tokenizer
 from transformer_jax.families import Family
 from transformer_jax.families.base import make_config
@@ -85,9 +85,10 @@ def from_pretrained(
       rules: the table from logical to mesh axes.
       seed: of a head that the checkpoint does not have.
       revision, token, cache_dir: of a name on the hub; see ``hub.find_folder``.
-      changes: fields of ``TransformerConfig`` to set otherwise. With another ``head`` or ``num_labels`` what
-        the checkpoint lacks of it is drawn anew, which is said. With another ``image_shape`` the table of
-        positions is interpolated (Dosovitskiy et al. 2021, section 3.2).
+      changes: fields of ``TransformerConfig`` to set otherwise, but for those from which the shapes of
+        parameters follow. With another ``head`` or ``num_labels`` what the checkpoint lacks of it is drawn
+        anew, which is said. With another ``image_shape`` the table of positions is interpolated (Dosovitskiy
+        et al. 2021, section 3.2). ``max_length`` may be another one where positions are not learned.
 
     Raises:
       ConfigError: ``config.json`` is missing, broken, of an unknown family, or of a model that differs from
@@ -107,17 +108,17 @@ def from_pretrained(
     if new_head:
         labels, problem_type = (), ""
     pooling = read_pooling(folder, config.max_length)
-    tokenizer = find_tokenizer(folder)
-    _check_vocabulary(tokenizer, config, folder)
     as_read = config
     if config.image_shape != stored.image_shape:  # positions are interpolated after they were read
         as_read = dataclasses.replace(config, image_shape=stored.image_shape, max_length=stored.max_length)
-    template = _template(as_read, mesh, rules)
+    tokenizer = find_tokenizer(folder)
+    _check_vocabulary(tokenizer, config, folder)
+    template = params_template(as_read, mesh, rules)
     params = read_weights(files, family.checkpoint, as_read, template, new_head=new_head)
     if new_head:
         params = _draw_missing(params, as_read, template, seed)
     if config.image_shape != stored.image_shape:
-        params = _with_positions(params, stored, config)
+        params = with_positions(params, stored, config)
     if preprocessor is not None and not preprocessor.is_usual:
         params = _with_pixels(params, preprocessor)
     sizing = preprocessor.sizing if preprocessor is not None else None
@@ -200,7 +201,7 @@ def _changed(stored: TransformerConfig, changes: Mapping[str, Any]) -> Transform
     return make_config(fields)
 
 
-def _template(config: TransformerConfig, mesh: Mesh | None, rules: partitioning.Rules) -> PyTree:
+def params_template(config: TransformerConfig, mesh: Mesh | None, rules: partitioning.Rules) -> PyTree:
     """A ``ShapeDtypeStruct`` for each parameter, with its sharding where there is a mesh."""
     boxed = abstract_params(config)
     plain = partitioning.unbox(boxed)
@@ -239,19 +240,6 @@ def _draw_missing(params: PyTree, config: TransformerConfig, template: PyTree, s
     return jax.tree.map(
         lambda leaf: next(new) if leaf is None else leaf, params, is_leaf=lambda leaf: leaf is None
     )
-
-
-def _with_positions(params: PyTree, stored: TransformerConfig, config: TransformerConfig) -> PyTree:
-    """Positions for images of another size: those of the patches interpolated as a picture, bicubic."""
-    table = params["embed_patches"]["positions"]["embedding"]
-    old, new = (
-        (shape[0] // config.patch_size, shape[1] // config.patch_size)
-        for shape in (stored.image_shape, config.image_shape)
-    )
-    grid = table[1:].reshape(*old, -1)
-    resized = jax.image.resize(grid, (*new, grid.shape[-1]), "bicubic", antialias=False)
-    table = jnp.concatenate([table[:1], resized.reshape(-1, grid.shape[-1])])
-    return params | {"embed_patches": params["embed_patches"] | {"positions": {"embedding": table}}}
 
 
 def _with_pixels(params: PyTree, preprocessor: Preprocessor) -> PyTree:

@@ -168,6 +168,40 @@ def test_no_device_holds_all_of_a_run(bert_run, monkeypatch):
     assert bytes_on_a_device(load_run(str(bert_run), mesh=mesh).params) == whole
 
 
+@pytest.mark.parametrize(
+    ("folder", "changes", "lines"),
+    [
+        ("gpt2", dict(max_length=48), ["max_length: 24 there, 48 here"]),
+        ("gpt2", dict(num_decoder_layers=1, dropout=0.0), ["num_decoder_layers: 2 there, 1 here"]),
+        ("gpt2", dict(vocab_size=80, d_model=8), ["vocab_size: 67 there, 80 here", "d_model: 32"]),
+        ("t5", dict(num_encoder_layers=1), ["num_encoder_layers: 2 there, 1 here"]),
+        ("bert_masked_lm", dict(num_heads=1, key_size=16, value_size=16, head="none"), ["num_heads: 2"]),
+        ("vit", dict(image_shape=(64, 64, 3), d_feedforward=8), ["d_feedforward: 28 there, 8 here"]),
+    ],
+)  # fmt: skip
+def test_changes_that_do_not_fit_the_parameters_are_named(folder, changes, lines):
+    with pytest.raises(ConfigError) as error:
+        from_pretrained(STORED / folder, **changes)
+    first, *found = str(error.value).splitlines()
+    assert first == f"the parameters in {STORED / folder} are of other shapes than those of a model with"
+    assert len(found) == len(set(changes) - {"dropout", "head", "image_shape"})
+    for line in lines:
+        assert any(own.strip().startswith(line) for own in found), found
+
+
+@pytest.mark.parametrize(("folder", "length"), [("t5", 7), ("marian", 96)])
+def test_a_length_is_free_where_positions_are_not_learned(folder, length):
+    stored, found = from_pretrained(STORED / folder), from_pretrained(STORED / folder, max_length=length)
+    assert found.config == dataclasses.replace(stored.config, max_length=length)
+    tokens = jnp.arange(5, 11)[None]
+    logits = [
+        one.model.apply({"params": one.params}, inputs=tokens, targets=tokens) for one in (stored, found)
+    ]
+    np.testing.assert_array_equal(*logits)
+    # Whatever no shape follows from may be otherwise as well.
+    assert from_pretrained(STORED / folder, eos_id=5, norm_epsilon=1e-3).config.eos_id == 5
+
+
 @pytest.mark.parametrize("folder", ["t5", "marian"])
 def test_a_training_may_have_another_length_where_positions_are_not_learned(folder, corpus):
     stored = from_pretrained(STORED / folder)

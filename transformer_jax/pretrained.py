@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 
 from transformer_jax import partitioning, verify
 from transformer_jax.config import ConfigError, TransformerConfig
-from transformer_jax.conversion import with_positions
+from transformer_jax.conversion import differing, with_positions
 from transformer_jax.data import Tokenizer, marian_tokenizer
 from transformer_jax.families import Family
 from transformer_jax.families.base import make_config
@@ -111,6 +111,7 @@ def from_pretrained(
     as_read = config
     if config.image_shape != stored.image_shape:  # positions are interpolated after they were read
         as_read = dataclasses.replace(config, image_shape=stored.image_shape, max_length=stored.max_length)
+    _check_changed(stored, as_read, folder)
     tokenizer = find_tokenizer(folder)
     _check_vocabulary(tokenizer, config, folder)
     template = params_template(as_read, mesh, rules)
@@ -145,6 +146,25 @@ def _check_head(head: Any, family: Family, folder: pathlib.Path) -> None:
         raise ConfigError(
             f"{folder} is a {family.name} checkpoint, and there is no {family.name} with head={head!r}, only "
             f"with {' or '.join(map(repr, heads))}"
+        )
+
+
+def _check_changed(stored: TransformerConfig, config: TransformerConfig, folder: pathlib.Path) -> None:
+    """Raises ConfigError, with the fields that were changed, where the parameters are others than stored."""
+    changed = differing(stored, config)
+    if not changed:
+        return
+    layout = {name: getattr(stored, name) for name in ("head", "num_labels", "scan_layers")}
+    there, here = (
+        jax.tree.map(lambda leaf: leaf.shape, params_template(one, None, partitioning.DEFAULT_RULES))
+        for one in (stored, dataclasses.replace(config, **layout))
+    )
+    if there != here:
+        raise ConfigError(
+            f"the parameters in {folder} are of other shapes than those of a model with\n  "
+            + "\n  ".join(
+                f"{name}: {getattr(stored, name)!r} there, {getattr(config, name)!r} here" for name in changed
+            )
         )
 
 

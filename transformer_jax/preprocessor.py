@@ -5,12 +5,15 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.objectives.image_crops import Resizing
 from transformer_jax.transformers_config import read_object
+from transformer_jax.types import PyTree
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
@@ -172,3 +175,21 @@ def preprocessor_content(config: TransformerConfig, resizing: Resizing | None) -
     kind = "CLIPImageProcessor" if isinstance(resizing.whole, int) else "DeiTImageProcessor"
     cut = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
     return content | {"image_processor_type": kind, **cut}
+
+
+def with_pixels(params: PyTree, preprocessor: Preprocessor) -> PyTree:
+    """The embedding of patches as it gives for pixels from -1 to 1 what it gave for those of the checkpoint.
+
+    It is linear, and these are a multiple of those and a number more.
+    """
+    mean, std = (jnp.array(numbers, jnp.float32) for numbers in (preprocessor.mean, preprocessor.std))
+    patches = params["embed_patches"]["patches"]
+
+    def changed(patches: PyTree) -> PyTree:
+        kernel = patches["kernel"]  # (height, width, channels, d_model)
+        more = jnp.sum(kernel * ((0.5 - mean) / std)[None, None, :, None], axis=(0, 1, 2))
+        return {"kernel": kernel * (0.5 / std)[None, None, :, None], "bias": patches["bias"] + more}
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, patches)
+    patches = jax.jit(changed, out_shardings=shardings)(patches)
+    return params | {"embed_patches": params["embed_patches"] | {"patches": patches}}

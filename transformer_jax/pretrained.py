@@ -38,9 +38,9 @@ from transformer_jax.objectives.image_crops import Resizing
 from transformer_jax.pooling import check_known, read_pooling, write_pooling
 from transformer_jax.preprocessor import (
     PREPROCESSOR_FILE,
-    Preprocessor,
     preprocessor_content,
     read_preprocessor,
+    with_pixels,
 )
 from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.progress import say
@@ -121,9 +121,13 @@ def from_pretrained(
     if config.image_shape != stored.image_shape:
         params = with_positions(params, stored, config)
     if preprocessor is not None and not preprocessor.is_usual:
-        params = _with_pixels(params, preprocessor)
+        say(
+            f"image_mean={preprocessor.mean} and image_std={preprocessor.std} become part of the embedding "
+            "of patches: pixels are from -1 to 1"
+        )
+        params = with_pixels(params, preprocessor)
     sizing = preprocessor.sizing if preprocessor is not None else None
-    return Pretrained(family, config, params, tokenizer, labels, problem_type, pooling, sizing)
+    return Pretrained(family, config, params, tokenizer, labels, problem_type, pooling, sizing=sizing)
 
 
 def read_description(folder: pathlib.Path) -> tuple[TensorFiles, Description]:
@@ -260,28 +264,6 @@ def _draw_missing(params: PyTree, config: TransformerConfig, template: PyTree, s
     return jax.tree.map(
         lambda leaf: next(new) if leaf is None else leaf, params, is_leaf=lambda leaf: leaf is None
     )
-
-
-def _with_pixels(params: PyTree, preprocessor: Preprocessor) -> PyTree:
-    """The embedding of patches as it gives for pixels from -1 to 1 what it gave for those of the checkpoint.
-
-    It is linear, and these are a multiple of those and a number more.
-    """
-    mean, std = (jnp.array(numbers, jnp.float32) for numbers in (preprocessor.mean, preprocessor.std))
-    say(
-        f"image_mean={preprocessor.mean} and image_std={preprocessor.std} become part of the embedding of "
-        "patches: pixels are from -1 to 1"
-    )
-    patches = params["embed_patches"]["patches"]
-
-    def changed(patches: PyTree) -> PyTree:
-        kernel = patches["kernel"]  # (height, width, channels, d_model)
-        more = jnp.sum(kernel * ((0.5 - mean) / std)[None, None, :, None], axis=(0, 1, 2))
-        return {"kernel": kernel * (0.5 / std)[None, None, :, None], "bias": patches["bias"] + more}
-
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, patches)
-    patches = jax.jit(changed, out_shardings=shardings)(patches)
-    return params | {"embed_patches": params["embed_patches"] | {"patches": patches}}
 
 
 def save_pretrained(

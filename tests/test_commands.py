@@ -340,7 +340,7 @@ OWN_FLAGS = {
     "train": ["config", "shrink"],
     "evaluate": ["from_checkpoint", "split", *DECODING],
     "translate": ["from_checkpoint", *DECODING],
-    "generate": ["from_checkpoint", "model", "prompt", *DECODING],
+    "generate": ["from_checkpoint", "model", "prompt", "early_stopping", *DECODING],
     "classify": ["from_checkpoint", "model", "top", "pairs"],
     "embed": ["from_checkpoint", "model", "output", "normalize"],
 }

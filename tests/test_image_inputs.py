@@ -8,6 +8,7 @@ import shutil
 import sys
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -18,6 +19,7 @@ from tests.training import tiny_experiment
 from transformer_jax import classify, loading
 from transformer_jax.config import ConfigError
 from transformer_jax.data import TokenizerConfig, train_tokenizer
+from transformer_jax.inference import class_probabilities
 from transformer_jax.loading import TrainedRun, load_model
 from transformer_jax.objectives import Classification
 from transformer_jax.pretrained import from_pretrained, save_pretrained
@@ -52,6 +54,25 @@ def by_pillow(image, size, resample, box=None):
 def exact():
     """The stored model, whose images must have its size."""
     return from_pretrained(STORED / "vit")
+
+
+def test_probabilities_of_images(rng):
+    model = from_pretrained(STORED / "vit")
+    images = rng.integers(0, 256, (3, *model.config.image_shape), dtype=np.uint8)
+    pixels = jnp.asarray((images / 127.5 - 1).astype(np.float32))
+    logits = np.asarray(model.model.apply({"params": model.params}, images=pixels), np.float64)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    expected = weights / weights.sum(axis=-1, keepdims=True)
+    found = class_probabilities(model.config, model.params, None, images, batch_size=2)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    assert model.classify(images) == model.classify(list(images))
+    for one, several in zip(model.classify(images[1]), model.classify(images)[1], strict=True):
+        assert one[0] == several[0] and one[1] == pytest.approx(several[1], abs=1e-6)
+    for wrong in (images[0].astype(np.float32), images[0, :8], ("an", "image")):
+        with pytest.raises(ValueError, match=r"input 2 is .*this is a model of images, .*\(32, 32, 3\)"):
+            model.classify([images[0], wrong])
+    with pytest.raises(ValueError, match=r"^'an image' cannot be read as an image: .*No such file"):
+        model.classify([images[0], "an image"])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from transformer_jax.config import ConfigError
 from transformer_jax.data import TokenizerConfig, train_tokenizer
 from transformer_jax.families import FAMILIES, bert, gpt2
 from transformer_jax.generation import DecodingSettings
+from transformer_jax.generation_config import GenerationDefaults
 from transformer_jax.inference import (
     class_probabilities,
     generate_texts,
@@ -54,22 +55,24 @@ def sources_and_outputs(name, result):
         lengths = arrays["attention_mask"].sum(axis=1)
         sources = [words(row[:n], name) for row, n in zip(arrays["input_ids"], lengths, strict=True)]
         tokens, ends = arrays[f"{result}/tokens"], arrays[f"{result}/lengths"]
-        if result != "greedy":
+        if ends.ndim == 2:
             tokens, ends = tokens[:, 0], ends[:, 0]
         return sources, [words(row[:n], name) for row, n in zip(tokens, ends, strict=True)]
 
 
-@pytest.mark.parametrize(("num_beams", "result"), [(1, "greedy"), (4, "beam_reference")])
+@pytest.mark.parametrize("result", ["folder_greedy", "folder_beam", "greedy", "beam_reference"])
 @pytest.mark.parametrize("name", ["gpt2", "t5", "bart"])
-def test_generated_texts_are_those_of_pytorch(loaded, name, num_beams, result):
+def test_generated_texts_are_those_of_pytorch(loaded, name, result):
     model = loaded(name)
+    if not result.startswith("folder"):  # by the rule of runs
+        model = dataclasses.replace(model, generation=GenerationDefaults(length_penalty=0.0))
     sources, outputs = sources_and_outputs(name, result)
     if name == "gpt2":  # the space between prompt and continuation is of the continuation
         outputs = [f" {output}" for output in outputs]
-    options = dict(num_beams=num_beams, length_penalty=0.0, max_new_tokens=12)
+    options = dict(num_beams=4 if "beam" in result else 1, max_new_tokens=12)
     assert model.generate(sources, **options) == outputs and len(set(outputs)) > 2
     assert model.generate(sources[1], **options) == outputs[1]
-    if num_beams == 1:
+    if "greedy" in result:
         for source, output in zip(sources, outputs, strict=True):
             pieces = list(model.stream(source, max_new_tokens=12))
             assert "".join(pieces) == output and len(pieces) == len(output.split())
@@ -123,7 +126,8 @@ def test_what_a_decoder_and_an_encoder_are_given(loaded):
 def test_a_second_call_compiles_nothing(loaded):
     model = loaded("bart")
     model.generate(TEXTS, max_new_tokens=5)
-    generator = inference._generator(model.config, inference.GREEDY, model.tokenizer.vocab_size, 5, 32)
+    settings, rules, _ = model.generation.chosen()
+    generator = inference._generator(model.config, settings, rules, model.tokenizer.vocab_size, 5, 32)
     size = generator._decode._cache_size()
     model.generate([*TEXTS[1:], "w8"], max_new_tokens=5)
     assert generator._decode._cache_size() == size == 1
@@ -214,24 +218,6 @@ def test_probabilities_of_texts_and_pairs(loaded):
     assert model.classify("w5 w9") == model.classify(["w5 w9"])[0]
     assert model.classify(("w5", "w9 w8")) == model.classify([("w5", "w9 w8")])[0]
     assert model.classify([]) == []
-
-
-def test_probabilities_of_images(loaded, rng):
-    model = loaded("vit")
-    images = rng.integers(0, 256, (3, *model.config.image_shape), dtype=np.uint8)
-    pixels = jnp.asarray((images / 127.5 - 1).astype(np.float32))
-    logits = model.model.apply({"params": model.params}, images=pixels)
-    expected = np.array([softmax(row) for row in np.asarray(logits, np.float64)])
-    found = class_probabilities(model.config, model.params, None, images, batch_size=2)
-    np.testing.assert_allclose(found, expected, atol=2e-6)
-    assert model.classify(images) == model.classify(list(images))
-    for one, several in zip(model.classify(images[1]), model.classify(images)[1], strict=True):
-        assert one[0] == several[0] and one[1] == pytest.approx(several[1], abs=1e-6)
-    for wrong in (images[0].astype(np.float32), images[0, :8], ("an", "image")):
-        with pytest.raises(ValueError, match=r"input 2 is .*this is a model of images, .*\(32, 32, 3\)"):
-            model.classify([images[0], wrong])
-    with pytest.raises(ValueError, match=r"^'an image' cannot be read as an image: .*No such file"):
-        model.classify([images[0], "an image"])
 
 
 # Vectors

@@ -18,10 +18,14 @@ CODE_FOLDERS = (PACKAGE, "experiments", "launch", "benchmarks", "tests")
 # Imports point one way. A module may import those named beside it and its own siblings (a folder of
 # transformer_jax counts as one module). A new module gets its place here and in docs/design.md.
 BASIC = "types config"
-PARTS = f"{BASIC} files objectives data sampling decoding partitioning optimizers checkpoint progress runtime"
+PARTS = (
+    f"{BASIC} files objectives data sampling beam_rules constraints decoding partitioning optimizers "
+    "checkpoint progress runtime"
+)
 READY = (
     f"{PARTS} layers models families tensor_files weights transformers_config preprocessor verify generation "
-    "image_inputs inference pooling sentence_vectors pretrained_model hub conversion pretrained command_line"
+    "image_inputs inference generation_config pooling sentence_vectors pretrained_model hub conversion "
+    "pretrained command_line"
 )
 WHOLE = f"{READY} compatibility experiment run_folder loading shrinking"
 MAY_IMPORT = {
@@ -35,7 +39,9 @@ MAY_IMPORT = {
     "objectives": BASIC,
     "data": f"{BASIC} files",
     "sampling": BASIC,
-    "decoding": f"{BASIC} sampling",
+    "beam_rules": "",
+    "constraints": "",
+    "decoding": f"{BASIC} sampling beam_rules",
     "partitioning": f"{BASIC} progress",
     "optimizers": BASIC,
     "checkpoint_files": BASIC,
@@ -50,15 +56,17 @@ MAY_IMPORT = {
     "generation": f"{PARTS} models",
     "image_inputs": f"{BASIC} data",
     "inference": f"{PARTS} models generation image_inputs",
+    "generation_config": f"{PARTS} families models generation inference transformers_config",
     "sentence_vectors": f"{PARTS} models generation inference pooling",
     "verify": f"{PARTS} families models preprocessor generation",
     "pretrained_model": (
-        f"{PARTS} families models generation image_inputs inference pooling sentence_vectors"
+        f"{PARTS} families models generation generation_config image_inputs inference pooling "
+        "sentence_vectors"
     ),
     "hub": f"{BASIC} data families pooling tensor_files transformers_config",
     "pretrained": (
-        f"{PARTS} families models tensor_files weights transformers_config preprocessor pooling hub "
-        "conversion pretrained_model verify"
+        f"{PARTS} families models tensor_files weights transformers_config generation_config preprocessor "
+        "pooling hub conversion pretrained_model verify"
     ),
     "command_line": f"{PARTS} generation",
     "compatibility": PARTS,

@@ -11,7 +11,9 @@ What is the same for all beams of a sentence (encoder output, cross-attention ke
 ``step``, not in the cache: only the cache is reordered when beams change places.
 
 A logit may be ``-inf``: a token that must not come; where all are, a text has no way on. Probabilities are
-computed in float32, whatever the type of the logits.
+computed in float32, whatever the type of the logits. ``constrain(logits, tokens, position) -> logits`` has
+a say besides: given float32 logits (N, V), the tokens so far (N, L) and how many of these count, it sets to
+``-inf`` what must not come, and the others keep the probability that they have beside it.
 
 Call these functions inside ``jax.jit``, everything but the arrays static. Each runs one ``lax.while_loop``
 that ends when every row is done; outside ``jit`` it is compiled at every call.
@@ -27,10 +29,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float32, Int, Int32
 
+from transformer_jax.beam_rules import WU_RULE, BeamRule
 from transformer_jax.sampling import draw_tokens
 from transformer_jax.types import Array, PyTree
 
 Step: TypeAlias = Callable[[jax.Array, PyTree], tuple[jax.Array, PyTree]]
+Constrain: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class Decoded(NamedTuple):
@@ -95,10 +99,11 @@ def sample(
     top_p: float | None = None,
     max_lengths: Int[Array, " limits"] | None = None,
     row_ids: Int[Array, " ids"] | None = None,
+    constrain: Constrain | None = None,
 ) -> Decoded:
     """Draws each token at random, as ``sampling.draw_tokens``.
 
-    The log-probabilities returned are the model's own, without temperature and truncation.
+    The log-probabilities returned are the model's own, without temperature, truncation and constraints.
 
     Args:
       step, cache, start_ids, max_length, eos_id, pad_id, max_lengths: as for ``greedy_search``.
@@ -107,6 +112,7 @@ def sample(
       top_k, top_p: 1 to V, and above 0 up to 1; None keeps all.
       row_ids: (N,) numbers to draw by, instead of 0 .. N-1. Given each text's number in its data set, a text
         is decoded alike in whatever batch it comes.
+      constrain: see the module's docstring.
 
     Raises:
       ValueError: as ``greedy_search`` does, or a temperature, top_k or top_p outside its range.
@@ -118,7 +124,7 @@ def sample(
     def choose(logits: jax.Array, position: jax.Array) -> jax.Array:
         return draw_tokens(logits, rng, ids, position, temperature=temperature, top_k=top_k, top_p=top_p)
 
-    return _pad(_decode_rows(step, state, choose, eos_id), pad_id)
+    return _pad(_decode_rows(step, state, choose, eos_id, constrain), pad_id)
 
 
 def beam_search(
@@ -132,7 +138,8 @@ def beam_search(
     eos_id: int,
     pad_id: int,
     max_lengths: Int[Array, " limits"] | None = None,
-    banned_id: int | None = None,
+    rule: BeamRule = WU_RULE,
+    constrain: Constrain | None = None,
     cache_axis: int = 0,
 ) -> Decoded:
     """Keeps the ``beam_size`` most probable beginnings of each text and ranks what they end as.
@@ -140,7 +147,7 @@ def beam_search(
     Score. ``log P(tokens) / ((5 + length) / 6) ** length_penalty`` (Wu et al. 2016, equation 14, without
     coverage), where the length counts eos. 0 ranks by probability, more favours longer outputs, less shorter.
     Vaswani et al. 2017, section 6.1, has ``beam_size=4, length_penalty=0.6`` and a limit of 50 tokens more
-    than the source.
+    than the source. Another ``rule`` scores, stops and ranks otherwise; see ``BeamRule``.
 
     Search. Each text has at most ``beam_size`` live hypotheses, at first the empty one alone, and apart from
     them at most ``beam_size`` ended ones. In each step
@@ -159,7 +166,7 @@ def beam_search(
 
     Result. Ended hypotheses by score, best first, ties as in 2. Places left over go to live ones, also by
     score: they reached the limit without eos, and come after all that ended, whatever the scores, for they
-    are no whole texts.
+    are no whole texts (but ``rule`` may have them compete: all the first candidates of the last step ended).
 
     Args:
       step: see the module's docstring. It is called with N = B * beam_size rows; hypothesis k of text b is
@@ -167,11 +174,10 @@ def beam_search(
       cache: with B rows; they are repeated for the beams here.
       start_ids, max_length, eos_id, pad_id, max_lengths: as for ``greedy_search``.
       beam_size, length_penalty: 1 to V, and -5 to 5 (the alpha of the papers).
-      banned_id: a token that never comes. The others keep the probability that they have beside it.
-      cache_axis: where the cache's leaves have their rows.
+      constrain, cache_axis: see the module's docstring, and where the cache's leaves have their rows.
 
     Raises:
-      ValueError: as ``greedy_search`` does, or a beam_size or length_penalty outside its range.
+      ValueError: as ``greedy_search``; a beam_size or length_penalty outside its range.
     """
     if beam_size < 1:
         raise ValueError(f"{beam_size=} must be at least 1")
@@ -179,7 +185,7 @@ def beam_search(
         raise ValueError(f"{length_penalty=} must be from -5 to 5")
     _check_cache(cache, cache_axis, start_ids)
     cache = repeat_rows(jax.tree.map(jnp.asarray, cache), beam_size, cache_axis)
-    advance_text = functools.partial(_advance, length_penalty=length_penalty, eos_id=eos_id)
+    advance_text = functools.partial(_advance, length_penalty=length_penalty, eos_id=eos_id, rule=rule)
     advance = jax.vmap(advance_text, (0, 0, _TEXT_AXES), (_TEXT_AXES, 0))
 
     def body(state: _State) -> _State:
@@ -190,7 +196,7 @@ def beam_search(
             raise ValueError(f"{beam_size=} is more than the vocabulary has tokens: {vocab_size}")
         # One child ends: beam_size others are enough. From three axes top_k is four times slower on CPU.
         logits = logits.astype(jnp.float32)
-        allowed = logits if banned_id is None else logits.at[:, banned_id].set(-jnp.inf)
+        allowed = _allowed(constrain, logits, state)
         children, tokens = lax.top_k(allowed, min(beam_size + 1, vocab_size))
         log_probs = _log_probs(children, logits).reshape(*state.last.shape, -1)
         new, parents = advance(log_probs, tokens.reshape(log_probs.shape), state._replace(cache=None))
@@ -252,7 +258,11 @@ def _is_running(state: _State) -> jax.Array:
 
 
 def _decode_rows(
-    step: Step, state: _State, choose: Callable[[jax.Array, jax.Array], jax.Array], eos_id: int
+    step: Step,
+    state: _State,
+    choose: Callable[[jax.Array, jax.Array], jax.Array],
+    eos_id: int,
+    constrain: Constrain | None = None,
 ) -> Decoded:
     """The loop of greedy search and sampling: ``choose(logits (N, V), position) -> (N,)``."""
 
@@ -260,8 +270,9 @@ def _decode_rows(
         logits, cache = step(state.last, state.cache)
         _check_logits(logits, state.last.size, eos_id)
         logits = logits.astype(jnp.float32)
-        chosen = choose(logits, state.position).astype(jnp.int32)
-        added = _log_probs(jnp.take_along_axis(logits, chosen[:, None], axis=-1), logits)[:, 0]
+        allowed = _allowed(constrain, logits, state)
+        chosen = choose(allowed, state.position).astype(jnp.int32)
+        added = _log_probs(jnp.take_along_axis(allowed, chosen[:, None], axis=-1), logits)[:, 0]
         position, old, done = state.position + 1, state.live, state.done
         total = old.log_probs + jnp.where(done, 0.0, added)
         tokens = old.tokens.at[:, state.position].set(chosen)
@@ -272,8 +283,20 @@ def _decode_rows(
     return lax.while_loop(_is_running, body, state).live
 
 
+def _allowed(constrain: Constrain | None, logits: jax.Array, state: _State) -> jax.Array:
+    if constrain is None:
+        return logits
+    return constrain(logits, state.live.tokens.reshape(len(logits), -1), state.position)
+
+
 def _advance(
-    child_log_probs: jax.Array, child_tokens: jax.Array, state: _State, *, length_penalty: float, eos_id: int
+    child_log_probs: jax.Array,
+    child_tokens: jax.Array,
+    state: _State,
+    *,
+    length_penalty: float,
+    eos_id: int,
+    rule: BeamRule,
 ) -> tuple[_State, jax.Array]:
     """One step of ``beam_search`` for one text: its new state but for the cache, and the parents.
 
@@ -289,9 +312,11 @@ def _advance(
         tokens=_take(state.live.tokens, parents).at[:, state.position].set(tokens),
         lengths=jnp.full_like(tokens, length),
         log_probs=log_probs,
-        scores=log_probs / ((5.0 + length.astype(jnp.float32)) / 6.0) ** length_penalty,
+        scores=rule.score(log_probs, length, length_penalty),
     )
     ends = tokens == eos_id
+    if rule.unfinished_compete:
+        ends |= length >= state.limits
     pool = _join(state.ended, _take(_keep(candidates, ends), jnp.arange(beam_size)))
     ended = _take(pool, lax.top_k(pool.scores, beam_size)[1])
     places = lax.top_k(jnp.where(ends, -jnp.inf, log_probs), beam_size)[1]
@@ -299,7 +324,8 @@ def _advance(
     old = (state.live, state.ended)
     live, ended = jax.tree.map(functools.partial(jnp.where, state.done), old, (live, ended))
     all_ended, none_live = (ended.scores > -jnp.inf).all(), (live.scores == -jnp.inf).all()
-    done = state.done | all_ended | none_live | (length >= state.limits)
+    settled = rule.is_settled(live.log_probs, ended.scores, length, state.limits, length_penalty)
+    done = state.done | (all_ended & settled) | none_live | (length >= state.limits)
     new = _State(length, _take(tokens, places), live, ended, done, state.limits, None)
     return new, _take(parents, places)
 

@@ -6,18 +6,19 @@
 
 The model is a folder in the format of Hugging Face transformers, a name on the hub, or the folder of a run
 trained here. With --prompt the text appears as it comes (with beam search at its end); else each line of
-standard input gives one line, in which a space stands for each end of a line. Greedy search by default;
---beam_size=4 searches, --temperature=1 samples. Special tokens may be written, such as <mask>.
+standard input gives one line, in which a space stands for each end of a line. --beam_size=4 searches,
+--temperature=1 samples. Where no flag says it a checkpoint's generation_config.json does, and where that
+does not, the search is greedy and gives 128 tokens at most. Special tokens may be written, such as <mask>.
 """
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from absl import app, flags
 
 from transformer_jax import inference
 from transformer_jax.command_line import (
-    decoding_from_flags,
     define_decoding_flags,
     define_model_flags,
     reported_errors,
@@ -28,15 +29,32 @@ from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.runtime import prepare_process
 
 
+def _options(loaded: Pretrained) -> dict[str, Any]:
+    """How to generate, by the flags and what comes with the model: arguments of ``generate_texts``."""
+    stopping = {None: None, "true": True, "false": False, "never": "never"}[FLAGS.early_stopping]
+    chosen = loaded.generation.chosen(
+        max_new_tokens=FLAGS.max_new_tokens,
+        min_new_tokens=FLAGS.min_new_tokens,
+        num_beams=FLAGS.beam_size,
+        length_penalty=FLAGS.length_penalty,
+        early_stopping=stopping,
+        no_repeat_ngram_size=FLAGS.no_repeat_ngram_size,
+        temperature=FLAGS.temperature,
+        top_k=FLAGS.top_k,
+        top_p=FLAGS.top_p,
+        seed=FLAGS.seed,
+    )
+    return chosen._asdict() | {"prompt_start": loaded.prompt_start}
+
+
 def _generate_one(loaded: Pretrained, prompt: str) -> None:
     """Prints the text for one prompt as it comes; of beam search, at its end."""
-    settings = decoding_from_flags(inference.GREEDY)
+    options = _options(loaded)
     parts = (loaded.config, loaded.params, loaded.tokenizer)
-    options = dict(max_new_tokens=FLAGS.max_new_tokens, prompt_start=loaded.prompt_start)
-    if settings.temperature == 0 and settings.beam_size > 1:
-        pieces = inference.generate_texts(*parts, [prompt], settings, **options)
+    if options["settings"].temperature == 0 and options["settings"].beam_size > 1:
+        pieces = inference.generate_texts(*parts, [prompt], **options)
     else:
-        pieces = inference.stream_text(*parts, prompt, settings, **options)
+        pieces = inference.stream_text(*parts, prompt, **options)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
@@ -48,10 +66,8 @@ def _generate_lines(loaded: Pretrained) -> None:
         loaded.config,
         loaded.params,
         loaded.tokenizer,
-        settings=decoding_from_flags(inference.GREEDY),
-        max_new_tokens=FLAGS.max_new_tokens,
         batch_size=FLAGS.batch_size,
-        prompt_start=loaded.prompt_start,
+        **_options(loaded),
     )
     generate(texts=[])  # what cannot be is told before a line is read
 
@@ -83,7 +99,10 @@ FLAGS = flags.FLAGS
 if __name__ == "__main__":
     define_model_flags()
     flags.DEFINE_string("prompt", None, "One text to begin with, instead of the lines of standard input.")
-    flags.DEFINE_integer("max_new_tokens", inference.MAX_NEW_TOKENS, "Tokens of an output, at most.")
+    flags.DEFINE_integer("max_new_tokens", None, "Tokens of an output, at most.")
+    flags.DEFINE_integer("min_new_tokens", None, "Tokens of an output, at least.")
+    flags.DEFINE_integer("no_repeat_ngram_size", None, "No so many tokens come in the same order twice.")
+    flags.DEFINE_enum("early_stopping", None, ["true", "false", "never"], "Of beam search; see BeamRule.")
     flags.DEFINE_integer("batch_size", inference.BATCH_SIZE, "Lines of standard input computed at once.")
     define_decoding_flags()
     app.run(main)

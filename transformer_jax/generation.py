@@ -16,8 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int32
 
 from transformer_jax import partitioning
+from transformer_jax.beam_rules import WU_RULE, BeamRule
 from transformer_jax.config import TransformerConfig
-from transformer_jax.decoding import Decoded, beam_search, repeat_rows, sample
+from transformer_jax.constraints import UNCONSTRAINED, Constraints, Given
+from transformer_jax.decoding import Constrain, Decoded, beam_search, repeat_rows, sample
 from transformer_jax.models import build
 from transformer_jax.models.cache import DecoderCache, EncodedContext, PromptContext
 from transformer_jax.sampling import draw_tokens
@@ -82,6 +84,29 @@ class DecodingSettings:
             raise ValueError("top_k and top_p are for sampling: set temperature above 0, say 1")
 
 
+@dataclasses.dataclass(frozen=True)
+class TextRules:
+    """What ``DecodingSettings`` leave open. Runs have the defaults, checkpoints what comes with them.
+
+    Attributes:
+      beams: how beam search ranks and stops.
+      constraints: what may come next.
+      max_length: tokens of an output with what was given, at most: a prompt, or the one start token of a
+        decoder that has an encoder; None is as many as there is room for.
+    """
+
+    beams: BeamRule = WU_RULE
+    constraints: Constraints = UNCONSTRAINED
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"max_length={self.max_length} must be at least 2, for what is given counts")
+
+
+OWN_RULES = TextRules()  # of runs
+
+
 def padding_may_come(config: TransformerConfig) -> bool:
     """Whether ``config.pad_id`` is a token that outputs may have: of a decoder alone, or where it is eos.
 
@@ -102,7 +127,11 @@ class Generator:
       num_tokens: of the tokenizer; tokens of the model beyond have no text, and do not come.
       output_length: tokens that an output may have, eos included, by the length of its source or prompt.
       batch_size: sequences decoded at once.
+      rules: what the settings leave open.
       mesh: where to compute, rows over its data axes; by default where the parameters are.
+
+    Raises:
+      ValueError: the rules name a token that the model does not have.
     """
 
     def __init__(
@@ -113,11 +142,18 @@ class Generator:
         *,
         output_length: Callable[[int], int],
         batch_size: int,
+        rules: TextRules = OWN_RULES,
         mesh: Mesh | None = None,
     ) -> None:
         self._config, self._settings, self._num_tokens = config, settings, num_tokens
         self._output_length, self._batch_size, self._mesh = output_length, batch_size, mesh
-        self._banned = None if padding_may_come(config) else config.pad_id
+        rules.constraints.check(config.vocab_size)
+        banned = () if padding_may_come(config) else (config.pad_id,)
+        banned = tuple(dict.fromkeys((*rules.constraints.banned_ids, *banned)))
+        # A beam of 1 is greedy search by the rule that stops as soon as it has ended.
+        beams = rules.beams if settings.beam_size > 1 else WU_RULE
+        constraints = dataclasses.replace(rules.constraints, banned_ids=banned)
+        self._rules = dataclasses.replace(rules, beams=beams, constraints=constraints)
         replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         self._decode = jax.jit(self._decode_batch, out_shardings=replicated)
         self._begin = jax.jit(self._begin_row)
@@ -171,10 +207,12 @@ class Generator:
     def _stream(self, params: PyTree, sequence: Tokens, number: int) -> Iterator[int]:
         length = _padded(len(sequence), self._config.max_length)
         inputs, lengths, limits, ids = self._batch(1, length, [sequence], [number])
-        context, cache, last = self._begin(params, inputs, lengths)
+        context, cache, last, given = self._begin(params, inputs, lengths, limits)
+        made = np.zeros((1, self._width(length)), np.int32)
         for position in range(int(limits[0])):
-            last, cache = self._next(params, context, cache, last, ids, np.int32(position))
+            last, cache = self._next(params, context, cache, last, given, made, ids, np.int32(position))
             token = int(last[0])
+            made[0, position] = token
             yield token
             if token == self._config.eos_id:
                 return
@@ -184,12 +222,24 @@ class Generator:
             raise ValueError(
                 f"sequence {number + 1} has {length} tokens, the model takes 1 to {self._config.max_length}"
             )
+        if self._limit(length) < 1:
+            raise ValueError(
+                f"sequence {number + 1} has {length} tokens, and max_length={self._rules.max_length} leaves "
+                "no room for more: say how many with max_new_tokens"
+            )
 
     def _limit(self, length: int) -> int:
         """Tokens that the output of a sequence of ``length`` may have."""
         config = self._config
         room = config.max_length - (length - 1 if config.is_decoder_only else 0)  # the last is not fed back
+        longest = self._rules.max_length
+        if longest is not None:
+            room = min(room, longest - (length if config.is_decoder_only else 1))
         return min(self._output_length(length), room)
+
+    def _width(self, length: int) -> int:
+        """Of the outputs of sequences padded to ``length``, in tokens."""
+        return min(self._output_length(length), self._config.max_length)
 
     def _batch(
         self, rows: int, length: int, sequences: Sequence[Tokens], numbers: Sequence[int]
@@ -227,7 +277,7 @@ class Generator:
             return prompt, cache, inputs[:, -1], width
         segments = (jnp.arange(length)[None, :] < lengths[:, None]).astype(jnp.int32)
         context = model.apply(variables, inputs, segments, method="encode_context")
-        width = min(self._output_length(length), config.max_length)
+        width = self._width(length)
         start = jnp.full(rows, config.decoder_start_id, jnp.int32)
         return context, model.init_cache(rows, width), start, width
 
@@ -238,11 +288,18 @@ class Generator:
         has_text = jnp.arange(self._config.vocab_size)[None, :] < self._num_tokens
         return jnp.where(has_text, logits, -jnp.inf), cache
 
-    def _step_without_padding(
-        self, params: PyTree, context: Any, tokens: jax.Array, cache: Any
-    ) -> tuple[jax.Array, Any]:
-        logits, cache = self._step(params, context, tokens, cache)
-        return (logits if self._banned is None else logits.at[:, self._banned].set(-jnp.inf)), cache
+    def _given(self, inputs: jax.Array, lengths: jax.Array, limits: jax.Array) -> Given:
+        """What stands before the outputs."""
+        if self._config.is_decoder_only:
+            return Given(inputs, lengths, limits)
+        start = jnp.full((len(inputs), 1), self._config.decoder_start_id, jnp.int32)
+        return Given(start, jnp.ones_like(lengths), limits)
+
+    def _constrain(self, given: Given) -> Constrain:
+        constraints = self._rules.constraints
+        return lambda logits, tokens, position: constraints.apply(
+            logits, tokens, position, given, self._config.eos_id
+        )
 
     def _decode_batch(
         self, params: PyTree, inputs: jax.Array, lengths: jax.Array, limits: jax.Array, ids: jax.Array
@@ -254,25 +311,28 @@ class Generator:
         ends: dict[str, Any] = dict(
             max_length=width, max_lengths=limits, eos_id=config.eos_id, pad_id=config.pad_id
         )
+        given = self._given(inputs, lengths, limits)
         if settings.temperature == 0:
             if isinstance(context, EncodedContext):
                 layers = repeat_rows(context.layers, settings.beam_size, layer_axis)
                 context = EncodedContext(layers, repeat_rows(context.segments, settings.beam_size))
             else:
                 context = repeat_rows(context, settings.beam_size)
+            given = repeat_rows(given, settings.beam_size)
             found = beam_search(
                 partial(self._step, params, context),
                 cache,
                 start,
                 beam_size=settings.beam_size,
                 length_penalty=settings.length_penalty,
-                banned_id=self._banned,
+                rule=self._rules.beams,
+                constrain=self._constrain(given),
                 cache_axis=layer_axis,
                 **ends,
             )
             return Decoded(*(array[:, 0] for array in found))
         return sample(
-            partial(self._step_without_padding, params, context),
+            partial(self._step, params, context),
             cache,
             start,
             jax.random.key(settings.seed),
@@ -280,23 +340,33 @@ class Generator:
             top_k=settings.top_k or None,
             top_p=settings.top_p,
             row_ids=ids,
+            constrain=self._constrain(given),
             **ends,
         )
 
     def _begin_row(
-        self, params: PyTree, inputs: jax.Array, lengths: jax.Array
-    ) -> tuple[EncodedContext | PromptContext, DecoderCache, jax.Array]:
-        return self._start(params, inputs, lengths)[:3]
+        self, params: PyTree, inputs: jax.Array, lengths: jax.Array, limits: jax.Array
+    ) -> tuple[EncodedContext | PromptContext, DecoderCache, jax.Array, Given]:
+        return *self._start(params, inputs, lengths)[:3], self._given(inputs, lengths, limits)
 
     def _next_token(
-        self, params: PyTree, context: Any, cache: Any, last: jax.Array, ids: jax.Array, position: jax.Array
+        self,
+        params: PyTree,
+        context: Any,
+        cache: Any,
+        last: jax.Array,
+        given: Given,
+        made: jax.Array,
+        ids: jax.Array,
+        position: jax.Array,
     ) -> tuple[jax.Array, Any]:
         settings = self._settings
-        logits, cache = self._step_without_padding(params, context, last, cache)
+        logits, cache = self._step(params, context, last, cache)
+        logits = self._constrain(given)(logits.astype(jnp.float32), made, position)
         if settings.temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
         drawn = draw_tokens(
-            logits.astype(jnp.float32),
+            logits,
             jax.random.key(settings.seed),
             ids,
             position,

@@ -14,7 +14,7 @@ from jaxtyping import Float32
 
 from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.data import Tokenizer
-from transformer_jax.generation import DecodingSettings, Generator, batches_by_length
+from transformer_jax.generation import OWN_RULES, DecodingSettings, Generator, TextRules, batches_by_length
 from transformer_jax.image_inputs import Sizing, model_image
 from transformer_jax.models import build
 from transformer_jax.objectives.classification import encode_texts, scale_pixels
@@ -38,6 +38,7 @@ def generate_texts(
     settings: DecodingSettings = GREEDY,
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    rules: TextRules = OWN_RULES,
     batch_size: int = BATCH_SIZE,
     prompt_start: tuple[int, ...] = (),
     first_number: int = 0,
@@ -53,6 +54,7 @@ def generate_texts(
       texts: sources or prompts. After an empty prompt a text begins: what stands before it is eos.
       settings: how to search or sample.
       max_new_tokens: of an output, eos included; where the model has room for fewer, those.
+      rules: what the settings leave open.
       batch_size: texts at once.
       prompt_start: ids before every prompt of a decoder alone.
       first_number: of the first text: its number is what random draws depend on, beside the seed.
@@ -64,7 +66,7 @@ def generate_texts(
       ConfigError: the model has no decoder or no tokenizer, or the settings contradict each other.
       ValueError: a text is longer than the model takes; the message names it.
     """
-    generator = _checked_generator(config, tokenizer, settings, max_new_tokens, batch_size)
+    generator = _checked_generator(config, tokenizer, settings, rules, max_new_tokens, batch_size)
     assert tokenizer is not None  # or there would be no generator
     sequences = [
         given_tokens(config, tokenizer, text, number, prompt_start)
@@ -87,20 +89,21 @@ def stream_text(
     settings: DecodingSettings = GREEDY,
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    rules: TextRules = OWN_RULES,
     prompt_start: tuple[int, ...] = (),
     number: int = 0,
 ) -> Iterator[str]:
     """The text that ``generate_texts`` gives, in pieces as they come; a character is in one of them whole.
 
     Args:
-      config, params, tokenizer, settings, max_new_tokens, prompt_start: as for ``generate_texts``.
+      config, params, tokenizer, settings, max_new_tokens, rules, prompt_start: as for ``generate_texts``.
       text: the source or prompt.
       number: of the text.
 
     Raises:
       ConfigError, ValueError: as ``generate_texts``, at once; also where the settings ask for beam search.
     """
-    generator = _checked_generator(config, tokenizer, settings, max_new_tokens, 1)
+    generator = _checked_generator(config, tokenizer, settings, rules, max_new_tokens, 1)
     assert tokenizer is not None
     sequence = given_tokens(config, tokenizer, text, number + 1, prompt_start)
     tokens = generator.stream(params, sequence, number)
@@ -168,6 +171,7 @@ def _checked_generator(
     config: TransformerConfig,
     tokenizer: Tokenizer | None,
     settings: DecodingSettings,
+    rules: TextRules,
     max_new_tokens: int,
     batch_size: int,
 ) -> Generator:
@@ -185,20 +189,26 @@ def _checked_generator(
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigError(f"{name}={value} must be at least 1")
-    return _generator(config, settings, found.vocab_size, max_new_tokens, batch_size)
+    return _generator(config, settings, rules, found.vocab_size, max_new_tokens, batch_size)
 
 
 @functools.lru_cache(maxsize=8)
 def _generator(
     config: TransformerConfig,
     settings: DecodingSettings,
+    rules: TextRules,
     num_tokens: int,
     max_new_tokens: int,
     batch_size: int,
 ) -> Generator:
     """The same one for the same arguments, so that a second call compiles nothing."""
     return Generator(
-        config, settings, num_tokens, output_length=lambda _: max_new_tokens, batch_size=batch_size
+        config,
+        settings,
+        num_tokens,
+        output_length=lambda _: max_new_tokens,
+        batch_size=batch_size,
+        rules=rules,
     )
 
 

@@ -32,6 +32,7 @@ from transformer_jax.data import Tokenizer, marian_tokenizer
 from transformer_jax.families import Family
 from transformer_jax.families.base import make_config
 from transformer_jax.files import write_json
+from transformer_jax.generation_config import GENERATION_FILE, read_generation
 from transformer_jax.hub import find_folder
 from transformer_jax.models import abstract_params, build, example_inputs
 from transformer_jax.objectives.image_crops import Resizing
@@ -92,9 +93,9 @@ def from_pretrained(
 
     Raises:
       ConfigError: ``config.json`` is missing, broken, of an unknown family, or of a model that differs from
-        what the family is here; or ``preprocessor_config.json`` makes numbers of pixels, or resizes images,
-        in a way that is not known here; or a change does not fit; or what a folder of sentence-transformers
-        has besides is broken.
+        what the family is here; or ``generation_config.json`` is broken; or ``preprocessor_config.json``
+        makes numbers of pixels, or resizes images, in a way that is not known here; or a change does not
+        fit; or what a folder of sentence-transformers has besides is broken.
       WeightsError: the tensors are missing, broken, pickled, or not those that ``config.json`` describes.
       DataError: the tokenizer is broken.
     """
@@ -108,6 +109,7 @@ def from_pretrained(
     if new_head:
         labels, problem_type = (), ""
     pooling = read_pooling(folder, config.max_length)
+    generation = read_generation(folder, read_content(folder), config)
     as_read = config
     if config.image_shape != stored.image_shape:  # positions are interpolated after they were read
         as_read = dataclasses.replace(config, image_shape=stored.image_shape, max_length=stored.max_length)
@@ -127,7 +129,9 @@ def from_pretrained(
         )
         params = with_pixels(params, preprocessor)
     sizing = preprocessor.sizing if preprocessor is not None else None
-    return Pretrained(family, config, params, tokenizer, labels, problem_type, pooling, sizing=sizing)
+    return Pretrained(
+        family, config, params, tokenizer, labels, problem_type, pooling, sizing=sizing, generation=generation
+    )
 
 
 def read_description(folder: pathlib.Path) -> tuple[TensorFiles, Description]:
@@ -273,7 +277,8 @@ def save_pretrained(
 
     Of a model of images ``preprocessor_config.json`` as well, which says what becomes of images: they are
     resized as its own folder said; of a run whole, not cut to the middle as evaluation here has it. Of a
-    model of sentence-transformers what says how it makes vectors of texts.
+    model of sentence-transformers what says how it makes vectors of texts; and what was read from
+    ``generation_config.json``.
 
     Args:
       folder: made if it is not there; files of these names in it are replaced.
@@ -318,6 +323,10 @@ def save_pretrained(
             target / TOKENIZER_CONFIG_FILE, _tokenizer_content(pretrained.tokenizer, pretrained.config)
         )
     write_pooling(target, pretrained.pooling, pretrained.config.d_model)
+    if pretrained.generation.content:
+        write_json(target / GENERATION_FILE, dict(pretrained.generation.content))
+    else:
+        (target / GENERATION_FILE).unlink(missing_ok=True)
     if pretrained.config.image_shape:
         resizing = pretrained.sizing if isinstance(pretrained.sizing, Resizing) else None
         write_json(target / PREPROCESSOR_FILE, preprocessor_content(pretrained.config, resizing))

@@ -11,7 +11,7 @@ from transformer_jax import inference, sentence_vectors
 from transformer_jax.config import TransformerConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.families import Family
-from transformer_jax.generation import DecodingSettings
+from transformer_jax.generation_config import RUN_DEFAULTS, GenerationDefaults
 from transformer_jax.image_inputs import Sizing
 from transformer_jax.models import Model, build
 from transformer_jax.pooling import Pooling
@@ -30,6 +30,8 @@ class Pretrained:
       labels: names of the classes, in order; () where it has none.
       problem_type: what its classes are, as ``config.json`` says; "" is one class of several.
       pooling: how a folder of sentence-transformers makes vectors of texts; None where it is no such folder.
+      generation: what ``generate`` does where it is not told otherwise: for a checkpoint of ``transformers``
+        what its ``generation_config.json`` says, and else what theirs does; by default what runs do.
       prompt_start: ids that stand before every prompt of a decoder alone; () as ``transformers`` has it.
       sizing: of a model of images, brings images of any size to its own; None takes those of its size alone.
     """
@@ -43,6 +45,7 @@ class Pretrained:
     pooling: Pooling | None = None
     prompt_start: tuple[int, ...] = ()
     sizing: Sizing | None = None
+    generation: GenerationDefaults = RUN_DEFAULTS
 
     @property
     def model(self) -> Model:
@@ -53,22 +56,32 @@ class Pretrained:
         self,
         texts: str | Sequence[str],
         *,
-        max_new_tokens: int = inference.MAX_NEW_TOKENS,
-        num_beams: int = 1,
-        length_penalty: float = 0.6,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        num_beams: int | None = None,
+        length_penalty: float | None = None,
+        early_stopping: bool | str | None = None,
+        no_repeat_ngram_size: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 0,
         batch_size: int = inference.BATCH_SIZE,
     ) -> Any:
         """The text for each source, or the continuation of each prompt; see ``inference.generate_texts``.
 
+        What is None is as ``generation`` has it: for a checkpoint as its ``generation_config.json`` says, and
+        where that says nothing as ``transformers`` has it, but for ``max_new_tokens``, which is 128, not 20.
+
         Args:
           texts: several, or one, which gives one result. ``<mask>`` in them is the special token.
           max_new_tokens: of an output, at most, eos included.
+          min_new_tokens: of an output, at least, without eos.
           num_beams: of beam search; 1 is greedy.
-          length_penalty: of beam search: alpha of Wu et al. 2016, equation 14; 0 is none.
+          length_penalty: of beam search. For a checkpoint of ``transformers`` log P is divided by the length
+            to this power (1.0), for a run by Wu et al. 2016, equation 14 (0.6); 0 is none.
+          early_stopping: of beam search; see ``BeamRule``.
+          no_repeat_ngram_size: no so many tokens come in the same order twice; 0 is off.
           temperature: above 0 samples.
           top_k, top_p, seed: of sampling; see ``generation.DecodingSettings``.
           batch_size: texts at once.
@@ -76,13 +89,25 @@ class Pretrained:
         Returns:
           A list of texts, or for one text a text.
         """
-        decoding = DecodingSettings(num_beams, length_penalty, temperature, top_k, top_p, seed)
+        chosen = self.generation.chosen(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
         many = [texts] if isinstance(texts, str) else texts
         found = inference.generate_texts(
             *self._parts,
             many,
-            decoding,
-            max_new_tokens=max_new_tokens,
+            chosen.settings,
+            max_new_tokens=chosen.max_new_tokens,
+            rules=chosen.rules,
             batch_size=batch_size,
             prompt_start=self.prompt_start,
         )
@@ -92,16 +117,28 @@ class Pretrained:
         self,
         text: str,
         *,
-        max_new_tokens: int = inference.MAX_NEW_TOKENS,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 0,
     ) -> Iterator[str]:
-        """What ``generate`` gives for one text, greedily or drawn, in pieces as they come."""
-        decoding = DecodingSettings(1, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        """What ``generate(text, num_beams=1)`` gives, greedily or drawn, in pieces as they come."""
+        chosen = self.generation.chosen(
+            max_new_tokens=max_new_tokens,
+            num_beams=1,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
         return inference.stream_text(
-            *self._parts, text, decoding, max_new_tokens=max_new_tokens, prompt_start=self.prompt_start
+            *self._parts,
+            text,
+            chosen.settings,
+            max_new_tokens=chosen.max_new_tokens,
+            rules=chosen.rules,
+            prompt_start=self.prompt_start,
         )
 
     def classify(

@@ -33,7 +33,7 @@ def read_content(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:
-    """The keys of a JSON file; raises ConfigError if it is broken."""
+    """A JSON object in a file; raises ConfigError if it is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from transformer_jax.beam_rules import TRANSFORMERS_RULE
 from transformer_jax.config import TransformerConfig
 from transformer_jax.families import Family
-from transformer_jax.generation import DecodingSettings, Generator, padding_may_come
+from transformer_jax.generation import OWN_RULES, DecodingSettings, Generator, TextRules, padding_may_come
 from transformer_jax.models import build
 from transformer_jax.preprocessor import read_preprocessor
 from transformer_jax.types import PyTree
@@ -23,6 +24,7 @@ TOLERANCE = 1e-4
 NUM_EXAMPLES = 3
 MOST_TOKENS = 140  # of a text: beyond the 128 up to which T5 tells distances apart
 NEW_TOKENS = 8  # generated from each text
+NUM_BEAMS = 4
 
 # What their model gives for each head of ours, and whether there is one for each token.
 _OUTPUTS = {
@@ -54,7 +56,8 @@ class Comparison:
       shape: of the output.
       largest: absolute value in theirs.
       difference: largest absolute difference, where there is no padding. Of generated tokens: where ours part
-        from theirs, by how much the logit of our token lies below their best; 0 if they never do.
+        from theirs, by how much the logit of our token lies below their best; 0 if they never do. Of beams:
+        by how much the scores of our best text and of theirs differ in their model; 0 if they are one text.
       tolerance: what ``difference`` may be.
     """
 
@@ -88,7 +91,8 @@ def compare(
       seed: of the input.
 
     Returns:
-      One comparison for each output; where there is a decoder, one of greedy generation besides.
+      One comparison for each output; where there is a decoder, besides one of greedy generation and one of
+      beam search.
 
     Raises:
       VerifyError: PyTorch or ``transformers`` is not installed, cannot read the folder, or gives outputs of
@@ -115,6 +119,7 @@ def compare(
         comparisons.append(Comparison(name, ours.shape, float(largest), float(difference), tolerance))
     if config.num_decoder_layers:
         comparisons.append(_compare_greedy(theirs, config, params, inputs, tolerance))
+        comparisons.append(_compare_beams(theirs, config, params, inputs, tolerance))
     return comparisons
 
 
@@ -259,14 +264,8 @@ def _compare_greedy(
     tolerance: float,
 ) -> Comparison:
     """Greedy generation: ours of all texts at once, theirs of one text at a time, without padding."""
-    rows = zip(inputs["inputs"], inputs["inputs_segments"], strict=True)
-    texts = [tokens[segments == 1] for tokens, segments in rows]
-    settings = DecodingSettings(beam_size=1)
-    generator = Generator(
-        config, settings, config.vocab_size, output_length=lambda _: NEW_TOKENS, batch_size=NUM_EXAMPLES
-    )
-    with jax.default_matmul_precision("highest"):
-        found = generator.generate(params, texts)
+    texts = _texts(inputs)
+    found = _our_texts(config, params, texts, DecodingSettings(beam_size=1), OWN_RULES)
     largest, difference = 0.0, 0.0
     for text, tokens in zip(texts, found, strict=True):
         logits = _their_greedy_logits(theirs, config, text)
@@ -286,25 +285,92 @@ def _compare_greedy(
     return Comparison(name, (NUM_EXAMPLES, NEW_TOKENS), largest, difference, 2 * tolerance)
 
 
+def _compare_beams(
+    theirs: Any,
+    config: TransformerConfig,
+    params: PyTree,
+    inputs: Mapping[str, np.ndarray],
+    tolerance: float,
+) -> Comparison:
+    """The best of four beams by the rule of ``transformers``, batched as for greedy generation."""
+    texts = _texts(inputs)
+    settings = DecodingSettings(beam_size=NUM_BEAMS, length_penalty=1.0)
+    found = _our_texts(config, params, texts, settings, TextRules(TRANSFORMERS_RULE))
+    largest, difference = 0.0, 0.0
+    for text, tokens in zip(texts, found, strict=True):
+        made = _generated(theirs, config, text, num_beams=NUM_BEAMS, output_scores=True)
+        other = made.sequences[0, 1 if not config.is_decoder_only else len(text) :].numpy()
+        score = float(made.sequences_scores[0])
+        largest = max(largest, abs(score))
+        if tokens.tolist() != other.tolist():
+            difference = max(difference, abs(score - _their_score(theirs, config, text, tokens)))
+    name = f"{NUM_BEAMS} beams, {NEW_TOKENS} tokens"
+    # Two scores that nearly tie may each be off by the tolerance.
+    return Comparison(name, (NUM_EXAMPLES, NEW_TOKENS), largest, difference, 2 * tolerance)
+
+
+def _texts(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    rows = zip(inputs["inputs"], inputs["inputs_segments"], strict=True)
+    return [tokens[segments == 1] for tokens, segments in rows]
+
+
+def _our_texts(
+    config: TransformerConfig,
+    params: PyTree,
+    texts: Sequence[np.ndarray],
+    settings: DecodingSettings,
+    rules: TextRules,
+) -> list[np.ndarray]:
+    generator = Generator(
+        config,
+        settings,
+        config.vocab_size,
+        output_length=lambda _: NEW_TOKENS,
+        batch_size=NUM_EXAMPLES,
+        rules=rules,
+    )
+    with jax.default_matmul_precision("highest"):
+        return generator.generate(params, texts)
+
+
+def _their_score(model: Any, config: TransformerConfig, text: np.ndarray, tokens: np.ndarray) -> float:
+    """The mean of the log-probabilities of ``tokens`` by their model."""
+    torch, _ = _imported()
+    given = torch.tensor(text[None]).long()
+    before = [*text] if config.is_decoder_only else [config.decoder_start_id]
+    so_far = torch.tensor([[*before, *tokens[:-1]]]).long()
+    arguments = {"input_ids": so_far}
+    if not config.is_decoder_only:
+        arguments = {"input_ids": given, "decoder_input_ids": so_far}
+    with torch.no_grad():
+        logits = model(**arguments).logits[0, -len(tokens) :]
+    log_probs = logits.log_softmax(-1).numpy()
+    return float(log_probs[np.arange(len(tokens)), tokens].mean())
+
+
 def _their_greedy_logits(model: Any, config: TransformerConfig, text: np.ndarray) -> np.ndarray:
     """The logits (tokens, V) from which each token was chosen."""
+    torch, _ = _imported()
+    return torch.cat(_generated(model, config, text, num_beams=1, output_logits=True).logits).numpy()
+
+
+def _generated(model: Any, config: TransformerConfig, text: np.ndarray, **more: Any) -> Any:
+    """What their ``generate`` gives for a text with these settings and none of the checkpoint's."""
     torch, transformers = _imported()
     # Padding is no more to come there than here.
     settings = transformers.GenerationConfig(
         max_new_tokens=min(NEW_TOKENS, config.max_length),
         do_sample=False,
-        num_beams=1,
         eos_token_id=config.eos_id,
         pad_token_id=config.pad_id,
         decoder_start_token_id=None if config.is_decoder_only else config.decoder_start_id,
         suppress_tokens=None if padding_may_come(config) else [config.pad_id],
         return_dict_in_generate=True,
-        output_logits=True,
+        **more,
     )
     model.generation_config = settings  # or what the checkpoint asks for would be mixed in
     tokens = torch.tensor(text[None]).long()
     with torch.no_grad():
-        made = model.generate(
+        return model.generate(
             input_ids=tokens, attention_mask=torch.ones_like(tokens), generation_config=settings
         )
-    return torch.cat(made.logits).numpy()

@@ -1,7 +1,8 @@
 """Beam search in lists and loops, one text at a time and without a cache: what the fixtures' beams must be.
 
 Imports neither transformer_jax nor torch. The rule is that of ``transformer_jax.decoding.beam_search``; with
-``unfinished_compete`` and ``powered_length`` it is that of transformers' ``generate(early_stopping=True)``.
+``unfinished_compete`` and ``powered_length`` it is that of transformers' ``generate(early_stopping=True)``,
+and without ``early_stopping`` that of its defaults.
 """
 
 import dataclasses
@@ -55,13 +56,15 @@ def beam_search(
     eos_id: int,
     penalty: Penalty,
     unfinished_compete: bool = False,
+    early_stopping: bool = True,
 ) -> Beams:
     """Searches for one text.
 
     In each step all continuations of the live hypotheses are sorted by log P. Of the first ``beam_size``,
     those that end in eos have ended, and the ``beam_size`` with the best scores are kept; the first
     ``beam_size`` that do not end in eos live on. It stops when ``beam_size`` have ended, or at the limit on
-    the length.
+    the length. Without ``early_stopping`` it goes on until the best that lives, scored as it stands, is not
+    above the worst that ended.
 
     What is left at the limit comes after all that ended; with ``unfinished_compete`` the first ``beam_size``
     of the last step count as ended instead, whether they do or not.
@@ -85,7 +88,11 @@ def beam_search(
         last_in, first_out = candidates[beam_size - 1 : beam_size + 1]
         if all_end or eos_id in (last_in.tokens[-1], first_out.tokens[-1]):
             margins.append(last_in.log_prob - first_out.log_prob)
-        if len(ended) == beam_size:
+        if len(ended) < beam_size or length == limit:
+            continue
+        lead = -1.0 if early_stopping else live[0].score - ended[-1].score
+        margins.append(abs(lead))
+        if lead <= 0:
             break
     rest, margin = _best(live, beam_size)
     filled = len(ended) == beam_size and length < limit

@@ -1,17 +1,18 @@
 """What transformers' ``generate`` makes of a tiny model, checked against ``beam_reference``.
 
-``generate(num_beams=K, early_stopping=True, length_penalty=0.0)`` keeps the beams of
-``transformer_jax.decoding.beam_search`` (2 K candidates, the first K of which may end; done when K ended)
-and ranks by log P, as ours with ``length_penalty=0``. Two things differ:
+``generate(num_beams=K)`` keeps the beams of ``transformer_jax.decoding.beam_search``: 2 K candidates, the
+first K of which may end. By its own rule it differs from that of runs here in three things:
 
-* at the limit transformers lets unfinished hypotheses compete with ended ones by score; ours come last. So
-  the results must be the same for a text of which K hypotheses ended before the limit (``beam/same``);
-* with a penalty transformers divides by ``length ** penalty``, ours by ``((5 + length) / 6) ** penalty``.
+* at the limit transformers lets unfinished hypotheses compete with ended ones by score; there they come last;
+* with a penalty transformers divides by ``length ** penalty``, there it is ``((5 + length) / 6) ** penalty``;
+* a text of which K hypotheses ended is done with ``early_stopping=True``, as there; by default it goes on
+  until its best unfinished hypothesis, scored as it stands, is not above the worst of those.
 
-Both are tested here: the reference with transformers' limit and penalty finds what transformers does, always.
+All three are tested here: the reference by transformers' rule finds what transformers does, always.
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ BEAM_SIZE = 4
 LIMIT = 12  # tokens
 ALPHA = 1.5  # of the penalized beams: enough to change the order of some
 LEAST_MARGIN = 1e-3
+LEAST_MARGIN_OF_MEANS = LEAST_MARGIN / LIMIT  # of scores that are means over tokens, as are their errors
 Arrays = dict[str, np.ndarray]
 
 
@@ -48,23 +50,41 @@ def decode(model: transformers.PreTrainedModel, inputs: Mapping[str, np.ndarray]
     filled = np.array([beams.filled for beams in ours], np.int32)
     if filled.all() or not filled.any() or min(b.margin for b in ours + penalized) < LEAST_MARGIN:
         return None
-    theirs = beams_of(model, inputs, pad_id, 0.0)
-    for power in (0.0, 1.0):
-        rule = [search(text, eos_id, powered_length(power), unfinished_compete=True) for text in texts]
-        if min(beams.margin for beams in rule) < LEAST_MARGIN:
+    found_by: dict[tuple[float, bool], Arrays] = {}
+    for power, stops, least in (
+        (0.0, True, LEAST_MARGIN),
+        (1.0, True, LEAST_MARGIN),
+        (1.0, False, LEAST_MARGIN_OF_MEANS),
+    ):
+        rule = [
+            search(text, eos_id, powered_length(power), unfinished_compete=True, early_stopping=stops)
+            for text in texts
+        ]
+        if min(beams.margin for beams in rule) < least:
             return None
-        check_same(packed(rule, pad_id), theirs if power == 0 else beams_of(model, inputs, pad_id, power))
-    check_same(packed(ours, pad_id), theirs, rows=filled == 1)
+        found_by[power, stops] = beams_of(model, inputs, pad_id, power, early_stopping=stops)
+        check_same(packed(rule, pad_id), found_by[power, stops])
+    check_same(packed(ours, pad_id), found_by[0.0, True], rows=filled == 1)
     arrays = {f"greedy/{key}": array for key, array in found.items() if key != "margin"}
-    arrays |= {f"beam/{key}": array for key, array in (theirs | {"same": filled}).items()}
-    for name, beams in (("beam_reference", ours), ("beam_reference_penalized", penalized)):
-        arrays |= {f"{name}/{key}": array for key, array in packed(beams, pad_id).items()}
+    results = {
+        "beam": found_by[0.0, True],
+        "beam_defaults": found_by[1.0, False],
+        "beam_reference": packed(ours, pad_id),
+        "beam_reference_penalized": packed(penalized, pad_id),
+        "beam_ruled": ruled(model, inputs, pad_id),
+        "folder_greedy": by_the_folder(model, inputs, 1),
+        "folder_beam": by_the_folder(model, inputs, BEAM_SIZE),
+    }
+    arrays |= {f"{name}/{key}": array for name, result in results.items() for key, array in result.items()}
     if any((arrays[f"{kind}/tokens"] == pad_id).sum() != padded_places(arrays, kind) for kind in KINDS):
         return None
     return arrays | {"decoding": np.array(json.dumps(settings(model.config), sort_keys=True))}
 
 
-KINDS = ("greedy", "beam", "beam_reference", "beam_reference_penalized")
+KINDS = (
+    *("greedy", "beam", "beam_defaults", "beam_reference", "beam_reference_penalized"),
+    *("beam_ruled", "folder_greedy", "folder_beam"),
+)
 
 
 def settings(config: Any) -> dict[str, Any]:
@@ -79,7 +99,45 @@ def settings(config: Any) -> dict[str, Any]:
         "pad_token_id": padding(config),
         "eos_token_id": config.eos_token_id,
         "decoder_start_token_id": getattr(config, "decoder_start_token_id", None),
+        "ruled": rules(config),
     }
+
+
+def rules(config: Any) -> dict[str, Any]:
+    """Arguments of ``generate`` for ``beam_ruled``: all at once that published checkpoints ask for."""
+    found: dict[str, Any] = {
+        "early_stopping": "never",
+        "length_penalty": 2.0,
+        "no_repeat_ngram_size": 2,
+        "min_new_tokens": 4,
+        "forced_eos_token_id": config.eos_token_id,
+        "suppress_tokens": [3, 41],
+        "renormalize_logits": True,
+    }
+    if config.is_encoder_decoder:
+        found |= {"forced_bos_token_id": 9, "bad_words_ids": [[config.pad_token_id]]}
+    return found
+
+
+def ruled(model: transformers.PreTrainedModel, inputs: Mapping[str, np.ndarray], pad_id: int) -> Arrays:
+    more = {"num_beams": BEAM_SIZE, "num_return_sequences": BEAM_SIZE} | rules(model.config)
+    found = new_tokens(model, inputs, generate(model, inputs, pad_id, **more).sequences)
+    return {key: array.reshape(-1, BEAM_SIZE, *array.shape[1:]) for key, array in found.items()}
+
+
+def by_the_folder(
+    model: transformers.PreTrainedModel, inputs: Mapping[str, np.ndarray], num_beams: int
+) -> Arrays:
+    """The best output of each text where no more is said than how many beams and tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        config = type(model.config).from_pretrained(folder)
+    model.generation_config = transformers.GenerationConfig.from_model_config(config)
+    more = {"pad_token_id": 0} if config.pad_token_id is None else {}
+    prompt = {key: torch.from_numpy(inputs[key]).long() for key in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        made = model.generate(**prompt, max_new_tokens=LIMIT, num_beams=num_beams, **more)
+    return new_tokens(model, inputs, made)
 
 
 def padding(config: Any) -> int:
@@ -147,7 +205,11 @@ def greedy(model: transformers.PreTrainedModel, inputs: Mapping[str, np.ndarray]
 
 
 def beams_of(
-    model: transformers.PreTrainedModel, inputs: Mapping[str, np.ndarray], pad_id: int, power: float
+    model: transformers.PreTrainedModel,
+    inputs: Mapping[str, np.ndarray],
+    pad_id: int,
+    power: float,
+    early_stopping: bool = True,
 ) -> Arrays:
     """What transformers finds: tokens (B, BEAM_SIZE, LIMIT), lengths, log_probs and scores (B, BEAM_SIZE)."""
     out = generate(
@@ -156,7 +218,7 @@ def beams_of(
         pad_id,
         num_beams=BEAM_SIZE,
         num_return_sequences=BEAM_SIZE,
-        early_stopping=True,
+        early_stopping=early_stopping,
         length_penalty=power,
         output_scores=True,
     )

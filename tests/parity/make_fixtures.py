@@ -21,11 +21,14 @@ model of ``tiny_models.TINY_MODELS`` becomes one folder:
   - ``left/...`` for GPT-2: ``input_ids``, ``attention_mask``, ``position_ids`` and ``logits`` of the same
     texts padded on the left;
   - where a model decodes, ``decoding``: JSON text with the settings, and texts without start token or prompt,
-    padded after eos: ``greedy/`` and, best first on a second axis, ``beam/`` (what transformers finds) and
-    ``beam_reference/``, ``beam_reference_penalized/`` (what ``beam_reference`` finds by the rule of
+    padded after eos: ``greedy/`` and, best first on a second axis, ``beam/`` and ``beam_defaults/`` (what
+    transformers finds without penalty and with early stopping, and by its defaults), ``beam_ruled/`` (with
+    all that ``decode_with_transformers.rules`` asks for) and ``beam_reference/``,
+    ``beam_reference_penalized/`` (what ``beam_reference`` finds by the rule of
     ``transformer_jax.decoding.beam_search``, without and with penalty): ``tokens``, ``lengths`` (tokens, eos
     counts), ``log_probs``, and for beams ``scores``. ``greedy/logits`` (B, steps, V), zero after the end.
-    ``beam/same`` (B,) is 1 where transformers and the reference must agree, token for token.
+    ``folder_greedy/`` and ``folder_beam/`` are the best texts where ``generate`` is told no more than how
+    many beams and tokens, so that ``config.json`` says the rest.
 
 All from the seeds in ``tiny_models``, so one machine writes the same bytes each time. For models that decode,
 the first seed is taken whose outputs are worth comparing: see ``decode_with_transformers.decode``.

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.parity.test_fixtures import DECODING_MODELS, FIXTURES, MODELS, expected
+from transformer_jax.beam_rules import TRANSFORMERS_RULE, WU_RULE, BeamRule
 from transformer_jax.decoding import beam_search, greedy_search, repeat_rows
-from transformer_jax.generation import DecodingSettings, Generator
+from transformer_jax.generation import DecodingSettings, Generator, TextRules
+from transformer_jax.generation_config import GENERATION_FILE
 from transformer_jax.models import abstract_params
 from transformer_jax.models.cache import EncodedContext, PromptContext
 from transformer_jax.partitioning import unbox
@@ -164,43 +167,104 @@ def test_greedy_decoding_with_a_cache(name):
         tokens = jnp.asarray(arrays["greedy/tokens"][:, place])
 
 
-@pytest.mark.parametrize("result", ["beam", "beam_reference", "beam_reference_penalized"])
+ALPHA = 1.5  # of the penalized fixtures
+RULES = {
+    "beam": (0.0, BeamRule("power", early_stopping=True, unfinished_compete=True)),
+    "beam_defaults": (1.0, TRANSFORMERS_RULE),
+    "beam_reference": (0.0, WU_RULE),
+    "beam_reference_penalized": (ALPHA, WU_RULE),
+}
+
+
+@pytest.mark.parametrize("result", RULES)
 @pytest.mark.parametrize("name", DECODING_MODELS)
 def test_four_beams(name, result):
-    arrays = expected(name)
-    settings = json.loads(str(arrays["decoding"]))
+    arrays, (penalty, rule) = expected(name), RULES[result]
+    assert json.loads(str(arrays["decoding"]))["penalized_alpha"] == ALPHA
     step, cache, start, config = decoder_of(name, arrays, beams=4)
-    penalty = settings["penalized_alpha"] if result.endswith("penalized") else 0.0
     ends = dict(max_length=12, eos_id=config.eos_id, pad_id=config.pad_id)
-    found = jax.jit(lambda: beam_search(step, cache, start, beam_size=4, length_penalty=penalty, **ends))()
-    rows = np.flatnonzero(arrays["beam/same"]) if result == "beam" else np.arange(len(start))
-    assert len(rows) > 0
-    for row in rows:
-        for beam, length in enumerate(arrays[f"{result}/lengths"][row]):
-            theirs = arrays[f"{result}/tokens"][row, beam, :length].tolist()
-            assert found.tokens[row, beam, : found.lengths[row, beam]].tolist() == theirs, (row, beam)
+    search = dict(beam_size=4, length_penalty=penalty, rule=rule, **ends)
+    found = jax.jit(lambda: beam_search(step, cache, start, **search))()
+    assert found.lengths.tolist() == arrays[f"{result}/lengths"].tolist()
+    for row, beam in np.ndindex(*found.lengths.shape):
+        length = found.lengths[row, beam]
+        theirs = arrays[f"{result}/tokens"][row, beam, :length].tolist()
+        assert found.tokens[row, beam, :length].tolist() == theirs, (row, beam)
+    for key in ("scores", "log_probs"):
+        np.testing.assert_allclose(
+            getattr(found, key), arrays[f"{result}/{key}"], rtol=0, atol=12 * LOGITS, err_msg=key
+        )
 
 
-@pytest.mark.parametrize("beam_size", [1, 4])
-@pytest.mark.parametrize("name", DECODING_MODELS)
-def test_the_generator_gives_the_same_from_sequences_of_several_lengths(name, beam_size):
-    arrays, ours = expected(name), loaded(name)
+def sequences_of(name, arrays):
     side = "left/" if name == "gpt2" else ""
     rows = zip(arrays[f"{side}input_ids"], arrays[f"{side}attention_mask"], strict=True)
-    sequences = [tokens[mask == 1] for tokens, mask in rows]
-    settings = DecodingSettings(beam_size=beam_size, length_penalty=0.0)
+    return [tokens[mask == 1] for tokens, mask in rows]
+
+
+def best_of(arrays, result):
+    """The best text of each row, as a list of tokens."""
+    tokens, lengths = arrays[f"{result}/tokens"], arrays[f"{result}/lengths"]
+    if lengths.ndim == 2:
+        tokens, lengths = tokens[:, 0], lengths[:, 0]
+    return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
+
+
+@pytest.mark.parametrize("result", ["greedy", "beam_reference", "beam_defaults"])
+@pytest.mark.parametrize("name", DECODING_MODELS)
+def test_the_generator_gives_the_same_from_sequences_of_several_lengths(name, result):
+    arrays, ours = expected(name), loaded(name)
+    sequences = sequences_of(name, arrays)
+    penalty, rule = RULES.get(result, RULES["beam_defaults"])
+    settings = DecodingSettings(beam_size=1 if result == "greedy" else 4, length_penalty=penalty)
     generator = Generator(
-        ours.config, settings, ours.config.vocab_size, output_length=lambda _: 12, batch_size=3
+        ours.config,
+        settings,
+        ours.config.vocab_size,
+        output_length=lambda _: 12,
+        batch_size=3,
+        rules=TextRules(rule),
     )
-    found = generator.generate(ours.params, sequences)
-    result = "greedy" if beam_size == 1 else "beam_reference"
-    for row, tokens in enumerate(found):
-        best = (row,) if beam_size == 1 else (row, 0)
-        length = arrays[f"{result}/lengths"][best]
-        assert tokens.tolist() == arrays[f"{result}/tokens"][best][:length].tolist()
-    if beam_size == 1:
-        streamed = [list(generator.stream(ours.params, sequence)) for sequence in sequences]
-        assert streamed == [tokens.tolist() for tokens in found]
+    found = [tokens.tolist() for tokens in generator.generate(ours.params, sequences)]
+    assert found == best_of(arrays, result)
+    if result == "greedy":
+        assert [list(generator.stream(ours.params, sequence)) for sequence in sequences] == found
+
+
+def generated(ours, sequences, **options):
+    """What ``ours.generate`` makes, in tokens, each text in one batch with others and by itself."""
+    settings, rules, max_new_tokens = ours.generation.chosen(**options)
+    generator = Generator(
+        ours.config,
+        settings,
+        ours.config.vocab_size,
+        output_length=lambda _: max_new_tokens,
+        batch_size=3,
+        rules=rules,
+    )
+    found = [tokens.tolist() for tokens in generator.generate(ours.params, sequences)]
+    assert [generator.generate(ours.params, [one])[0].tolist() for one in sequences[:1]] == found[:1]
+    if settings.beam_size == 1:
+        assert [list(generator.stream(ours.params, sequence)) for sequence in sequences] == found
+    return found
+
+
+@pytest.mark.parametrize(("num_beams", "result"), [(1, "folder_greedy"), (4, "folder_beam")])
+@pytest.mark.parametrize("name", DECODING_MODELS)
+def test_a_folder_generates_as_there_where_nothing_else_is_said(name, num_beams, result):
+    arrays = expected(name)
+    found = generated(loaded(name), sequences_of(name, arrays), num_beams=num_beams, max_new_tokens=12)
+    assert found == best_of(arrays, result)
+
+
+@pytest.mark.parametrize("name", DECODING_MODELS)
+def test_what_generation_config_asks_for_is_done(name, tmp_path):
+    arrays = expected(name)
+    ruled = json.loads(str(arrays["decoding"]))["ruled"]
+    shutil.copytree(FIXTURES / name, tmp_path / name)
+    (tmp_path / name / GENERATION_FILE).write_text(json.dumps(ruled | {"num_beams": 4, "max_length": 13}))
+    found = generated(from_pretrained(tmp_path / name), sequences_of(name, arrays), max_new_tokens=12)
+    assert found == best_of(arrays, "beam_ruled")
 
 
 @pytest.mark.parametrize("name", MODELS)

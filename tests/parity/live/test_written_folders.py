@@ -1,6 +1,8 @@
 """What ``save_pretrained`` writes is what transformers' own classes and tokenizers read."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +12,30 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests.parity.sentences import SENTENCES
-from tests.parity.test_fixtures import DECODING_MODELS, MODELS, expected
-from tests.parity.test_parity import LOGITS, arguments_of, is_real, loaded, outputs_of
+from tests.parity.test_fixtures import DECODING_MODELS, FIXTURES, MODELS, expected
+from tests.parity.test_parity import (
+    LOGITS,
+    arguments_of,
+    best_of,
+    generated,
+    is_real,
+    loaded,
+    outputs_of,
+    sequences_of,
+)
+from transformer_jax.beam_rules import TRANSFORMERS_RULE
 from transformer_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
-from transformer_jax.generation import DecodingSettings, Generator
+from transformer_jax.generation import TextRules
+from transformer_jax.generation_config import GENERATION_FILE, GenerationDefaults
 from transformer_jax.models import example_inputs
 from transformer_jax.objectives.classification import encode_texts
 from transformer_jax.partitioning import unbox
-from transformer_jax.pretrained import save_pretrained
+from transformer_jax.pretrained import from_pretrained, save_pretrained
 from transformer_jax.tensor_files import INDEX_FILE
 
 pytestmark = pytest.mark.live
 
+PLAIN = TextRules(TRANSFORMERS_RULE)  # and no constraints, which theirs is not told of either
 ENCODED = SENTENCES[3:43:2]  # twenty, German and English
 
 
@@ -68,32 +82,63 @@ def test_shards_are_read_there(tmp_path, load, run):
     check_outputs("t5_v1_1", ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["t5", "gpt2"])
-def test_a_written_model_generates_the_same_there(name, tmp_path, load):
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("name", DECODING_MODELS)
+def test_a_written_model_generates_the_same_there(name, num_beams, tmp_path, load):
     from tests.parity import decode_with_transformers as theirs
 
-    arrays, ours = expected(name), loaded(name)
-    save_pretrained(tmp_path, ours)
+    arrays = expected(name)
+    save_pretrained(tmp_path, loaded(name))
     model = load(tmp_path, MODELS[name][0])
     side = "left/" if name == "gpt2" else ""
     prompt = {key: arrays[f"{side}{key}"] for key in ("input_ids", "attention_mask")}
-    pad_id = theirs.padding(model.config)
-    greedy = theirs.greedy(model, prompt, pad_id)
-    beams = theirs.beams_of(model, prompt, pad_id, 0.0)
-    texts = [ids[mask == 1] for ids, mask in zip(*prompt.values(), strict=True)]
-    for beam_size in (1, theirs.BEAM_SIZE):
-        settings = DecodingSettings(beam_size=beam_size, length_penalty=0.0)
-        generator = Generator(
-            ours.config, settings, ours.config.vocab_size, output_length=lambda _: theirs.LIMIT, batch_size=4
-        )
-        # By other rules for what does not end in time, see decode_with_transformers.
-        rows = range(4) if beam_size == 1 else np.flatnonzero(arrays["beam/same"])
-        assert len(rows) > 0
-        for row, tokens in enumerate(generator.generate(ours.params, texts)):
-            if row in rows:
-                best = greedy["tokens"][row] if beam_size == 1 else beams["tokens"][row, 0]
-                length = greedy["lengths"][row] if beam_size == 1 else beams["lengths"][row, 0]
-                assert tokens.tolist() == best[:length].tolist(), (beam_size, row)
+    made = theirs.generate(model, prompt, theirs.padding(model.config), num_beams=num_beams)
+    result = {
+        f"there/{key}": array for key, array in theirs.new_tokens(model, prompt, made.sequences).items()
+    }
+    again = from_pretrained(tmp_path)
+    plain = dataclasses.replace(again, generation=GenerationDefaults(length_penalty=1.0, rules=PLAIN))
+    found = generated(plain, sequences_of(name, arrays), num_beams=num_beams, max_new_tokens=theirs.LIMIT)
+    assert found == best_of(result, "there")
+
+
+ASKED = {
+    "nothing": {},
+    "stops_at_once": {"early_stopping": True, "length_penalty": 2.0},
+    "stops_never": {"early_stopping": "never"},
+    "short": {"early_stopping": "never", "length_penalty": -1.0},
+    "forced_end": {"forced_eos_token_id": 5},
+    "long": {"min_length": 7, "max_length": 11},
+    "at_least": {"min_new_tokens": 6},
+    "pairs_once": {"no_repeat_ngram_size": 2},
+    "tokens_once": {"no_repeat_ngram_size": 1, "renormalize_logits": True},
+    "banned": {"suppress_tokens": [7, 9, 12, 41]},
+}
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("name", DECODING_MODELS)
+def test_a_generation_config_is_followed_as_there(name, asked, num_beams, tmp_path, load):
+    """From the files of a folder alone, one text at a time, so that no padding counts there."""
+    import torch
+
+    arrays = expected(name)
+    shutil.copytree(FIXTURES / name, tmp_path, dirs_exist_ok=True)
+    config = loaded(name).config
+    special = {"eos_token_id": config.eos_id, "decoder_start_token_id": config.decoder_start_id}
+    limit = {} if "max_length" in ASKED[asked] else {"max_new_tokens": 12}
+    banned = {} if name == "gpt2" else {"bad_words_ids": [[config.pad_id]], "pad_token_id": config.pad_id}
+    content = {"num_beams": num_beams} | special | limit | banned | ASKED[asked]
+    (tmp_path / GENERATION_FILE).write_text(json.dumps(content))
+    model, texts = load(tmp_path, MODELS[name][0]), sequences_of(name, arrays)
+    wanted = []
+    for text in texts:
+        prompt = torch.from_numpy(text)[None].long()
+        made = model.generate(prompt, attention_mask=torch.ones_like(prompt))
+        wanted.append(made[0, len(text) if name == "gpt2" else 1 :].tolist())
+    found = generated(from_pretrained(tmp_path), texts)
+    assert found == wanted
 
 
 @pytest.mark.parametrize("name", DECODING_MODELS)
@@ -101,7 +146,8 @@ def test_the_written_config_says_how_texts_begin_and_end(name, tmp_path, load):
     """As above, with no more said to ``generate`` than how much and not to draw."""
     import torch
 
-    ours, arrays = loaded(name), expected(name)
+    # Without what the fixture's config.json has of a generation_config.json.
+    ours, arrays = dataclasses.replace(loaded(name), generation=GenerationDefaults()), expected(name)
     save_pretrained(tmp_path, ours)
     model = load(tmp_path, MODELS[name][0])
     side = "left/" if name == "gpt2" else ""

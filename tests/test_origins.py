@@ -149,7 +149,7 @@ def test_a_model_of_the_same_family_and_shape_may_be_started_from(corpus):
         ("gpt2", "classes", "no gpt2 with head='classes', only with 'tokens'"),
         ("t5", "masked_tokens", "no t5 with head='masked_tokens', only with 'tokens'"),
         ("bart", "none", "no bart with head='none', only with 'tokens'"),
-        ("vit", "pooled", "no vit with head='pooled', only with 'classes' or 'none'"),
+        ("vit", "spans", "no vit with head='spans', only with 'classes' or"),
         ("bert_masked_lm", "tokens", "no bert with head='tokens', only with 'pretraining' or"),
         ("bert_masked_lm", ["classes"], r"no bert with head=\['classes'\]"),
     ],

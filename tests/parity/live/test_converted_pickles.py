@@ -16,6 +16,7 @@ import pytest
 from tests.parity.sentences import SENTENCES
 from tests.parity.test_parity import loaded
 from transformer_jax.data.marian_tokenizer import load_marian_tokenizer
+from transformer_jax.generation_config import RUN_DEFAULTS
 from transformer_jax.models import example_inputs
 from transformer_jax.partitioning import unbox
 from transformer_jax.pretrained import from_pretrained, save_pretrained
@@ -72,7 +73,8 @@ def test_marian(tmp_path, transformers, converted):
     pad_id = load_marian_tokenizer(folder).id_of("pad")
     ids = dict(vocab_size=pad_id + 1, pad_id=pad_id, decoder_start_id=pad_id)
     config = dataclasses.replace(loaded("marian").config, max_length=90, **ids)
-    ours = dataclasses.replace(loaded("marian"), config=config)
+    # Its generation_config.json names the tokens of the stored model.
+    ours = dataclasses.replace(loaded("marian"), config=config, generation=RUN_DEFAULTS)
     params = unbox(ours.model.init(jax.random.key(0), **example_inputs(config))["params"])
     save_pretrained(folder, dataclasses.replace(ours, params=jax.tree.map(lambda leaf: 3 * leaf, params)))
     model = transformers.MarianMTModel.from_pretrained(folder).eval()

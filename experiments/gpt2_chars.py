@@ -7,9 +7,10 @@ Data: data/tinyshakespeare/input.txt of github.com/karpathy/char-rnn, gzipped, i
 
 Published: 1.88 nats a character on the held-out tenth (nanoGPT's README, the same shape and steps).
 
-Measured here, in one round of ``benchmarks/language_model.py`` on 2 cores of a shared Intel Xeon (jax 0.10.2,
-torch 2.13.0, 2026-11-22): 1.818 after 79 s of updates. nanoGPT's own code has 1.898 on the same blocks (1.886
-by its own estimate, from 20 batches) after 56 s: it is the faster one, 28.2 ms an update against 39.5 here.
+Measured here, in one round of ``benchmarks/language_model.py --cpu_devices=1`` on 2 cores of a shared Intel
+Xeon (jax 0.10.2, torch 2.13.0, 2026-11-22): 1.818 after 79 s of updates. nanoGPT's own code has 1.898 on the
+same blocks (1.886 by its own estimate, from 20 batches) after 56 s: it is the faster one, 28.2 ms an update
+against 39.5 here.
 """
 
 import ml_collections

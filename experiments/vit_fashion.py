@@ -9,7 +9,8 @@ images are for validation.
 Published: 96.7 % with a wide residual network of 8.9 million parameters, 93.4 % with two convolutions and
 half a million, both on shifted and mirrored images (the data set's README).
 
-Measured here: not yet.
+Measured here with the command above (one core of a shared Intel Xeon with AVX-512, jax 0.10.2, 2026-11-23):
+90.72 % of the test images, 90.82 % of the validation images, after 1,572 s of training.
 """
 
 import ml_collections

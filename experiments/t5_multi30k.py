@@ -9,7 +9,11 @@ Data: as of ``experiments/multi30k_en_de.py``. The scores are of English to Germ
 Published: nothing at this size; for T5 base, Raffel et al. 2020, Table 1, have 26.98 BLEU on WMT English to
 German after pretraining and 25.86 from scratch.
 
-Measured here: not yet.
+Measured here with the commands above (one core of a shared Intel Xeon with AVX-512, beside other work, jax
+0.10.2, 2026-11-23), test2016, beam 4, the mean of the last five checkpoints, cased sacreBLEU: 22.06 after
+span corruption, 25.53 from scratch, so at this size pretraining did not pay. The two are not alike in all:
+the tokenizer of t5_spans has not seen the prefixes and spells them in more tokens, so its 1,200 batches of
+1,536 tokens hold fewer pairs, 1.02 times the data against 1.30.
 """
 
 import importlib.util

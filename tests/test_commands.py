@@ -343,6 +343,7 @@ OWN_FLAGS = {
     "generate": ["from_checkpoint", "model", "prompt", "early_stopping", *DECODING],
     "classify": ["from_checkpoint", "model", "top", "pairs"],
     "embed": ["from_checkpoint", "model", "output", "normalize"],
+    "export": ["from_checkpoint", "average_last"],
 }
 
 
@@ -352,4 +353,4 @@ def test_help_explains_itself(command, module):
     _, out, _ = finish(command(module, "--help"))
     assert f"python -m transformer_jax.{module}" in out
     for name in ["workdir", *OWN_FLAGS[module]]:
-        assert re.search(rf"^  --(\[no\])?{name}: \w", out, re.MULTILINE), name
+        assert re.search(rf"^  --(\[no\])?{name}: (<.+>: )?\w", out, re.MULTILINE), name

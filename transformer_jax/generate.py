@@ -102,7 +102,13 @@ if __name__ == "__main__":
     flags.DEFINE_integer("max_new_tokens", None, "Tokens of an output, at most.")
     flags.DEFINE_integer("min_new_tokens", None, "Tokens of an output, at least.")
     flags.DEFINE_integer("no_repeat_ngram_size", None, "No so many tokens come in the same order twice.")
-    flags.DEFINE_enum("early_stopping", None, ["true", "false", "never"], "Of beam search; see BeamRule.")
+    flags.DEFINE_enum(
+        "early_stopping",
+        None,
+        ["true", "false", "never"],
+        "Beam search ends as soon as --beam_size outputs have ended; or not before the best of those that "
+        "go on is worse than all of them; or not before it must become so.",
+    )
     flags.DEFINE_integer("batch_size", inference.BATCH_SIZE, "Lines of standard input computed at once.")
     define_decoding_flags()
     app.run(main)

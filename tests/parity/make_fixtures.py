@@ -35,9 +35,11 @@ the first seed is taken whose outputs are worth comparing: see ``decode_with_tra
 """
 
 import argparse
+import io
 import json
 import pathlib
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,8 +93,18 @@ def write(tiny: TinyModel, folder: pathlib.Path) -> tuple[int, int]:
     save(model, folder)
     check_saved(model, tiny, inputs, folder)
     expected |= {f"grad/{key}": array for key, array in gradients(model).items()}
-    np.savez_compressed(folder / "expected.npz", **expected)
+    write_arrays(folder / "expected.npz", expected)
     return seed, sum(path.stat().st_size for path in folder.iterdir())
+
+
+def write_arrays(path: pathlib.Path, arrays: dict[str, Any]) -> None:
+    """What ``np.savez_compressed`` writes, but smaller by what it spends on each of many small arrays."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.asanyarray(array), allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            file.writestr(entry, content.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=9)
 
 
 def forward(

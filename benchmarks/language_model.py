@@ -5,9 +5,10 @@
 
 nanoGPT's side is the command that its README gives for a computer without a GPU, run with its own train.py:
 4 layers, 4 heads, 128 wide, 12 blocks of 64 characters a step, 2,000 steps, no dropout. This project's is
-experiments/gpt2_chars.py, with ``--cpu_devices`` devices that share the batch and have one core each, or one
-that has them all. Each run is a process of its own with all cores, and they take turns. Where the two should
-differ in nothing but the implementation, ``--nanogpt_flags`` changes nanoGPT's settings, such as
+experiments/gpt2_chars.py on one device that has all cores, or on as many as ``--cpu_devices`` says, which
+share the batch and the cores (XLA has been seen to hang so, in the sums over devices). Each run is a process
+of its own with all cores, and they take turns. Where the two should differ in nothing but the implementation,
+``--nanogpt_flags`` changes nanoGPT's settings, such as
 ``--nanogpt_flags="--learning_rate=2e-3 --min_lr=2e-4 --bias=True"``.
 
 Three figures, because they answer different questions:
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("--nanogpt_flags", default="", help="more flags for its train.py, in one string")
     parser.add_argument("--python", default=sys.executable, help="Python that has torch")
     parser.add_argument("--data", default=os.environ.get("TRANSFORMER_JAX_DATA", "data"))
-    parser.add_argument("--cpu_devices", type=int, default=2, help="devices of this project's side")
+    parser.add_argument("--cpu_devices", type=int, default=1, help="devices of this project's side")
     parser.add_argument("--rounds", type=int, default=3, help="trainings of each side")
     parser.add_argument("--sides", default="nanogpt,jax", help="one of them, or both")
     parser.add_argument("--score", help=argparse.SUPPRESS)

@@ -43,7 +43,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
             ),
             more_sources=(
                 SourceConfig(
-                    kind="document",
+                    kind="text",
                     features=(("inputs", ""),),
                     train=("tinyshakespeare/input.txt.gz[:90%]",),
                     validation=(),
@@ -62,10 +62,10 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
             name="adamw", schedule="linear", peak_rate=5e-4, warmup_steps=50, b2=0.999, weight_decay=0.01
         ),
         train=experiment.TrainConfig(
-            num_steps=300,
+            num_steps=600,
             log_every_steps=50,
-            evaluate_every_steps=150,
+            evaluate_every_steps=200,
             init_from="" if is_scratch else CHECKPOINT,
         ),
-        checkpoint=CheckpointConfig(every_steps=150, keep_latest=1),
+        checkpoint=CheckpointConfig(every_steps=200, keep_latest=1),
     ).to_config_dict()

@@ -38,6 +38,8 @@ VARIANTS = {
     "vit_imagenet.py": ("B/16", "Ti/16", "L/32"),
     "bert_glue.py": ("mrpc", "sst2", "qqp", "mnli", "qnli", "rte", "wnli", "cola"),
     "bert_squad.py": ("base", "large"),
+    "bert_mlm.py": ("scratch", "minilm"),
+    "t5_multi30k.py": ("pretrained", "scratch"),
 }
 CASES = [(name, variant) for name in FILES for variant in VARIANTS.get(name, (None,))]
 # Those whose data cannot be had here: published runs, on stand-ins for their data.

@@ -56,7 +56,8 @@ class SourceConfig:
     * ``tsv``: one file with tab-separated columns, no header and no quoting;
     * ``jsonl``: one file with a JSON object on every line;
     * ``pattern``: one file, on every line of which ``pattern`` finds the features;
-    * ``document``: any number of files, each the inputs of one example as it stands;
+    * ``document``: any number of files, each the inputs of one example as it stands; its pieces are trained
+      on close together, so one that is most of the data does not mix with other sources;
     * ``idx``: a file for each feature (images, labels), in the format of MNIST.
 
     Any name may end in a slice as TFDS has them, ``"train[:90%]"`` or ``"a.txt[-5000:]"``: of the examples,

@@ -56,7 +56,13 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_a_name_is_fetched_without_pickles_and_folders(hub):
-    asked = ["tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json", "source.spm"]
+    asked = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors.index.json",
+        "source.spm",
+        "target.spm",
+    ]
     others = [PICKLE, "README.md", "onnx/model.safetensors", "onnx/config.json", "checkpoint-1/source.spm"]
     hub.files |= dict.fromkeys(asked + others, b"{}")
     assert find_folder(NAME) == hub.cache

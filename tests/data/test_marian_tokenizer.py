@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 
 from tests.parity.test_fixtures import STORED
-from transformer_jax.data import DataError, Tokenizer
-from transformer_jax.data.marian_tokenizer import load_marian_tokenizer
+from transformer_jax.data import DataError, Tokenizer, TokenizerConfig, train_tokenizer
+from transformer_jax.data.marian_tokenizer import _read_model, load_marian_tokenizer
+from transformer_jax.objectives import Seq2Seq
 from transformer_jax.pretrained import from_pretrained
 
 FOLDER = pathlib.Path(__file__).parent / "marian"  # tests/parity/make_marian.py
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
+EXPECTED_TARGETS = json.loads((FOLDER / "expected_targets.json").read_text())
 VOCABULARY = json.loads((FOLDER / "vocab.json").read_text())
 # The source's 150 pieces, three of them special, stand before the target's.
 TARGET_ALONE = range(2 + 147, VOCABULARY[">>deu<<"])
+OF_TARGET = {piece.piece for piece in _read_model(FOLDER / "target.spm").pieces}
+SOURCE_ALONE = {id_ for name, id_ in VOCABULARY.items() if name not in OF_TARGET}
 
 
 @pytest.fixture
@@ -25,10 +29,10 @@ def files(tmp_path):
     return pathlib.Path(shutil.copytree(FOLDER, tmp_path / "marian"))
 
 
-def with_one_unknown_for_several(ids):
-    """Transformers looks a run of characters up as a whole where the source's language lacks them."""
+def with_one_unknown_for_several(ids, lacking=TARGET_ALONE):
+    """Transformers looks a run of characters up as a whole where the text's language lacks them."""
     found = []
-    for is_run, run in itertools.groupby(ids, key=TARGET_ALONE.__contains__):
+    for is_run, run in itertools.groupby(ids, key=lacking.__contains__):
         run = list(run)
         found += [1] if is_run and len(run) > 1 else run
     return found
@@ -44,6 +48,22 @@ def test_ids_are_those_of_transformers():
         assert wanted in (found, with_one_unknown_for_several(found)), text
         same += wanted == found
     assert same == len(EXPECTED) - 4  # of four texts a run of characters is in the target's language alone
+
+
+def test_targets_are_parted_by_the_scores_of_their_own_language():
+    tokenizer = load_marian_tokenizer(FOLDER)
+    same = unlike_sources = 0
+    for text, wanted in EXPECTED_TARGETS.items():
+        found = tokenizer.targets.encode_whole(text).tolist()
+        assert wanted in (found, with_one_unknown_for_several(found, SOURCE_ALONE)), text
+        same += wanted == found
+        unlike_sources += found != tokenizer.encode_whole(text).tolist()
+    assert same == len(EXPECTED_TARGETS) - 3  # a run of characters in three texts is in sources alone
+    assert unlike_sources > 40  # the scores are others, not the tokens
+    text = "The cat sleeps on the warm stove."
+    tokens = Seq2Seq().encode({"inputs": text, "targets": text}, tokenizer)
+    assert tokens["targets"].tolist() == EXPECTED_TARGETS[text] != tokens["inputs"].tolist()
+    assert tokenizer.decode(tokens["targets"]) == text
 
 
 def test_a_code_is_read_where_that_is_asked_for_and_nowhere_else():
@@ -73,6 +93,10 @@ def test_a_checkpoint_with_them_has_a_tokenizer_that_can_be_stored(files, tmp_pa
     again = Tokenizer.load(tmp_path / "tokenizer.json")
     for text in EXPECTED:
         np.testing.assert_array_equal(again.encode_whole(text), tokenizer.encode_whole(text))
+        np.testing.assert_array_equal(again.targets.encode_whole(text), tokenizer.targets.encode_whole(text))
+    train_tokenizer(TokenizerConfig(kind="byte"), ()).save(tmp_path / "tokenizer.json")  # in its place
+    plain = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert plain.targets is plain
 
 
 def test_what_cannot_be_read_is_one_error(files):
@@ -86,6 +110,10 @@ def test_what_cannot_be_read_is_one_error(files):
         with pytest.raises(DataError, match=message):
             load_marian_tokenizer(files)
     (files / "source.spm").write_bytes(content)
+    (files / "target.spm").rename(files / "elsewhere")
+    with pytest.raises(DataError, match=r"cannot read .*target\.spm: No such file"):
+        load_marian_tokenizer(files)
+    (files / "elsewhere").rename(files / "target.spm")
     for broken, message in (
         ("{", "is not JSON"),
         ('{"a": 0, "b": 2}', "each token its id, from 0 to 1"),

@@ -317,6 +317,10 @@ def test_an_example_without_what_the_objective_needs():
     class Words:
         vocab_size, sentinels = 9, ()
 
+        @property
+        def targets(self):
+            return self
+
         def encode(self, text):
             return np.ones(len(text.split()), np.int32)
 

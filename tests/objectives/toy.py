@@ -20,6 +20,7 @@ class ToyTokenizer:
     def __init__(self, num_sentinels: int = 100, roles: tuple[str, ...] = tuple(ROLES)):
         self.sentinels = tuple(VOCAB_SIZE - 1 - i for i in range(num_sentinels))
         self.roles = roles
+        self.targets = self
         self.known: list[str] = []
 
     def encode(self, text: str) -> np.ndarray:

@@ -27,9 +27,8 @@ def main() -> None:
     parser.add_argument("output", type=pathlib.Path)
     folder = parser.parse_args().output
     train(folder, rule="identity")  # the table of another rule has 240 kB
-    content = json.dumps(encoded(folder, TEXTS), ensure_ascii=False, indent=0)
-    (folder / "expected.json").write_text(content + "\n")
-    (folder / "target.spm").unlink()  # is not read here
+    for name, ids in (("expected", encoded(folder, TEXTS)), ("expected_targets", encoded_targets(folder))):
+        (folder / f"{name}.json").write_text(json.dumps(ids, ensure_ascii=False, indent=0) + "\n")
 
 
 def train(folder: pathlib.Path, rule: str) -> None:
@@ -51,13 +50,24 @@ def train(folder: pathlib.Path, rule: str) -> None:
 
 
 def encoded(folder: pathlib.Path, texts: Sequence[str]) -> dict[str, list[int]]:
-    """The ids of each text, its end included; needs ``target.spm``."""
+    """The ids of each text as a source, its end included."""
+    tokenizer = read(folder)
+    return {text: tokenizer(text).input_ids for text in texts}
+
+
+def encoded_targets(folder: pathlib.Path) -> dict[str, list[int]]:
+    """The ids of the sentences as targets."""
+    tokenizer = read(folder)
+    return {text: tokenizer(text_target=text).input_ids for text in SENTENCES}
+
+
+def read(folder: pathlib.Path) -> transformers.MarianTokenizer:
+    """The tokenizer of transformers."""
     files = [str(folder / name) for name in ("source.spm", "target.spm", "vocab.json")]
     with warnings.catch_warnings():
         # That package would change nothing here.
         warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
-        tokenizer = transformers.MarianTokenizer(*files, source_lang="en", target_lang="de")
-    return {text: tokenizer(text).input_ids for text in texts}
+        return transformers.MarianTokenizer(*files, source_lang="en", target_lang="de")
 
 
 if __name__ == "__main__":

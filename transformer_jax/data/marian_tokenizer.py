@@ -1,13 +1,15 @@
-"""The tokenizer of a MarianMT checkpoint that has ``source.spm`` and ``vocab.json`` alone.
+"""The tokenizers of a MarianMT checkpoint that has ``source.spm``, ``target.spm`` and ``vocab.json``.
 
-SentencePiece (Kudo and Richardson 2018) parts a text by the scores in ``source.spm``; ``vocab.json`` says
-which id a piece of either language has. Both become one unigram model of ``tokenizers``.
+SentencePiece (Kudo and Richardson 2018) parts a source by the scores in ``source.spm`` and a translation by
+those in ``target.spm``; ``vocab.json`` says which id a piece of either language has. Each becomes a unigram
+model of ``tokenizers`` over all of these ids.
 """
 
 import json
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import tokenizers
@@ -18,13 +20,14 @@ from transformer_jax.data.examples import DataError
 from transformer_jax.data.tokenizers import Tokenizer
 
 SOURCE_FILE = "source.spm"
+TARGET_FILE = "target.spm"
 VOCABULARY_FILE = "vocab.json"
 
 _EOS, _UNKNOWN, _PAD = "</s>", "<unk>", "<pad>"
 _LANGUAGE = re.compile(r">>.+<<")  # before a source, where a model translates into several languages
 _UNIGRAM = 1  # TrainerSpec.ModelType
 _NORMAL, _USER_DEFINED = 1, 4  # ModelProto.SentencePiece.Type
-# Pieces of the target's language alone. Of one character: instead of an unknown one, as Marian's tokenizer
+# Pieces of the other language alone. Of one character: instead of an unknown one, as Marian's tokenizer
 # has it. Longer: never, for anything else scores higher.
 _OTHER_CHARACTER, _OTHER_PIECE = -1e6, -1e9
 
@@ -32,22 +35,29 @@ _Field = descriptor_pb2.FieldDescriptorProto
 
 
 def load_marian_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
-    """Reads ``source.spm`` and ``vocab.json``.
+    """Reads ``source.spm``, ``target.spm`` and ``vocab.json``: sources' tokenizer, with that of targets.
 
-    A source is tokenized as by ``transformers.MarianTokenizer``, except that several characters in a row
-    that the source's language lacks are looked up one by one, and that a piece which ``vocab.json`` lacks is
+    A text is tokenized as by ``transformers.MarianTokenizer``, except that several characters in a row
+    that its language lacks are looked up one by one, and that a piece which ``vocab.json`` lacks is
     made of smaller ones: both are one unknown token there. ``>>fra<<`` and the like are special tokens.
 
     Raises:
       DataError: a file is missing or broken, or the pieces are not those of a unigram model.
     """
-    path = pathlib.Path(folder) / SOURCE_FILE
+    names = _read_vocabulary(pathlib.Path(folder) / VOCABULARY_FILE)
+    source, target = (
+        _of_one_language(pathlib.Path(folder) / name, names) for name in (SOURCE_FILE, TARGET_FILE)
+    )
+    return Tokenizer(source, Tokenizer(target))
+
+
+def _of_one_language(path: pathlib.Path, names: Sequence[str]) -> tokenizers.Tokenizer:
+    """By the scores in the file of a language; ``names`` are the tokens of both in the order of their ids."""
     model = _read_model(path)
     kind = model.trainer_spec.model_type
     if kind != _UNIGRAM:
         raise DataError(f"{path} is a model of type {kind}: only unigrams (type {_UNIGRAM}) can be read")
     scores = {piece.piece: piece.score for piece in model.pieces if piece.type in (_NORMAL, _USER_DEFINED)}
-    names = _read_vocabulary(path.with_name(VOCABULARY_FILE))
     special = [name for name in names if name in (_EOS, _UNKNOWN, _PAD) or _LANGUAGE.fullmatch(name)]
     vocabulary = []
     for name in names:
@@ -67,7 +77,7 @@ def load_marian_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     made.post_processor = processors.TemplateProcessing(
         single=f"$A {_EOS}", pair=f"$A $B {_EOS}", special_tokens=[(_EOS, names.index(_EOS))]
     )
-    return Tokenizer(made)
+    return made
 
 
 def _read_model(path: pathlib.Path) -> Any:

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -61,7 +62,8 @@ class TokenizerConfig:
     vocab_size: int = 8192  # at most; includes the special tokens and the 256 bytes
     special_tokens: tuple[str, ...] = ()  # beyond <pad> <bos> <eos> <unk>, with ids from 4 on
     max_training_examples: int = 1_000_000  # train on this many examples, evenly spaced in the corpus
-    # Of a tokenizer.json to use instead of training one, or a checkpoint's folder or name that has one.
+    # Of a tokenizer.json to use instead of training one, or a checkpoint's folder or name that has one. Where
+    # it is empty, a run with config.train.init_from has that one's. The other fields then say nothing.
     path: str = ""
 
     def __post_init__(self) -> None:
@@ -86,11 +88,16 @@ class TokenizerConfig:
 class Tokenizer:
     """A vocabulary with its rules; see the module for what it promises.
 
+    Args:
+      implementation: of texts, but of no targets where there are ``targets``.
+      targets: the tokenizer of a decoder's texts over the same ids, where it is another, as MarianMT's is.
+
     Raises:
       DataError: it has no token that ends a text.
     """
 
-    def __init__(self, implementation: tokenizers.Tokenizer):
+    def __init__(self, implementation: tokenizers.Tokenizer, targets: "Tokenizer | None" = None):
+        self._targets = targets
         self._content = implementation.to_str(pretty=True)
         self._roles = _find_roles(implementation)
         if not {"eos", "sep"} & set(self._roles):
@@ -108,6 +115,11 @@ class Tokenizer:
         implementation.no_truncation()
         implementation.no_padding()
         self._implementation = implementation
+
+    @property
+    def targets(self) -> "Tokenizer":
+        """The tokenizer of what a decoder is to give: this one, unless there are two."""
+        return self if self._targets is None else self._targets
 
     @property
     def vocab_size(self) -> int:
@@ -198,7 +210,7 @@ class Tokenizer:
         implementation.post_processor = processors.TemplateProcessing(
             single=single, pair=pair, special_tokens=special
         )
-        return Tokenizer(implementation)
+        return Tokenizer(implementation, self._targets)
 
     @functools.cached_property
     def _parsing(self) -> tokenizers.Tokenizer:
@@ -239,11 +251,16 @@ class Tokenizer:
         return self._implementation.decode(kept, skip_special_tokens=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes ``tokenizer.json``, whole or not at all.
+        """Writes ``tokenizer.json``, whole or not at all, and that of targets, if any, beside it.
 
         Raises:
           OSError: as ``files.write_whole``.
         """
+        beside = _path_of_targets(path)
+        if self._targets is not None:
+            write_whole(beside, self._targets._content)
+        else:
+            beside.unlink(missing_ok=True)  # another one's
         write_whole(path, self._content)  # the binding's errors have no type
 
     @classmethod
@@ -253,16 +270,25 @@ class Tokenizer:
         Raises:
           DataError: the file is missing, broken, or has no token that ends a text.
         """
-        try:
-            with open(path, encoding="utf-8") as file:
-                content = file.read()
-        except OSError as error:
-            raise DataError(f"cannot read the tokenizer {path}: {error.strerror}") from error
-        try:
-            implementation = tokenizers.Tokenizer.from_str(content)
-        except Exception as error:  # the binding raises no more specific type
-            raise DataError(f"{path} is not a tokenizer.json: {error}") from error
-        return cls(implementation)
+        beside = _path_of_targets(path)
+        return cls(_read(path), cls(_read(beside)) if beside.exists() else None)
+
+
+def _path_of_targets(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Where ``save`` puts the tokenizer of targets: ``target_tokenizer.json`` beside ``tokenizer.json``."""
+    return pathlib.Path(path).with_name(f"target_{pathlib.Path(path).name}")
+
+
+def _read(path: str | os.PathLike[str]) -> tokenizers.Tokenizer:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = file.read()
+    except OSError as error:
+        raise DataError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+    try:
+        return tokenizers.Tokenizer.from_str(content)
+    except Exception as error:  # the binding raises no more specific type
+        raise DataError(f"{path} is not a tokenizer.json: {error}") from error
 
 
 def _find_roles(implementation: tokenizers.Tokenizer) -> dict[str, int]:

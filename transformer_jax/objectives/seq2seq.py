@@ -38,7 +38,9 @@ class Seq2Seq:
 
     def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
         """Both sides with the special tokens that the tokenizer's file puts around a text, at least eos."""
-        return {side: tokenizer.encode_whole(example[side]) for side in SIDES}
+        source, target = (example[side] for side in SIDES)
+        encoded = (tokenizer.encode_whole(source), tokenizer.targets.encode_whole(target))
+        return dict(zip(SIDES, encoded, strict=True))
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
         """The pair, as it is or with its inputs cut."""

@@ -15,6 +15,7 @@ from transformer_jax.data import TokenizerConfig, load_sources, rows_per_batch, 
 from transformer_jax.experiment import EvaluateConfig, read_experiment
 from transformer_jax.partitioning import make_mesh
 from transformer_jax.run_folder import (
+    check_workdir,
     load_config,
     load_or_train_tokenizer,
     load_tokenizer,
@@ -87,12 +88,11 @@ T5 = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3}
 @pytest.mark.parametrize(
     ("vocabulary", "ids", "message"),
     [
-        (BERT, (0, 1, 2), None),  # it has no eos and no bos: nothing to compare with
-        (BERT, (3, 0, 2), r"pad_id=3 must be 0 \(pad\), as in the tokenizer of .*mine\.json"),
+        (BERT, (0, 1, 2), r"mine\.json has no token that ends a decoder's"),
         (BART, (1, 0, 2), None),
         (BART, (1, 2, 2), None),  # the decoder begins with eos
         (BART, (1, 3, 2), r"decoder_start_id=3 must be 0 \(bos\) or 1 \(pad\) or 2 \(eos\)"),
-        (BART, (0, 1, 2), r"pad_id=0 must be 1 \(pad\)"),
+        (BART, (0, 1, 2), r"pad_id=0 must be 1 \(pad\), as in the tokenizer of .*mine\.json"),
         (T5, (0, 0, 1), None),
         (T5, (0, 0, 2), r"eos_id=2 must be 1 \(eos\)"),
     ],
@@ -149,6 +149,11 @@ def test_several_sources_are_kept_in_the_config_and_trained_on(corpus, tmp_path)
     iterator, validation = _open_data(experiment, tokenizer, mesh)
     assert iterator.get_state()["settings"]["num_examples"] == 96 + 24
     iterator.close()
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    moved = dataclasses.replace(more, folder="elsewhere")
+    check_workdir(tmp_path, tiny_experiment(corpus, data=dict(more_sources=(moved,))))
+    with pytest.raises(ConfigError, match=r"config\.data\.more_sources: "):
+        check_workdir(tmp_path, tiny_experiment(corpus, data=dict(more_sources=(moved, moved))))
     rows = sum(int((batch["inputs_segments"][:, 0] > 0).sum()) for batch in validation)
     assert rows == SIZES["validation"]  # evaluated on the first source alone
 

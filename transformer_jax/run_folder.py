@@ -50,6 +50,14 @@ def _as_json(experiment: Experiment) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(experiment)))
 
 
+def _comparable(experiment: Experiment) -> dict[str, Any]:
+    """All keys by their full names, without the folders of further sources, which may be moved as well."""
+    content = _as_json(experiment)
+    for source in content["data"]["more_sources"]:
+        del source["folder"]
+    return _flatten(content)
+
+
 def check_workdir(workdir: str | os.PathLike[str], experiment: Experiment) -> None:
     """Refuses a run folder in which another experiment was trained.
 
@@ -60,7 +68,7 @@ def check_workdir(workdir: str | os.PathLike[str], experiment: Experiment) -> No
     """
     if not has_checkpoints(workdir):
         return
-    old, new = _flatten(_as_json(load_config(workdir))), _flatten(_as_json(experiment))
+    old, new = _comparable(load_config(workdir)), _comparable(experiment)
     differing = [
         f"config.{key}: {old.get(key, 'nothing')!r} there, {new.get(key, 'nothing')!r} here"
         for key in {**old, **new}  # objectives have keys of their own
@@ -182,7 +190,12 @@ def _check_vocabulary(tokenizer: Tokenizer, experiment: Experiment, origin: str)
             f"config.model.vocab_size={experiment.model.vocab_size}"
         )
     choices = {"pad_id": ("pad",)}
-    if tokenizer.has_role("eos"):  # without, as BERT's, it is for no decoder
+    if not experiment.model.is_encoder_only:
+        if not tokenizer.has_role("eos"):
+            raise ConfigError(
+                f"the tokenizer of {origin} has no token that ends a decoder's text, as <eos> or </s>: it is one "
+                "of models without a decoder, such as BERT"
+            )
         # What the decoder begins with is the paper's choice: T5 has pad there, BART eos.
         choices |= {"eos_id": ("eos",), "decoder_start_id": ("bos", "pad", "eos")}
     for name, roles in choices.items():

@@ -24,7 +24,8 @@ class QuestionAnswering:
 
     The tokens are "[CLS] question [SEP] context [SEP]", with types 0 and 1. What is longer than
     ``max_length`` becomes several windows of the context, each with the question; one that does not hold
-    the whole answer has its answer at [CLS]. Of several answers the first one is learned.
+    the whole answer has its answer at [CLS]. Of several answers the first one is learned. A question without
+    answers (SQuAD 2.0) is learned as one of [CLS], but is always answered: it counts as wrong.
 
     ``_starts`` and ``_stops`` say which characters of the context a token stands for (-1: it is no token of
     the context), so that ``context[_starts[first] : _stops[last]]`` is the text of a span.

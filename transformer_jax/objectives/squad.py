@@ -32,20 +32,20 @@ def squad_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -
 
     Args:
       predictions: one answer a question.
-      answers: the right answers of each question, one at least.
+      answers: the right answers of each question; where there are none, "" is the right one, as in the
+        script of SQuAD 2.0.
 
     Returns:
       ``exact_match`` and ``f1``, from 0 to 100.
 
     Raises:
-      ValueError: there are no questions, not as many predictions, or a question has no answer.
+      ValueError: there are no questions, or not as many predictions.
     """
     if len(predictions) != len(answers) or not predictions:
         raise ValueError(f"{len(predictions)} predictions for {len(answers)} questions cannot be scored")
-    for number, right in enumerate(answers):
-        if not right:
-            raise ValueError(f"question number {number + 1} has no answer to compare with")
-    pairs = list(zip(predictions, answers, strict=True))
-    exact = sum(max(exact_match(prediction, answer) for answer in right) for prediction, right in pairs)
-    overlap = sum(max(f1(prediction, answer) for answer in right) for prediction, right in pairs)
-    return {"exact_match": 100 * exact / len(pairs), "f1": 100 * overlap / len(pairs)}
+    exact = overlap = 0.0
+    for prediction, right in zip(predictions, answers, strict=True):
+        matches = max(exact_match(prediction, answer) for answer in right or ("",))
+        exact += matches
+        overlap += max((f1(prediction, answer) for answer in right), default=matches)
+    return {"exact_match": 100 * exact / len(answers), "f1": 100 * overlap / len(answers)}

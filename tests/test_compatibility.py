@@ -78,9 +78,34 @@ def changed(config, changes):
             "config.evaluate.beam_size=7000 is more than the vocabulary has tokens: 6144",
         ),
         (
-            "t5_multi30k",
+            "t5_spans",
             {"data.tokenizer.vocab_size": 7000},
             "config.data.tokenizer.vocab_size=7000 does not fit into config.model.vocab_size=6144",
+        ),
+        (
+            "bert_sst2",
+            {"objective.flip": True},
+            "config.objective.flip=True does nothing to texts: leave it at False",
+        ),
+        (
+            "bert_trec",
+            {"objective.image_size": 32},
+            "config.objective.image_size=32 does nothing to texts: leave it at 0",
+        ),
+        (
+            "vit_fashion",
+            {"objective.cut_long": True},
+            "config.objective.cut_long=True does nothing to images: leave it at False",
+        ),
+        (
+            "vit_fashion",
+            {"objective.least_area": 0.5},
+            "config.objective: least_area=0.5 is of images that are brought to one size: set image_size",
+        ),
+        (
+            "gpt2_chars",
+            {"data.buckets": (16,)},
+            "config.data.buckets=(16,) is for data.batching='buckets': packed rows have one length",
         ),
         (
             "bart_denoise",
@@ -94,6 +119,14 @@ def test_what_does_not_go_together_is_named(name, changes, message):
     with pytest.raises(ConfigError) as error:
         read_experiment(changed(config_of(name), changes))
     assert str(error.value).startswith(message)
+
+
+def test_the_tokenizer_of_what_a_run_starts_from_need_not_fit_settings_for_training_one():
+    changes = {"data.tokenizer.vocab_size": 40_000, "data.tokenizer.path": ""}
+    for name in ("bert_trec", "bert_sst2"):  # both start from MiniLM, which has 30,522
+        assert read_experiment(changed(config_of(name), changes))
+    with pytest.raises(ConfigError, match="vocab_size=40000 does not fit"):
+        read_experiment(changed(config_of("bert_trec"), changes | {"train.init_from": ""}))
 
 
 def test_metrics_of_two_classes_choose_a_checkpoint_of_two_classes():

@@ -26,6 +26,7 @@ def check_sections(
     objective: Objective,
     data: DataConfig,
     checkpoint: CheckpointConfig,
+    train: Any,
     evaluate: Any,
 ) -> None:
     """Checks what more than one section decides.
@@ -34,7 +35,7 @@ def check_sections(
       ConfigError: something in one section does not fit what another says.
     """
     tokenizer = data.tokenizer
-    is_trained = tokenizer.kind != "byte" and not tokenizer.path
+    is_trained = tokenizer.kind != "byte" and not tokenizer.path and not train.init_from
     if is_trained and not model.image_shape and tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(
             f"config.data.tokenizer.vocab_size={tokenizer.vocab_size} does not fit into "
@@ -115,6 +116,8 @@ def _check_model(model: TransformerConfig, objective: Objective, features: list[
         )
     if isinstance(objective, Classification | TokenClassification):
         _check_classes(model, objective)
+    if isinstance(objective, Classification):
+        _check_used(model, objective)
     side = objective.image_size if isinstance(objective, Classification) else 0
     if side and model.image_shape and model.image_shape[:2] != (side, side):
         raise ConfigError(
@@ -127,6 +130,19 @@ def _check_model(model: TransformerConfig, objective: Objective, features: list[
             f"config.objective.name={objective.name!r} tells two texts apart by their types: set "
             "config.model.num_token_types=2"
         )
+
+
+def _check_used(model: TransformerConfig, objective: Classification) -> None:
+    """Refuses settings of texts for images, and of images for texts, which would do nothing."""
+    of_images = ("image_size", "least_area", "crop_padding", "flip")
+    kind, unused = ("images", ("cut_long",)) if model.image_shape else ("texts", of_images)
+    defaults = Classification()
+    for name in unused:
+        if getattr(objective, name) != getattr(defaults, name):
+            raise ConfigError(
+                f"config.objective.{name}={getattr(objective, name)!r} does nothing to {kind}: leave it at "
+                f"{getattr(defaults, name)!r}"
+            )
 
 
 def _check_classes(model: TransformerConfig, objective: Classification | TokenClassification) -> None:

@@ -76,7 +76,7 @@ class Experiment:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
-        check_sections(self.model, self.objective, self.data, self.checkpoint, self.evaluate)
+        check_sections(self.model, self.objective, self.data, self.checkpoint, self.train, self.evaluate)
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
         """The sections with every key spelt out: what ``get_config`` of an experiment returns."""

@@ -67,6 +67,6 @@ def test_images_need_a_batch_size_and_cannot_be_packed():
         next(training_iterator(changed, source, Images()))
     with pytest.raises(DataError, match=message):
         evaluation_batches(changed, source, Images())
-    packed = dataclasses.replace(IMAGES, batching="packed")
+    packed = dataclasses.replace(IMAGES, batching="packed", buckets=())
     with pytest.raises(DataError, match=r"images cannot be packed, .*config\.data\.batching='buckets'"):
         next(training_iterator(packed, source, Images()))

@@ -49,8 +49,8 @@ class DataConfig:
     at least 8. So there are ``len(lengths)`` shapes to compile, or one when packed or without tokens.
 
     Raises:
-      ValueError: a size below 1, a bucket above ``max_length``, an unknown kind of batching, or sources with
-        different features.
+      ValueError: a size below 1, a bucket above ``max_length`` or of packed batches, an unknown kind of
+        batching, or sources with different features.
     """
 
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
@@ -79,6 +79,10 @@ class DataConfig:
                     f"data.more_sources[{number}] has the features {', '.join(sorted(found))}, but "
                     f"data.source {', '.join(sorted(wanted))}: they must be the same"
                 )
+        if self.buckets and self.batching == "packed":
+            raise ValueError(
+                f"data.buckets={self.buckets} is for data.batching='buckets': packed rows have one length"
+            )
         for bucket in self.buckets:
             if not 1 <= bucket <= self.max_length:
                 raise ValueError(

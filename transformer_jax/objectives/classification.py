@@ -65,6 +65,10 @@ class Classification:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if not 0 < self.least_area <= 1:
             raise ValueError(f"least_area={self.least_area} must be above 0 and at most 1")
+        if not self.image_size and self.least_area != type(self).least_area:
+            raise ValueError(
+                f"least_area={self.least_area} is of images that are brought to one size: set image_size"
+            )
         if self.image_size and self.crop_padding:
             raise ValueError(
                 f"crop_padding={self.crop_padding} is for images that have their size: set it to 0 for "

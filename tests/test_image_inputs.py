@@ -171,11 +171,13 @@ def test_files_become_what_the_model_sees(tmp_path):
     model = from_pretrained(folder_with(PLAIN, tmp_path))
     picture = PIL.Image.fromarray(photo())
     gray = PIL.Image.fromarray(photo(channels=1)[..., 0])
+    deep = photo(channels=1)[..., 0].astype(np.uint16) * 256 + 99
     turned = picture.getexif()
     turned[0x0112] = 6  # the camera was held on its right side
     files = {
         "gray.png": (gray, {}, photo(channels=1).repeat(3, axis=2)),
         "alpha.png": (picture.convert("RGBA"), {}, photo()),
+        "gray16.png": (PIL.Image.fromarray(deep), {}, photo(channels=1).repeat(3, axis=2)),
         "palette.gif": (picture.quantize(9), {}, np.asarray(picture.quantize(9).convert("RGB"))),
         "turned.png": (picture, {"exif": turned}, np.rot90(photo(), -1)),
     }
@@ -195,6 +197,9 @@ def broken_files(folder):
     contents |= {f"shorter.{kind}": content[:20] for kind, content in whole.items()}
     contents["changed.png"] = whole["png"][:60] + bytes(100) + whole["png"][160:]
     contents |= {"text.png": b"no image", "empty.png": b""}
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.ones((4, 4), np.float32)).save(buffer, "tiff")  # of what range?
+    contents["float.tiff"] = buffer.getvalue()
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     return [*contents, "missing.png", "."]

@@ -66,7 +66,7 @@ def decode_image(content: bytes, channels: int) -> np.ndarray:
     """An image file (PNG, JPEG, ...) as (height, width, channels) uint8, converted to 1, 3 or 4 channels.
 
     Raises:
-      OSError: it is not an image.
+      OSError: it is not an image, or its pixels are numbers of 32 bits.
     """
     import PIL.Image  # here, so that only those who have images wait for it
 
@@ -94,5 +94,11 @@ def read_image(path: str | os.PathLike[str], channels: int) -> np.ndarray:
 
 
 def _as_array(image: Any, channels: int) -> np.ndarray:
+    if image.mode.startswith("I;16"):  # which Pillow would cut off at 255, to white
+        import PIL.Image
+
+        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise OSError(f"its pixels are numbers of 32 bits (mode {image.mode}): make 8 bits of them")
     array = np.asarray(image.convert(_MODES[channels]), np.uint8)
     return array[..., None] if channels == 1 else array

@@ -98,7 +98,8 @@ def fine_tuning(peak_rate: float, num_steps: int, epsilon: float = 1e-6) -> Opti
     """What BERT is fine-tuned with (Devlin et al. 2019, sections A.2 and A.3, and the released code).
 
     AdamW with decay 0.01, gradients clipped to norm 1; the rate rises over a tenth of the updates and falls
-    linearly to 0. ``epsilon`` is the release's; PyTorch's AdamW has 1e-8.
+    linearly to 0. ``epsilon`` is the release's; PyTorch's AdamW has 1e-8. As in PyTorch, and unlike the
+    release, moments are corrected for their start at 0, and the fall begins where the rise ends.
     """
     return OptimizerConfig(
         name="adamw",
@@ -179,8 +180,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
     * ``adam``: Kingma and Ba 2015, with both bias corrections.
     * ``adamw``: Loshchilov and Hutter 2019; see ``decay_mask`` for what is decayed.
-    * ``adafactor``: Shazeer and Stern 2018, factored, without momentum; each layer of a scanned stack by
-      itself.
+    * ``adafactor``: Shazeer and Stern 2018, without momentum; factored as optax does, over the two
+      largest axes where both have 128 at least; each layer of a scanned stack by itself.
 
     The count of updates lives in the optimizer's state, so a restored state continues its schedule.
 

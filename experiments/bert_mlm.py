@@ -62,7 +62,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
             name="adamw", schedule="linear", peak_rate=5e-4, warmup_steps=50, b2=0.999, weight_decay=0.01
         ),
         train=experiment.TrainConfig(
-            num_steps=600,
+            num_steps=400,
             log_every_steps=50,
             evaluate_every_steps=200,
             init_from="" if is_scratch else CHECKPOINT,

@@ -24,8 +24,8 @@ PARTS = (
 )
 READY = (
     f"{PARTS} layers models families tensor_files weights transformers_config preprocessor verify generation "
-    "image_inputs inference generation_config pooling sentence_vectors pretrained_model hub conversion "
-    "pretrained command_line"
+    "image_inputs inference generation_config pooling sentence_vectors pretrained_model saving hub "
+    "conversion pretrained command_line"
 )
 WHOLE = f"{READY} compatibility experiment run_folder loading shrinking"
 MAY_IMPORT = {
@@ -63,10 +63,14 @@ MAY_IMPORT = {
         f"{PARTS} families models generation generation_config image_inputs inference pooling "
         "sentence_vectors"
     ),
+    "saving": (
+        f"{PARTS} families models weights transformers_config generation_config preprocessor pooling "
+        "pretrained_model"
+    ),
     "hub": f"{BASIC} data families pooling tensor_files transformers_config",
     "pretrained": (
         f"{PARTS} families models tensor_files weights transformers_config generation_config preprocessor "
-        "pooling hub conversion pretrained_model verify"
+        "pooling hub conversion pretrained_model saving verify"
     ),
     "command_line": f"{PARTS} generation",
     "compatibility": PARTS,

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.parity.test_fixtures import STORED
-from transformer_jax import families, pretrained
+from transformer_jax import families, saving
 from transformer_jax.config import ConfigError
 from transformer_jax.models import abstract_params, build
 from transformer_jax.partitioning import MeshConfig, make_mesh, unbox
@@ -337,7 +337,7 @@ def test_writing_that_ends_half_way_leaves_no_checkpoint_of_two_models(folder, m
     def full_disk(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(pretrained, "write_weights", full_disk)
+    monkeypatch.setattr(saving, "write_weights", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_pretrained(folder, from_pretrained(STORED / "gpt2"))
     with pytest.raises(ConfigError, match=r"there is no config\.json in it"):

@@ -31,36 +31,20 @@ from transformer_jax.conversion import differing, with_positions
 from transformer_jax.data import Tokenizer, marian_tokenizer
 from transformer_jax.families import Family
 from transformer_jax.families.base import make_config
-from transformer_jax.files import write_json
-from transformer_jax.generation_config import GENERATION_FILE, read_generation
+from transformer_jax.generation_config import read_generation
 from transformer_jax.hub import find_folder
 from transformer_jax.models import abstract_params, build, example_inputs
-from transformer_jax.objectives.image_crops import Resizing
-from transformer_jax.pooling import check_known, read_pooling, write_pooling
-from transformer_jax.preprocessor import (
-    PREPROCESSOR_FILE,
-    preprocessor_content,
-    read_preprocessor,
-    with_pixels,
-)
+from transformer_jax.pooling import read_pooling
+from transformer_jax.preprocessor import read_preprocessor, with_pixels
 from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.progress import say
 from transformer_jax.runtime import prepare_process
+from transformer_jax.saving import TOKENIZER_FILE
+from transformer_jax.saving import save_pretrained as save_pretrained  # beside its counterpart
 from transformer_jax.tensor_files import TensorFiles
-from transformer_jax.transformers_config import (
-    BARE_HEADS,
-    CONFIG_FILE,
-    LABELLED_HEADS,
-    Description,
-    content_of,
-    describe,
-    read_content,
-)
+from transformer_jax.transformers_config import LABELLED_HEADS, Description, describe, read_content
 from transformer_jax.types import PyTree
-from transformer_jax.weights import SHARD_BYTES, read_weights, write_weights
-
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+from transformer_jax.weights import read_weights
 
 
 def from_pretrained(
@@ -268,91 +252,6 @@ def _draw_missing(params: PyTree, config: TransformerConfig, template: PyTree, s
     return jax.tree.map(
         lambda leaf: next(new) if leaf is None else leaf, params, is_leaf=lambda leaf: leaf is None
     )
-
-
-def save_pretrained(
-    folder: str | os.PathLike[str], pretrained: Pretrained, *, shard_bytes: int = SHARD_BYTES
-) -> None:
-    """Writes a folder that ``transformers`` loads: ``config.json``, safetensors, and the tokenizer.
-
-    Of a model of images ``preprocessor_config.json`` as well, which says what becomes of images: they are
-    resized as its own folder said; of a run whole, not cut to the middle as evaluation here has it. Of a
-    model of sentence-transformers what says how it makes vectors of texts; and what was read from
-    ``generation_config.json``.
-
-    Args:
-      folder: made if it is not there; files of these names in it are replaced.
-      pretrained: of a family that ``transformers`` has.
-      shard_bytes: of a file of weights, at most.
-
-    Raises:
-      ConfigError: ``transformers`` has no such model, or it is one of sentence-transformers with modules that
-        are not known here, or ``config.json`` in the folder is of something else, such as a run.
-      OSError: a file cannot be written.
-    """
-    target = pathlib.Path(os.path.expanduser(os.fspath(folder)))
-    checkpoint = pretrained.family.checkpoint
-    content = content_of(pretrained.family, pretrained.config, pretrained.labels)
-    assert checkpoint is not None  # or there would be no content
-    if pretrained.problem_type:
-        content["problem_type"] = pretrained.problem_type
-    if pretrained.pooling is not None:
-        check_known(pretrained.pooling)
-    if (target / CONFIG_FILE).exists() and "model_type" not in read_content(target):
-        raise ConfigError(
-            f"{target} is the folder of something else, such as a run, whose {CONFIG_FILE} would be lost: "
-            "name another one"
-        )
-    target.mkdir(parents=True, exist_ok=True)
-    (target / CONFIG_FILE).unlink(missing_ok=True)  # another model's, where writing ends half-way
-    with_prefix = pretrained.config.head not in BARE_HEADS
-    write_weights(
-        target,
-        checkpoint,
-        pretrained.config,
-        pretrained.params,
-        with_prefix=with_prefix,
-        shard_bytes=shard_bytes,
-    )
-    if pretrained.tokenizer is None:  # another model's would be taken for this one's
-        for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE):
-            (target / name).unlink(missing_ok=True)
-    else:
-        _templated(pretrained.tokenizer, pretrained.config).save(target / TOKENIZER_FILE)
-        write_json(
-            target / TOKENIZER_CONFIG_FILE, _tokenizer_content(pretrained.tokenizer, pretrained.config)
-        )
-    write_pooling(target, pretrained.pooling, pretrained.config.d_model)
-    if pretrained.generation.content:
-        write_json(target / GENERATION_FILE, dict(pretrained.generation.content))
-    else:
-        (target / GENERATION_FILE).unlink(missing_ok=True)
-    if pretrained.config.image_shape:
-        resizing = pretrained.sizing if isinstance(pretrained.sizing, Resizing) else None
-        write_json(target / PREPROCESSOR_FILE, preprocessor_content(pretrained.config, resizing))
-    write_json(target / CONFIG_FILE, content)  # last: without it the folder is no checkpoint
-
-
-def _templated(tokenizer: Tokenizer, config: TransformerConfig) -> Tokenizer:
-    """The tokenizer as it says what the model is given, which those that are trained here do not."""
-    names = tokenizer.role_tokens
-    if config.is_encoder_only and {"cls", "sep"} <= names.keys():
-        cls, sep = names["cls"], names["sep"]
-        return tokenizer.with_template(f"{cls} $A {sep}", f"{cls} $A {sep} $B:1 {sep}:1")
-    if not config.is_encoder_only and not config.is_decoder_only and "eos" in names:
-        return tokenizer.with_template(f"$A {names['eos']}", f"$A {names['eos']} $B {names['eos']}")
-    return tokenizer
-
-
-def _tokenizer_content(tokenizer: Tokenizer, config: TransformerConfig) -> dict[str, Any]:
-    names = {f"{role}_token": token for role, token in tokenizer.role_tokens.items()}
-    # Left out, some versions of transformers give every model types, and others give none to any.
-    types = ["token_type_ids"] if config.num_token_types else []
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.max_length,
-        "model_input_names": ["input_ids", *types, "attention_mask"],
-    } | names
 
 
 def main(argv: Sequence[str]) -> None:

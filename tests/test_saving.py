@@ -1,6 +1,9 @@
-"""What ``save_pretrained`` refuses to write, because it would be read as another model."""
+"""What ``save_pretrained`` refuses to write, and what it leaves of an older checkpoint in a folder."""
 
 import dataclasses
+import errno
+import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +11,12 @@ import numpy as np
 import pytest
 
 from tests.parity.test_fixtures import STORED
-from transformer_jax import families
+from transformer_jax import families, saving, weights
 from transformer_jax.config import ConfigError
 from transformer_jax.models import abstract_params
 from transformer_jax.partitioning import unbox
 from transformer_jax.pretrained import from_pretrained, save_pretrained
+from transformer_jax.tensor_files import WeightsError
 from transformer_jax.transformers_config import LABELLED_HEADS, content_of
 
 
@@ -86,3 +90,70 @@ def test_config_json_can_say_every_variant_with_every_head(family, variant, head
     changes = dict(head=head, num_labels=3) if head in LABELLED_HEADS else dict(head=head)
     content = content_of(family, config(variant, **changes), ())
     assert content["architectures"] == [family.checkpoint.architectures[head]]
+
+
+@pytest.fixture
+def older(tmp_path):
+    """A folder with a checkpoint, which is to stay or to be replaced."""
+    return pathlib.Path(shutil.copytree(STORED / "bert_base_model", tmp_path / "older"))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("gpt2", lambda params: {"params": params}, r"missing: .*not known: params/decoder/"),
+        ("gpt2", lambda params: {}, r"missing: decoder/final_norm/bias \(32,\), "),
+        (
+            "gpt2",
+            lambda params: params | {"embedding": {"embedding": np.zeros((3, 16))}},
+            r"of another shape: embedding/embedding: \(3, 16\) instead of \(67, 32\)$",
+        ),
+    ],
+)
+def test_parameters_of_another_model_are_not_written(name, change, message, older):
+    ours, before = from_pretrained(STORED / name), contents(older)
+    with pytest.raises(WeightsError, match=r"(?s)not those of the model's config:\n  " + message):
+        save_pretrained(older, dataclasses.replace(ours, params=change(ours.params)))
+    assert contents(older) == before
+
+
+def test_parameters_without_the_head_of_the_config_are_not_written(older):
+    ours, before = from_pretrained(STORED / "bert_base_model"), contents(older)
+    config = dataclasses.replace(ours.config, head="classes", num_labels=3)
+    message = r"config:\n  missing: head/classes/bias \(3,\), head/classes/kernel \(16, 3\)$"
+    with pytest.raises(WeightsError, match=message):
+        save_pretrained(older, dataclasses.replace(ours, config=config))
+    assert contents(older) == before
+
+
+@pytest.mark.parametrize("shard_bytes", [20_000, 5_000_000])
+def test_a_disk_that_is_full_leaves_the_checkpoint_that_was_there(shard_bytes, older, monkeypatch):
+    before, write = contents(older), weights._save
+    room = 2 if shard_bytes == 20_000 else 0
+
+    def full_disk(*arguments):
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(weights, "_save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_pretrained(older, from_pretrained(STORED / "gpt2"), shard_bytes=shard_bytes)
+    assert contents(older) == before
+
+
+def test_writing_that_ends_after_the_weights_leaves_no_checkpoint_of_two_models(older, monkeypatch):
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(saving, "write_pooling", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_pretrained(older, from_pretrained(STORED / "gpt2"))
+    with pytest.raises(ConfigError, match=r"there is no config\.json in it"):
+        from_pretrained(older)

@@ -4,16 +4,18 @@ import os
 import pathlib
 from typing import Any
 
+from transformer_jax import partitioning
 from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.files import write_json
 from transformer_jax.generation_config import GENERATION_FILE
+from transformer_jax.models import abstract_params
 from transformer_jax.objectives.image_crops import Resizing
 from transformer_jax.pooling import check_known, write_pooling
 from transformer_jax.preprocessor import PREPROCESSOR_FILE, preprocessor_content
 from transformer_jax.pretrained_model import Pretrained
 from transformer_jax.transformers_config import BARE_HEADS, CONFIG_FILE, content_of, read_content
-from transformer_jax.weights import SHARD_BYTES, write_weights
+from transformer_jax.weights import SHARD_BYTES, check_params, new_weights
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
@@ -37,7 +39,8 @@ def save_pretrained(
     Raises:
       ConfigError: ``transformers`` has no such model, or it is one of sentence-transformers with modules that
         are not known here, or ``config.json`` in the folder is of something else, such as a run.
-      OSError: a file cannot be written.
+      WeightsError: the parameters are not those of a model with this config.
+      OSError: a file cannot be written. If it is one of weights, what was in the folder is as it was.
     """
     target = pathlib.Path(os.path.expanduser(os.fspath(folder)))
     checkpoint = pretrained.family.checkpoint
@@ -52,17 +55,17 @@ def save_pretrained(
             f"{target} is the folder of something else, such as a run, whose {CONFIG_FILE} would be lost: "
             "name another one"
         )
+    check_params(pretrained.params, partitioning.unbox(abstract_params(pretrained.config)))
     target.mkdir(parents=True, exist_ok=True)
-    (target / CONFIG_FILE).unlink(missing_ok=True)  # another model's, where writing ends half-way
-    with_prefix = pretrained.config.head not in BARE_HEADS
-    write_weights(
+    with new_weights(
         target,
         checkpoint,
         pretrained.config,
         pretrained.params,
-        with_prefix=with_prefix,
+        with_prefix=pretrained.config.head not in BARE_HEADS,
         shard_bytes=shard_bytes,
-    )
+    ):
+        (target / CONFIG_FILE).unlink(missing_ok=True)  # another model's, where writing ends half-way
     if pretrained.tokenizer is None:  # another model's would be taken for this one's
         for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE):
             (target / name).unlink(missing_ok=True)

@@ -4,13 +4,14 @@ No family is known here and no pickle opened: a ``families.Checkpoint`` says whi
 parameter.
 """
 
+import contextlib
 import errno
 import json
 import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from transformer_jax.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles, W
 from transformer_jax.types import PyTree
 
 _NEVER_ZERO = ("/kernel", "/embedding", "/scale")  # all of it, of what was trained
+_NEW = ".new"  # at the end of a file's name, until it takes the place of an older one
 SHARD_BYTES = 5_000_000_000  # of a written file, as transformers has it
 
 
@@ -221,9 +223,7 @@ def _check(
     if any(problems.values()):
         raise WeightsError(
             f"the tensors of {files.folder} are not those of the model that its config.json describes:\n"
-            + "\n".join(
-                f"  {problem}: {', '.join(sorted(found))}" for problem, found in problems.items() if found
-            )
+            + _listed(problems)
         )
 
 
@@ -252,7 +252,41 @@ def _read_parameter(
     return array
 
 
-def write_weights(
+def check_params(params: PyTree, abstract_params: PyTree) -> None:
+    """Raises WeightsError, which lists them all, where ``params`` are not those of a model.
+
+    Args:
+      params: to be checked.
+      abstract_params: something with the shape of each parameter of the model.
+    """
+    found, wanted = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(np.shape(leaf))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (params, abstract_params)
+    )
+    problems = {
+        "missing": [f"{path} {wanted[path]}" for path in wanted.keys() - found.keys()],
+        "of another shape": [
+            f"{path}: {found[path]} instead of {wanted[path]}"
+            for path in wanted.keys() & found.keys()
+            if found[path] != wanted[path]
+        ],
+        "not known": [f"{path} {found[path]}" for path in found.keys() - wanted.keys()],
+    }
+    if any(problems.values()):
+        raise WeightsError(f"the parameters are not those of the model's config:\n{_listed(problems)}")
+
+
+def _listed(problems: Mapping[str, Collection[str]]) -> str:
+    return "\n".join(
+        f"  {problem}: {', '.join(sorted(found))}" for problem, found in problems.items() if found
+    )
+
+
+@contextlib.contextmanager
+def new_weights(
     folder: str | os.PathLike[str],
     checkpoint: Checkpoint,
     config: TransformerConfig,
@@ -260,11 +294,14 @@ def write_weights(
     *,
     with_prefix: bool,
     shard_bytes: int = SHARD_BYTES,
-) -> None:
+) -> Iterator[None]:
     """Writes parameters as float32 tensors, in one file or, beyond ``shard_bytes``, in several with an index.
 
+    They are written beside the weights in the folder, whose place they take at the end of the ``with``
+    statement; an error before leaves these as they were, for a disk may be full.
+
     Args:
-      folder: where to; it must be there. Weights in it are replaced.
+      folder: where to; it must be there.
       checkpoint: how the family names things.
       config: of the model.
       params: its parameters, of which a file's worth at a time is copied to the host.
@@ -288,20 +325,34 @@ def write_weights(
             size = 0
         shards[-1].append(name)
         size += own
+    files = {
+        SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors": names
+        for number, names in enumerate(shards, 1)
+    }
     target = pathlib.Path(folder)
+    written: list[str] = []
+    try:
+        for file, names in files.items():
+            tensors = {name: _gather(of_name[name], leaves) for name in names}
+            with whole_file(target / f"{file}{_NEW}") as partial:
+                _save(tensors, partial)
+            written.append(file)
+        if len(shards) > 1:
+            total = sum(4 * leaf.size for leaf in leaves.values())
+            weight_map = {name: file for file, names in files.items() for name in names}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            write_whole(target / f"{INDEX_FILE}{_NEW}", json.dumps(index, indent=2) + "\n")
+            written.append(INDEX_FILE)
+        yield
+    except BaseException:
+        for file in written:
+            (target / f"{file}{_NEW}").unlink(missing_ok=True)
+        raise
+    for file in written:
+        (target / f"{file}{_NEW}").replace(target / file)
     for old in [target / SINGLE_FILE, *target.glob("model-?????-of-?????.safetensors"), target / INDEX_FILE]:
-        old.unlink(missing_ok=True)  # a single file would be read instead of new shards
-    weight_map = {}
-    for number, names in enumerate(shards, 1):
-        file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: _gather(of_name[name], leaves) for name in names}
-        with whole_file(target / file) as partial:
-            _save(tensors, partial)
-        weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        total = sum(4 * leaf.size for leaf in leaves.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_whole(target / INDEX_FILE, json.dumps(index, indent=2) + "\n")
+        if old.name not in written:  # a single file would be read instead of new shards
+            old.unlink(missing_ok=True)
 
 
 def _save(tensors: dict[str, np.ndarray], path: str) -> None:

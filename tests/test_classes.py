@@ -6,6 +6,7 @@ import pathlib
 import shutil
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -89,3 +90,20 @@ def test_a_batch_has_a_text_at_least(folder, batch_size):
     for call in (model.classify, bare.embed):
         with pytest.raises(ValueError, match=f"batch_size={batch_size} must be at least 1"):
             call(TEXTS[:2], batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "named"),
+    [
+        (("w5", "w6", "w7"), r"input 1 is \('w5', 'w6', 'w7'\)"),
+        (["w5", ["w5"]], r"input 2 is \['w5'\]"),
+        ([("w5", None)], r"input 1 is \('w5', None\)"),
+        ([None], "input 1 is None"),
+        ([b"w" * 100], r"input 1 is b'w{58}\.\.\."),
+    ],
+)
+def test_what_is_neither_a_text_nor_a_pair_is_named(inputs, named, folder, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as with users
+    model = from_pretrained(folder)
+    with pytest.raises(ValueError, match=rf"^{named}, not a text or a pair of texts$"):
+        model.classify(inputs)

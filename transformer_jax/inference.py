@@ -278,12 +278,21 @@ def encoder_tokens(
     if isinstance(text, np.ndarray | os.PathLike):
         kind = "an array" if isinstance(text, np.ndarray) else "a path"
         raise ValueError(f"input {number} is {kind}, but this is a model of text")
-    first, second = (text, None) if isinstance(text, str) else text
+    first, second = _text_and_second(text, number)
     tokens = encode_texts(tokenizer, first, second)
     check_tokens(tokens["inputs"], number, first, config)
     if not config.num_token_types:
         del tokens["inputs_types"]
     return tokens
+
+
+def _text_and_second(text: Any, number: int) -> tuple[str, str | None]:
+    if isinstance(text, str):
+        return text, None
+    if isinstance(text, tuple | list) and len(text) == 2 and all(isinstance(part, str) for part in text):
+        return text[0], text[1]
+    shown = repr(text) if len(repr(text)) <= 60 else f"{repr(text)[:60]}..."
+    raise ValueError(f"input {number} is {shown}, not a text or a pair of texts")
 
 
 def checked_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:

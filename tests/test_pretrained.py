@@ -209,11 +209,17 @@ def test_sides_of_images_and_patches_may_be_two_numbers(tmp_path):
         ("vit", (64, 64), r"image_shape=\(64, 64\) does not fit"),
         ("vit", (64.0, 64.0, 3), r"image_shape=\(64.0, 64.0, 3\) does not fit"),
         ("vit", 64, r"image_shape=64 does not fit"),
+        (
+            "vit",
+            (32, 32, 1),
+            r"image_shape=\(32, 32, 1\) and patch_size=8 may differ .* height and width only",
+        ),
     ],
 )
-def test_an_image_shape_of_another_kind_of_model_is_refused(name, shape, message):
+@pytest.mark.parametrize("more", [{}, dict(max_length=17)], ids=str)
+def test_an_image_shape_of_another_kind_of_model_is_refused(name, shape, message, more):
     with pytest.raises(ConfigError, match=message):
-        from_pretrained(STORED / name, image_shape=shape)
+        from_pretrained(STORED / name, image_shape=shape, **more)
 
 
 @pytest.mark.parametrize(

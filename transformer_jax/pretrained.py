@@ -193,24 +193,29 @@ def _changed(stored: TransformerConfig, changes: Mapping[str, Any]) -> Transform
     fields = dataclasses.asdict(stored) | dict(changes)
     if fields["head"] not in LABELLED_HEADS:
         fields["num_labels"] = changes.get("num_labels", 0)
-    if fields["image_shape"] != stored.image_shape and "max_length" not in changes:
-        shape = fields["image_shape"]
-        if not stored.image_shape:
-            raise ConfigError(f"image_shape={shape!r} does not fit the checkpoint, which is a model of texts")
-        if not isinstance(shape, tuple) or len(shape) != 3 or any(type(size) is not int for size in shape):
-            raise ConfigError(
-                f"image_shape={shape!r} does not fit the checkpoint, which is a model of images, of "
-                f"{stored.image_shape}: it must be a tuple (height, width, channels)"
-            )
-        height, width, channels = shape
-        if channels != stored.image_shape[2] or fields["patch_size"] != stored.patch_size:
-            raise ConfigError(
-                f"image_shape={fields['image_shape']} and patch_size={fields['patch_size']} may differ "
-                f"from the checkpoint's {stored.image_shape} and {stored.patch_size} in height and width only"
-            )
-        size = stored.patch_size
-        fields["max_length"] = (height // size) * (width // size) + 1
+    if fields["image_shape"] != stored.image_shape:
+        height, width, _ = _checked_shape(fields["image_shape"], fields["patch_size"], stored)
+        if "max_length" not in changes:
+            fields["max_length"] = (height // stored.patch_size) * (width // stored.patch_size) + 1
     return make_config(fields)
+
+
+def _checked_shape(shape: Any, patch_size: int, stored: TransformerConfig) -> tuple[int, int, int]:
+    """``shape`` as another one of images than that of ``stored``; raises ConfigError where it cannot be."""
+    if not stored.image_shape:
+        raise ConfigError(f"image_shape={shape!r} does not fit the checkpoint, which is a model of texts")
+    if not isinstance(shape, tuple) or len(shape) != 3 or any(type(size) is not int for size in shape):
+        raise ConfigError(
+            f"image_shape={shape!r} does not fit the checkpoint, which is a model of images, of "
+            f"{stored.image_shape}: it must be a tuple (height, width, channels)"
+        )
+    height, width, channels = shape
+    if channels != stored.image_shape[2] or patch_size != stored.patch_size:
+        raise ConfigError(
+            f"image_shape={shape} and patch_size={patch_size} may differ from the checkpoint's "
+            f"{stored.image_shape} and {stored.patch_size} in height and width only"
+        )
+    return height, width, channels
 
 
 def params_template(config: TransformerConfig, mesh: Mesh | None, rules: partitioning.Rules) -> PyTree:

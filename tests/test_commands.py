@@ -322,6 +322,10 @@ def test_mistakes_in_using_models_get_one_clear_line(command, folders, tmp_path)
         ),
         (("embed", bart), "an encoder with a decoder: vectors of texts need"),
         (("embed", bert, "--output=vectors.txt"), "must end in .npy"),
+        (
+            ("embed", f"--model={tmp_path}/missing", f"--output={tmp_path}/nowhere/v.npy"),
+            f"cannot be written: there is no folder {tmp_path}/nowhere; make it first",
+        ),
     ]
     for start in range(0, len(cases), 4):
         processes = [

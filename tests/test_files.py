@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.processes import run_python
-from transformer_jax.files import write_whole
+from transformer_jax.files import check_writable, write_whole
 
 WRITE = """
 import resource, signal, sys
@@ -39,3 +39,18 @@ def test_on_a_full_disk_the_old_content_stays_and_the_file_is_named(tmp_path, si
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(OSError, match=r"No such file.*none/a.txt"):
         write_whole(tmp_path / "none" / "a.txt", "")
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path):
+    path = tmp_path / "vectors.npy"
+    check_writable(path)
+    assert list(tmp_path.iterdir()) == []
+    path.write_text("older")
+    check_writable(path)
+    assert path.read_text() == "older" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError, match=rf"there is no folder {tmp_path}/nowhere; make it first"):
+        check_writable(tmp_path / "nowhere" / "vectors.npy")
+    with pytest.raises(IsADirectoryError, match="it is a folder"):
+        check_writable(tmp_path)
+    with pytest.raises(OSError, match=r"cannot be written: .*: '/proc/vectors.npy'"):  # not even by root
+        check_writable("/proc/vectors.npy")

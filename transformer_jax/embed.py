@@ -23,7 +23,7 @@ from absl import app, flags
 from transformer_jax import inference, sentence_vectors
 from transformer_jax.command_line import define_model_flags, reported_errors, work_on_lines
 from transformer_jax.config import ConfigError
-from transformer_jax.files import write_whole
+from transformer_jax.files import check_writable, write_whole
 from transformer_jax.loading import load_model
 from transformer_jax.objectives.classification import encode_texts
 from transformer_jax.progress import say
@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> None:
         output = None if FLAGS.output is None else os.path.expanduser(FLAGS.output)
         if output is not None and not output.endswith(".npy"):
             raise ConfigError(f"--output={output} must end in .npy")
+        if output is not None:
+            check_writable(output)  # not when hours of vectors are there
         loaded = load_model(FLAGS.model, FLAGS.workdir, FLAGS.from_checkpoint, FLAGS.average_last)
         found = [loaded.embed([])]  # a model of another kind is told before a line is read
 

@@ -1,8 +1,10 @@
 """Writing files whole or not at all."""
 
 import contextlib
+import errno
 import json
 import os
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +26,28 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[str]:
         with contextlib.suppress(OSError):
             os.unlink(partial)
         reason = f"cannot be written: {error.strerror or error}; mend that and run the same command again"
+        raise OSError(error.errno, reason, os.fspath(path)) from error
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Finds out whether ``path`` can be written before there is something to write, whatever that costs.
+
+    Raises:
+      OSError: its folder is not there or cannot be written to, or it is a folder itself.
+    """
+    target = pathlib.Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "cannot be written: it is a folder", os.fspath(path))
+    if not target.parent.is_dir():
+        reason = f"cannot be written: there is no folder {target.parent}; make it first"
+        raise FileNotFoundError(errno.ENOENT, reason, os.fspath(path))
+    partial = f"{os.fspath(path)}.partial"
+    try:
+        with open(partial, "wb"):
+            pass
+        os.unlink(partial)
+    except OSError as error:
+        reason = f"cannot be written: {error.strerror or error}"
         raise OSError(error.errno, reason, os.fspath(path)) from error
 
 

@@ -1,12 +1,17 @@
 """What a checkpoint's files say of generating: read, overruled, told where it is not done, written again."""
 
+import inspect
+import io
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
 
 from tests.parity.test_fixtures import STORED
+from tests.word_tokenizers import word_tokenizer
+from transformer_jax import generate
 from transformer_jax.beam_rules import TRANSFORMERS_RULE, WU_RULE
 from transformer_jax.config import ConfigError
 from transformer_jax.constraints import UNCONSTRAINED, Constraints
@@ -31,6 +36,10 @@ SUMMARIES = {
     "pad_token_id": 1,
     "transformers_version": "4.27.0.dev0",
 }
+
+
+# Flags of ``generate`` for what a caller may choose.
+CHOICES = ["beam_size", *inspect.signature(GenerationDefaults.chosen).parameters]
 
 
 @pytest.fixture
@@ -172,3 +181,19 @@ def test_a_prompt_that_leaves_no_room_is_named(tmp_path):
     assert [len(tokens) for tokens in made] == [1]
     with pytest.raises(ValueError, match="sequence 2 has 4 tokens, and max_length=4 leaves no room"):
         generator.generate(model.params, [np.array([5], np.int32), np.array([5, 6, 7, 8], np.int32)])
+
+
+def test_the_lines_before_a_prompt_that_leaves_no_room_are_worked_on(tmp_path, monkeypatch, capsys):
+    shutil.copytree(STORED / "gpt2", tmp_path, dirs_exist_ok=True)
+    (tmp_path / GENERATION_FILE).write_text(json.dumps({"max_length": 4}))
+    word_tokenizer("gpt2", tmp_path)
+    model = from_pretrained(tmp_path)
+    lines = b"w5\nw5 w6 w7\nw5 w6 w7 w8\nw9\n"
+    monkeypatch.setattr(generate, "FLAGS", types.SimpleNamespace(**dict.fromkeys(CHOICES), batch_size=2))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    message = "line 3 of standard input: text 3 has 4 tokens, and max_length=4 leaves no room"
+    with pytest.raises(ValueError, match=message):
+        generate._generate_lines(model)
+    assert capsys.readouterr().out.splitlines() == model.generate(["w5", "w5 w6 w7"])
+    with pytest.raises(ValueError, match="text 1 has 4 tokens, and max_length=4 leaves no room"):
+        model.stream("w5 w6 w7 w8")

@@ -12,7 +12,6 @@ does not, the search is greedy and gives 128 tokens at most. Special tokens may 
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from absl import app, flags
@@ -61,22 +60,26 @@ def _generate_one(loaded: Pretrained, prompt: str) -> None:
 
 
 def _generate_lines(loaded: Pretrained) -> None:
-    generate = partial(
-        inference.generate_texts,
+    options, parts = _options(loaded), (loaded.config, loaded.params, loaded.tokenizer)
+    # What cannot be is told before a line is read.
+    generator = inference.checked_generator(
         loaded.config,
-        loaded.params,
         loaded.tokenizer,
-        batch_size=FLAGS.batch_size,
-        **_options(loaded),
+        options["settings"],
+        options["rules"],
+        options["max_new_tokens"],
+        FLAGS.batch_size,
     )
-    generate(texts=[])  # what cannot be is told before a line is read
 
     def check(line: str, number: int) -> None:
         assert loaded.tokenizer is not None
-        inference.given_tokens(loaded.config, loaded.tokenizer, line, number, loaded.prompt_start)
+        inference.given_tokens(loaded.config, loaded.tokenizer, line, number, loaded.prompt_start, generator)
 
     def work(lines: list[str], first_number: int) -> None:
-        for text in generate(texts=lines, first_number=first_number):
+        texts = inference.generate_texts(
+            *parts, lines, first_number=first_number, batch_size=FLAGS.batch_size, **options
+        )
+        for text in texts:
             print(" ".join(text.splitlines()))
 
     work_on_lines(check, work)

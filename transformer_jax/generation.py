@@ -178,7 +178,7 @@ class Generator:
         numbers = range(len(sequences)) if numbers is None else numbers
         lengths = [len(sequence) for sequence in sequences]
         for length, number in zip(lengths, numbers, strict=True):
-            self._check_length(length, number)
+            self.check_length(length, f"sequence {number + 1}")
         outputs: list[Tokens] = [np.zeros(0, np.int32)] * len(sequences)
         # Sequences of one length end at about the same time.
         for rows, length, chunk in batches_by_length(lengths, self._batch_size, self._config.max_length):
@@ -196,7 +196,7 @@ class Generator:
           ValueError: the sequence is empty or too long, or the settings ask for beam search, which knows its
             first token only at the end.
         """
-        self._check_length(len(sequence), number)
+        self.check_length(len(sequence), f"sequence {number + 1}")
         if self._settings.temperature == 0 and self._settings.beam_size > 1:
             raise ValueError(
                 f"beam_size={self._settings.beam_size} cannot stream: what comes first is known at the end. "
@@ -217,15 +217,14 @@ class Generator:
             if token == self._config.eos_id:
                 return
 
-    def _check_length(self, length: int, number: int) -> None:
+    def check_length(self, length: int, name: str) -> None:
+        """Raises ValueError, with its name, for a source or prompt without tokens or with too many."""
         if not 1 <= length <= self._config.max_length:
-            raise ValueError(
-                f"sequence {number + 1} has {length} tokens, the model takes 1 to {self._config.max_length}"
-            )
+            raise ValueError(f"{name} has {length} tokens, the model takes 1 to {self._config.max_length}")
         if self._limit(length) < 1:
             raise ValueError(
-                f"sequence {number + 1} has {length} tokens, and max_length={self._rules.max_length} leaves "
-                "no room for more: say how many with max_new_tokens"
+                f"{name} has {length} tokens, and max_length={self._rules.max_length} leaves no room for "
+                "more: say how many with max_new_tokens"
             )
 
     def _limit(self, length: int) -> int:

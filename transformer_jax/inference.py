@@ -66,10 +66,10 @@ def generate_texts(
       ConfigError: the model has no decoder or no tokenizer, or the settings contradict each other.
       ValueError: a text is longer than the model takes; the message names it.
     """
-    generator = _checked_generator(config, tokenizer, settings, rules, max_new_tokens, batch_size)
+    generator = checked_generator(config, tokenizer, settings, rules, max_new_tokens, batch_size)
     assert tokenizer is not None  # or there would be no generator
     sequences = [
-        given_tokens(config, tokenizer, text, number, prompt_start)
+        given_tokens(config, tokenizer, text, number, prompt_start, generator)
         for number, text in enumerate(texts, first_number + 1)
     ]
     numbers = range(first_number, first_number + len(sequences))
@@ -103,9 +103,9 @@ def stream_text(
     Raises:
       ConfigError, ValueError: as ``generate_texts``, at once; also where the settings ask for beam search.
     """
-    generator = _checked_generator(config, tokenizer, settings, rules, max_new_tokens, 1)
+    generator = checked_generator(config, tokenizer, settings, rules, max_new_tokens, 1)
     assert tokenizer is not None
-    sequence = given_tokens(config, tokenizer, text, number + 1, prompt_start)
+    sequence = given_tokens(config, tokenizer, text, number + 1, prompt_start, generator)
     tokens = generator.stream(params, sequence, number)
     return _pieces(tokenizer, _before(config, sequence), tokens)
 
@@ -132,11 +132,13 @@ def given_tokens(
     text: str,
     number: int,
     prompt_start: tuple[int, ...] = (),
+    generator: Generator | None = None,
 ) -> np.ndarray:
     """The tokens of a source or prompt as ``generate_texts`` gives them to the model.
 
     Raises:
-      ValueError: there are more than the model takes; the message has the text's ``number``, from 1 on.
+      ValueError: there are more than the model takes, or so many that ``generator``, if there is one, has no
+        room for more; the message has the text's ``number``, from 1 on.
     """
     if config.is_decoder_only:
         tokens = np.array([*prompt_start, *tokenizer.encode(text, parse_special=True)], np.int32)
@@ -145,6 +147,8 @@ def given_tokens(
     else:
         tokens = tokenizer.encode_whole(text, parse_special=True)
     check_tokens(tokens, number, text, config)
+    if generator is not None:
+        generator.check_length(len(tokens), f"text {number}")
     return tokens
 
 
@@ -167,7 +171,7 @@ def _before(config: TransformerConfig, sequence: np.ndarray) -> list[int]:
     return sequence.tolist() if config.is_decoder_only else []
 
 
-def _checked_generator(
+def checked_generator(
     config: TransformerConfig,
     tokenizer: Tokenizer | None,
     settings: DecodingSettings,
@@ -175,6 +179,7 @@ def _checked_generator(
     max_new_tokens: int,
     batch_size: int,
 ) -> Generator:
+    """What ``generate_texts`` generates with; raises ConfigError as it does."""
     if config.is_encoder_only:
         raise ConfigError(
             f"this model is an encoder alone, with the head {config.head!r}: it has no decoder, which "

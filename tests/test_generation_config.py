@@ -16,7 +16,7 @@ from transformer_jax.beam_rules import TRANSFORMERS_RULE, WU_RULE
 from transformer_jax.config import ConfigError
 from transformer_jax.constraints import UNCONSTRAINED, Constraints
 from transformer_jax.generation import Generator
-from transformer_jax.generation_config import GENERATION_FILE, GenerationDefaults
+from transformer_jax.generation_config import GENERATION_FILE, GenerationDefaults, _defaults
 from transformer_jax.pretrained import from_pretrained, save_pretrained
 
 # As the published bart-large-cnn has them, with tokens of the fixture.
@@ -78,7 +78,7 @@ def test_what_a_caller_says_wins(read):
     assert (rules.constraints.min_length, rules.constraints.no_repeat_ngram_size) == (0, 3)
     assert defaults.chosen(no_repeat_ngram_size=0).rules.constraints.no_repeat_ngram_size == 0
     drawn = defaults.chosen(temperature=0.7).settings
-    assert (drawn.beam_size, drawn.temperature, drawn.top_k) == (1, 0.7, 0)
+    assert (drawn.beam_size, drawn.temperature, drawn.top_k) == (1, 0.7, 50)
 
 
 def test_sampling_by_the_file(read):
@@ -93,6 +93,15 @@ def test_sampling_by_the_file(read):
     defaults = read({"temperature": 0.6, "top_k": 5}, "gpt2")
     assert (defaults.chosen().settings.temperature, defaults.chosen().settings.top_k) == (0.0, 0)
     assert defaults.chosen(temperature=1.0).settings.top_k == 5
+
+
+def test_a_checkpoint_draws_from_the_tokens_that_transformers_draws_from(read):
+    """The 50 most probable ones, or all where the vocabulary is smaller; a run from all of its own."""
+    assert read(None, "gpt2").chosen(temperature=1.0).settings.top_k == 50
+    assert read(None, "gpt2").chosen(temperature=1.0, top_k=0).settings.top_k == 0
+    assert read({"do_sample": True, "top_k": 500}, "gpt2").chosen().settings.top_k == 67
+    assert _defaults({}, {}, vocab_size=30).chosen(temperature=1.0).settings.top_k == 30
+    assert GenerationDefaults().chosen(temperature=1.0).settings.top_k == 0
 
 
 def test_without_a_file_and_of_a_run(read):

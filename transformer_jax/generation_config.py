@@ -40,6 +40,7 @@ _READ: dict[str, tuple[type, ...]] = {
 }
 # What ``config.json`` says already, and must not contradict: here and there.
 _SPECIAL = {"eos_id": "eos_token_id", "decoder_start_id": "decoder_start_token_id"}
+_TOP_K = 50  # of which transformers draws, whoever asks it to draw
 # What changes nothing in the tokens that come, or pads them.
 _HARMLESS = {
     *("bos_token_id", "pad_token_id", "transformers_version", "_from_model_config", "use_cache"),
@@ -97,7 +98,7 @@ class GenerationDefaults:
       rules: what else there is to say of searching, and of what may come.
       max_new_tokens: of an output, eos included.
       do_sample: whether to draw.
-      temperature, top_k, top_p: of drawing; see ``generation.DecodingSettings``.
+      temperature, top_k, top_p: of drawing, whoever asks for it; see ``generation.DecodingSettings``.
       content: keys of ``generation_config.json`` as they were read, to be written again; {} is no file.
     """
 
@@ -191,7 +192,7 @@ def read_generation(
             wanted = " or ".join(one.__name__ for one in types)
             raise ConfigError(f"{path} has {key}={value!r}, which must be {wanted}")
     try:
-        found = _defaults(present, content)
+        found = _defaults(present, content, config.vocab_size)
         found.chosen()
         found.rules.constraints.check(config.vocab_size)
     except (ValueError, TypeError) as error:
@@ -213,7 +214,7 @@ def _legacy(model_content: Mapping[str, Any]) -> dict[str, Any]:
     return found and {key: value for key, value in model_content.items() if key in keys | special}
 
 
-def _defaults(present: Mapping[str, Any], content: Mapping[str, Any]) -> GenerationDefaults:
+def _defaults(present: Mapping[str, Any], content: Mapping[str, Any], vocab_size: int) -> GenerationDefaults:
     """The defaults by the keys that are ``present``; for others those of ``transformers``."""
     single = [words[0] for words in present.get("bad_words_ids", []) if len(words) == 1]
     eos_ids = _ids(present.get("eos_token_id"))
@@ -241,7 +242,7 @@ def _defaults(present: Mapping[str, Any], content: Mapping[str, Any]) -> Generat
         ),
         do_sample=do_sample,
         temperature=float(present.get("temperature", 1.0)),
-        top_k=present.get("top_k", 50 if do_sample else 0),  # 50 of transformers, where it draws
+        top_k=min(present.get("top_k", _TOP_K), vocab_size),
         top_p=float(present.get("top_p", 1.0)),
         content=dict(content),
     )

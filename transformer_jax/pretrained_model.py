@@ -72,6 +72,7 @@ class Pretrained:
 
         What is None is as ``generation`` has it: for a checkpoint as its ``generation_config.json`` says, and
         where that says nothing as ``transformers`` has it, but for ``max_new_tokens``, which is 128, not 20.
+        So the 50 most probable tokens of a checkpoint are drawn from; ``top_k=0`` is all, as runs have it.
 
         Args:
           texts: several, or one, which gives one result. ``<mask>`` in them is the special token.

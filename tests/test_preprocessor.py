@@ -37,8 +37,12 @@ def folder_with(content, tmp_path, name="vit"):
     ],
 )
 def test_an_image_model_whose_pixels_become_what_they_do_here_is_read(changes, tmp_path):
-    found = from_pretrained(folder_with(PUBLISHED | changes, tmp_path))
-    assert found.config == from_pretrained(STORED / "vit").config
+    found, plain = (
+        from_pretrained(folder_with(PUBLISHED | changes, tmp_path)),
+        from_pretrained(STORED / "vit"),
+    )
+    assert found.config == plain.config
+    jax.tree.map(np.testing.assert_array_equal, found.params, plain.params)
 
 
 @pytest.mark.parametrize(

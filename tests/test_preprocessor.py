@@ -97,6 +97,62 @@ def test_another_mean_and_deviation_of_pixels_change_nothing_that_is_told(
     jax.tree.map(np.testing.assert_array_equal, again.params, jax.device_get(ours.params))
 
 
+@pytest.mark.parametrize(
+    ("changes", "advice", "followed", "pixels"),
+    [
+        (
+            dict(do_normalize=False),
+            r"write do_normalize: true, image_mean: \[0.0, 0.0, 0.0\], image_std: \[1.0, 1.0, 1.0\]$",
+            dict(do_normalize=True, image_mean=[0.0] * 3, image_std=[1.0] * 3),
+            lambda images: images / 255,
+        ),
+        (
+            dict(do_rescale=False, image_mean=[100.0] * 3, image_std=[60.0] * 3),
+            r"write do_rescale: true, leave rescale_factor out, and divide image_mean and image_std by 255$",
+            dict(do_rescale=True, image_mean=[100 / 255] * 3, image_std=[60 / 255] * 3),
+            lambda images: (images - 100) / 60,
+        ),
+        (
+            dict(rescale_factor=1 / 127.5, image_mean=1.0, image_std=2.0),
+            r"and divide image_mean and image_std by 2$",
+            dict(rescale_factor=None, image_mean=0.5, image_std=1.0),
+            lambda images: (images / 127.5 - 1) / 2,
+        ),
+        (
+            dict(do_rescale=False, do_normalize=False),
+            r"image_mean: \[0.0, .*, image_std: \[1.0, .*, and divide image_mean and image_std by 255$",
+            dict(do_rescale=True, do_normalize=True, image_mean=0.0, image_std=1 / 255),
+            lambda images: images / 1,
+        ),
+    ],
+)
+def test_the_advice_gives_the_pixels_of_the_file_that_is_refused(
+    changes, advice, followed, pixels, tmp_path, rng
+):
+    folder = folder_with(PUBLISHED | changes, tmp_path)
+    with pytest.raises(ConfigError, match=advice):
+        from_pretrained(folder)
+    (folder / FILE).write_text(json.dumps(PUBLISHED | changes | followed))
+    ours, plain = from_pretrained(folder), from_pretrained(STORED / "vit")
+    images = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    theirs = jnp.asarray(pixels(images.astype(np.float64)), jnp.float32)
+    wanted = plain.model.apply({"params": plain.params}, images=theirs)
+    found = ours.model.apply({"params": ours.params}, images=scale_pixels(jnp.asarray(images)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_advice_for_a_size_keeps_mean_and_deviation(tmp_path):
+    wanted = from_pretrained(folder_with(PUBLISHED | IMAGENET, tmp_path)).params
+    content = PUBLISHED | IMAGENET | dict(size={"longest_edge": 9})
+    (tmp_path / "vit" / FILE).write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"for images of its size alone, write do_resize: false there$"):
+        from_pretrained(tmp_path / "vit")
+    (tmp_path / "vit" / FILE).write_text(json.dumps(content | dict(do_resize=False)))
+    found = from_pretrained(tmp_path / "vit")
+    assert found.sizing is None
+    jax.tree.map(np.testing.assert_array_equal, found.params, wanted)
+
+
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_a_broken_file_is_refused(content, tmp_path):
     with pytest.raises(ConfigError, match=FILE):

@@ -82,18 +82,35 @@ def read_preprocessor(folder: pathlib.Path, config: TransformerConfig) -> Prepro
         if not numbers or (key == "image_std" and min(numbers) <= 0)
     ]
     if differing:
+        advice = _advice(content, channels)
         raise ConfigError(
             f"{path} has {', '.join(differing)}: here pixels become 0 to 1 by a rescale_factor of 1/255, and "
             f"an image_mean and an image_std, a number or {channels}, are all that may differ from what "
-            "makes -1 to 1. To read the model all the same, copy it without this file"
+            "makes -1 to 1." + (f" To have the same pixels, {', '.join(advice)}" if advice else "")
         )
     try:
         return Preprocessor(_resizing(content, config.image_shape), mean, std)
     except ValueError as error:
         raise ConfigError(
-            f"{path} has {error}. To read the model all the same, for images of its size alone, copy it "
-            "without this file"
+            f"{path} has {error}. To read the model all the same, for images of its size alone, write "
+            "do_resize: false there"
         ) from error
+
+
+def _advice(content: Mapping[str, Any], channels: int) -> list[str]:
+    """How to write what ``content`` makes of pixels as it is known here, where that can be."""
+    found = []
+    if content.get("do_normalize") is False:
+        found.append(
+            f"write do_normalize: true, image_mean: {[0.0] * channels}, image_std: {[1.0] * channels}"
+        )
+    factor = content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 1
+    if type(factor) in (int, float) and factor > 0 and not _is_same(factor, 1 / 255):
+        found.append(
+            "write do_rescale: true, leave rescale_factor out, and divide image_mean and image_std by "
+            f"{255 * factor:.9g}"
+        )
+    return found
 
 
 def _is_same(value: Any, wanted: bool | float) -> bool:

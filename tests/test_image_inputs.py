@@ -28,7 +28,8 @@ SIDE = 32  # pixels, of the stored model's images
 PLAIN = dict(do_resize=True, size=SIDE, resample=2)
 CUT = dict(do_center_crop=True, crop_size=SIDE)
 DEIT = PLAIN | CUT | dict(size=45, resample=3, feature_extractor_type="DeiTFeatureExtractor")
-SHORTEST = PLAIN | CUT | dict(size={"shortest_edge": 37}, image_processor_type="CLIPImageProcessor")
+CLIP = dict(image_processor_type="CLIPImageProcessor", image_mean=0.5, image_std=0.5)
+SHORTEST = PLAIN | CUT | CLIP | dict(size={"shortest_edge": 37})
 
 
 def folder_with(content, tmp_path):
@@ -134,7 +135,7 @@ def test_what_is_no_image_is_one_error(wrong, tmp_path):
         (dict(size="224"), r"size='224', "),
         (dict(size={"longest_edge": 9}), r"size=\{'longest_edge': 9\}, "),
         (dict(size={"shortest_edge": 9}), r"size=\{'shortest_edge': 9\}, .* needs do_center_crop"),
-        (dict(size=224, image_processor_type="CLIPImageProcessor"), r"size=224, .*a CLIPImageProcessor"),
+        (CUT | CLIP | dict(size=224), r"size=224, .*a CLIPImageProcessor"),
         (DEIT | dict(crop_size=46), r"crop_size=46, .*within size=45"),
         (DEIT | dict(crop_size=[32, 32]), r"crop_size=\[32, 32\], "),
         (SHORTEST | dict(crop_size={"height": 9, "width": 8}), r"size=.* a square crop_size"),

@@ -153,6 +153,25 @@ def test_the_advice_for_a_size_keeps_mean_and_deviation(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found.params, wanted)
 
 
+@pytest.mark.parametrize("kind", ["CLIPImageProcessor", "BitImageProcessorFast", "ViTHybridImageProcessor"])
+def test_what_another_processor_leaves_open_is_refused(kind, tmp_path):
+    sizes = dict(size={"height": 32, "width": 32}, resample=2, do_center_crop=False)
+    content = sizes | IMAGENET | dict(image_processor_type=kind)
+    wanted = from_pretrained(folder_with(IMAGENET, tmp_path)).params
+    for missing in (["resample"], ["do_center_crop", "image_std"], ["size", *list(sizes)[1:], *IMAGENET]):
+        (tmp_path / "vit" / FILE).write_text(json.dumps(content | dict.fromkeys(missing)))
+        with pytest.raises(ConfigError, match=rf"{FILE} lacks {', '.join(missing)}: what a {kind} takes"):
+            from_pretrained(tmp_path / "vit")
+    (tmp_path / "vit" / FILE).write_text(json.dumps(content | dict(do_center_crop=True)))
+    with pytest.raises(ConfigError, match=f"{FILE} lacks crop_size: "):
+        from_pretrained(tmp_path / "vit")
+    (tmp_path / "vit" / FILE).write_text(json.dumps(dict(do_resize=False, feature_extractor_type=kind)))
+    with pytest.raises(ConfigError, match=rf"{FILE} lacks image_mean, image_std: what a {kind} takes"):
+        from_pretrained(tmp_path / "vit")
+    (tmp_path / "vit" / FILE).write_text(json.dumps(content))
+    jax.tree.map(np.testing.assert_array_equal, from_pretrained(tmp_path / "vit").params, wanted)
+
+
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_a_broken_file_is_refused(content, tmp_path):
     with pytest.raises(ConfigError, match=FILE):

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ _USUAL = (("image_mean", _MEAN), ("image_std", _STD))
 # The same of sizes; what the processor of DeiT (Touvron et al. 2021) has otherwise.
 _SIZES = {"do_resize": True, "size": 224, "resample": 2, "do_center_crop": False, "crop_size": 224}
 _DEIT_SIZES = _SIZES | {"size": 256, "resample": 3, "do_center_crop": True}
+_KNOWN_KINDS = re.compile(r"(ViT|DeiT)(ImageProcessor\w*|FeatureExtractor)")  # of which this is so
 _CHANNELS = (1, 3, 4)  # of the pictures that Pillow resizes
 _FILTERS = range(6)  # Pillow's
 
@@ -70,6 +72,7 @@ def read_preprocessor(folder: pathlib.Path, config: TransformerConfig) -> Prepro
     if not path.exists():
         return Preprocessor(None, (_MEAN,) * channels, (_STD,) * channels)
     content = {key: value for key, value in read_object(path).items() if value is not None}
+    _check_complete(content, path)
     differing = [
         f"{key}={content[key]!r}"
         for key, wanted in _FIXED.items()
@@ -95,6 +98,27 @@ def read_preprocessor(folder: pathlib.Path, config: TransformerConfig) -> Prepro
             f"{path} has {error}. To read the model all the same, for images of its size alone, write "
             "do_resize: false there"
         ) from error
+
+
+def _kind(content: Mapping[str, Any]) -> str:
+    return str(content.get("image_processor_type") or content.get("feature_extractor_type") or "")
+
+
+def _check_complete(content: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Raises ConfigError for a processor whose own values are not known here, where it leaves one out."""
+    kind = _kind(content)
+    if not kind or _KNOWN_KINDS.fullmatch(kind):
+        return
+    needed = ["image_mean", "image_std"]
+    if content.get("do_resize", True):
+        cut = ["crop_size"] if content.get("do_center_crop") else []
+        needed = ["size", "resample", "do_center_crop", *cut, *needed]
+    missing = [key for key in needed if key not in content]
+    if missing:
+        raise ConfigError(
+            f"{path} lacks {', '.join(missing)}: what a {kind} takes for them is not known here, and must be "
+            "written there"
+        )
 
 
 def _advice(content: Mapping[str, Any], channels: int) -> list[str]:
@@ -129,7 +153,7 @@ def _of_channels(value: Any, channels: int) -> tuple[float, ...]:
 
 def _resizing(content: Mapping[str, Any], image_shape: tuple[int, ...]) -> Resizing | None:
     """What ``content`` says of sizes; raises ValueError for what it does not say as it should."""
-    kind = str(content.get("image_processor_type") or content.get("feature_extractor_type") or "")
+    kind = _kind(content)
     content = {**(_DEIT_SIZES if kind.startswith("DeiT") else _SIZES), **content}
     height, width, channels = image_shape
     if not content["do_resize"] or channels not in _CHANNELS:
@@ -137,7 +161,7 @@ def _resizing(content: Mapping[str, Any], image_shape: tuple[int, ...]) -> Resiz
     resample = content["resample"]
     if type(resample) is not int or resample not in _FILTERS:
         raise ValueError(f"resample={resample!r}, which must be the number of a filter of Pillow, 0 to 5")
-    if isinstance(content["size"], int) and not kind.startswith(("ViT", "DeiT")) and kind:
+    if isinstance(content["size"], int) and kind and not _KNOWN_KINDS.fullmatch(kind):
         raise ValueError(f"size={content['size']}, of which a {kind} makes something that is not known here")
     is_cut = bool(content["do_center_crop"])
     whole = _sides(content, "size")

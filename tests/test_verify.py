@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 import typing
 
 import numpy as np
@@ -20,6 +21,19 @@ import runpy, sys
 sys.modules["torch"] = None
 runpy.run_module("transformer_jax.pretrained", run_name="__main__", alter_sys=True)
 """
+
+
+class Sequences:
+    """Tokens of one text as PyTorch holds them."""
+
+    def __init__(self, tokens):
+        self.tokens = np.array(tokens)
+
+    def __getitem__(self, places):
+        return Sequences(self.tokens[places[1]])
+
+    def numpy(self):
+        return self.tokens
 
 
 def test_every_head_has_outputs_to_compare_and_is_in_a_fixture():
@@ -70,6 +84,46 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch):
     ours = from_pretrained(STORED / "gpt2")
     with pytest.raises(VerifyError, match=r"needs PyTorch and transformers .*: pip install '\.\[parity\]'"):
         verify.compare(STORED / "gpt2", ours.family, ours.config, ours.params)
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize(
+    ("other", "their_score", "difference"),
+    [([5, 6], -1.5, 0.5), ([5, 6], np.nan, np.nan), ([], -1.5, np.inf), ([7, 8], np.nan, 0.0)],
+    ids=str,
+)
+def test_beams_whose_difference_is_no_number_differ(other, their_score, difference, number, monkeypatch, rng):
+    """Of three texts, of which one has it: what comes before or after does not hide it."""
+    ours = from_pretrained(STORED / "gpt2")
+    found = [np.array(other if i == number else [7, 8]) for i in range(3)]
+    monkeypatch.setattr(verify, "_our_texts", lambda *_: found)
+    monkeypatch.setattr(verify, "_their_score", lambda *_: their_score)
+
+    def generated(theirs, config, text, **_):
+        return types.SimpleNamespace(sequences=Sequences([*text, 7, 8]), sequences_scores=[-1.0])
+
+    monkeypatch.setattr(verify, "_generated", generated)
+    inputs = verify.draw_inputs(ours.config, rng)
+    compared = verify._compare_beams(None, ours.config, ours.params, inputs, 1e-4)
+    np.testing.assert_equal(compared.difference, difference)
+    assert compared.is_same == (difference == 0) and compared.largest == 1.0
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_greedy_search_whose_difference_is_no_number_differs(number, monkeypatch, rng):
+    ours, texts = from_pretrained(STORED / "gpt2"), iter(range(3))
+
+    def logits(*_):
+        found = np.zeros((2, ours.config.vocab_size), np.float32)
+        found[:, 7] = np.nan if next(texts) == number else 1.0
+        found[:, 9] = 2.0
+        return found
+
+    monkeypatch.setattr(verify, "_our_texts", lambda *_: [np.array([9, 9])] * 3)
+    monkeypatch.setattr(verify, "_their_greedy_logits", logits)
+    inputs = verify.draw_inputs(ours.config, rng)
+    compared = verify._compare_greedy(None, ours.config, ours.params, inputs, 1e-4)
+    assert np.isnan(compared.difference) and np.isnan(compared.largest) and not compared.is_same
 
 
 @pytest.mark.parametrize(

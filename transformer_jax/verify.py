@@ -269,7 +269,7 @@ def _compare_greedy(
     largest, difference = 0.0, 0.0
     for text, tokens in zip(texts, found, strict=True):
         logits = _their_greedy_logits(theirs, config, text)
-        largest = max(largest, float(np.abs(logits).max()))
+        largest = _larger(largest, float(np.abs(logits).max()))
         if not padding_may_come(config):
             logits[:, config.pad_id] = -np.inf
         best = logits.argmax(axis=-1)
@@ -277,9 +277,9 @@ def _compare_greedy(
         parted = np.flatnonzero(tokens[:shared] != best[:shared])
         if parted.size:
             place = parted[0]  # what comes after it, they say of different texts
-            difference = max(difference, float(logits[place].max() - logits[place, tokens[place]]))
+            difference = _larger(difference, float(logits[place].max() - logits[place, tokens[place]]))
         elif len(tokens) != len(best):
-            difference = float("inf")
+            difference = _larger(difference, float("inf"))
     name = f"greedy, {NEW_TOKENS} tokens"
     # Two logits that nearly tie may each be off by the tolerance.
     return Comparison(name, (NUM_EXAMPLES, NEW_TOKENS), largest, difference, 2 * tolerance)
@@ -301,12 +301,18 @@ def _compare_beams(
         made = _generated(theirs, config, text, num_beams=NUM_BEAMS, output_scores=True)
         other = made.sequences[0, 1 if not config.is_decoder_only else len(text) :].numpy()
         score = float(made.sequences_scores[0])
-        largest = max(largest, abs(score))
+        largest = _larger(largest, abs(score))
         if tokens.tolist() != other.tolist():
-            difference = max(difference, abs(score - _their_score(theirs, config, text, tokens)))
+            ours = _their_score(theirs, config, text, tokens) if len(tokens) else -float("inf")
+            difference = _larger(difference, abs(score - ours))
     name = f"{NUM_BEAMS} beams, {NEW_TOKENS} tokens"
     # Two scores that nearly tie may each be off by the tolerance.
     return Comparison(name, (NUM_EXAMPLES, NEW_TOKENS), largest, difference, 2 * tolerance)
+
+
+def _larger(first: float, second: float) -> float:
+    """No number where one of them is none, which ``max`` may pass over."""
+    return float(np.maximum(first, second))
 
 
 def _texts(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:

@@ -187,6 +187,13 @@ def test_what_transformers_computes_by_another_key_is_refused(name, changes, mes
         from_pretrained(folder)
 
 
+@pytest.mark.parametrize("names", [["pad"], ["decoder_start"], ["pad", "decoder_start"]], ids="-".join)
+def test_special_tokens_that_config_json_of_t5_leaves_out(names, tmp_path):
+    folder = pathlib.Path(shutil.copytree(STORED / "t5", tmp_path / "t5"))
+    change_config(folder, **{f"{name}_token_id": None for name in names})
+    assert from_pretrained(folder).config == from_pretrained(STORED / "t5").config
+
+
 def test_sides_of_images_and_patches_may_be_two_numbers(tmp_path):
     folder = pathlib.Path(shutil.copytree(STORED / "vit", tmp_path / "vit"))
     change_config(folder, image_size=[32, 32], patch_size=[8, 8])

@@ -130,6 +130,8 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
     # transformers 5 says tied of version 1.1 as well; its checkpoints show what they are.
     is_scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
     is_tied = "lm_head.weight" not in names or is_scaled
+    # As theirs: decoding starts with padding where nothing else is said.
+    start = config.get("decoder_start_token_id", config.get("pad_token_id", DEFAULTS["pad_id"]))
     return dict(
         value_size=config["d_kv"],
         num_decoder_layers=config.get("num_decoder_layers") or config["num_layers"],
@@ -138,7 +140,7 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
         embedding_scale="logits" if is_scaled else "none",
         attention_dropout=config.get("dropout_rate", 0.1),
         feedforward_dropout=config.get("dropout_rate", 0.1),
-        decoder_start_id=config.get("decoder_start_token_id", config["pad_token_id"]),
+        decoder_start_id=start,
     )
 
 

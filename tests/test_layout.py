@@ -64,8 +64,8 @@ MAY_IMPORT = {
         "sentence_vectors"
     ),
     "saving": (
-        f"{PARTS} families models weights transformers_config generation_config preprocessor pooling "
-        "pretrained_model"
+        f"{PARTS} families models tensor_files weights transformers_config generation_config preprocessor "
+        "pooling pretrained_model"
     ),
     "hub": f"{BASIC} data families pooling tensor_files transformers_config",
     "pretrained": (

@@ -157,3 +157,15 @@ def test_writing_that_ends_after_the_weights_leaves_no_checkpoint_of_two_models(
         save_pretrained(older, from_pretrained(STORED / "gpt2"))
     with pytest.raises(ConfigError, match=r"there is no config\.json in it"):
         from_pretrained(older)
+
+
+def test_the_tokenizer_of_another_model_does_not_stay(older):
+    names = ["tokenizer_config.json", "source.spm", "target.spm", "vocab.json", "vocab.txt"]
+    for name in [*names, "spiece.model", "merges.txt", "tokenizer.json", "README.md"]:
+        (older / name).write_text("another model's")
+    ours = from_pretrained(STORED / "marian")
+    save_pretrained(older, dataclasses.replace(ours, tokenizer=None))
+    assert sorted(set(contents(older)) - {"expected.npz", "generation_config.json"}) == [
+        *("README.md", "config.json", "model.safetensors")
+    ]
+    assert from_pretrained(older).tokenizer is None

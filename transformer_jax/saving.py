@@ -14,6 +14,7 @@ from transformer_jax.objectives.image_crops import Resizing
 from transformer_jax.pooling import check_known, write_pooling
 from transformer_jax.preprocessor import PREPROCESSOR_FILE, preprocessor_content
 from transformer_jax.pretrained_model import Pretrained
+from transformer_jax.tensor_files import TOKENIZER_FILES
 from transformer_jax.transformers_config import BARE_HEADS, CONFIG_FILE, content_of, read_content
 from transformer_jax.weights import SHARD_BYTES, check_params, new_weights
 
@@ -32,7 +33,8 @@ def save_pretrained(
     ``generation_config.json``.
 
     Args:
-      folder: made if it is not there; files of these names in it are replaced.
+      folder: made if it is not there; files of these names in it are replaced. Those of a tokenizer go where
+        the model has none, whichever they are.
       pretrained: of a family that ``transformers`` has.
       shard_bytes: of a file of weights, at most.
 
@@ -67,7 +69,7 @@ def save_pretrained(
     ):
         (target / CONFIG_FILE).unlink(missing_ok=True)  # another model's, where writing ends half-way
     if pretrained.tokenizer is None:  # another model's would be taken for this one's
-        for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE):
+        for name in (*TOKENIZER_FILES, TOKENIZER_CONFIG_FILE):
             (target / name).unlink(missing_ok=True)
     else:
         _templated(pretrained.tokenizer, pretrained.config).save(target / TOKENIZER_FILE)

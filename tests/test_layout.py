@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "weights": f"{BASIC} files families tensor_files",
     "transformers_config": f"{BASIC} families",
     "preprocessor": f"{BASIC} objectives transformers_config",
-    "pooling": f"{BASIC} files",
+    "pooling": f"{BASIC} files transformers_config",
     "generation": f"{PARTS} models",
     "image_inputs": f"{BASIC} data",
     "inference": f"{PARTS} models generation image_inputs",

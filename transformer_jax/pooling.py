@@ -5,7 +5,6 @@ the other (Reimers and Gurevych 2019, arXiv:1908.10084, section 3).
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -14,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from transformer_jax.config import ConfigError
 from transformer_jax.files import write_json
+from transformer_jax.transformers_config import read_json, read_object
 
 MODULES_FILE = "modules.json"
 SENTENCES_FILE = "sentence_bert_config.json"
@@ -88,19 +88,19 @@ def read_pooling(folder: pathlib.Path, max_length: int) -> Pooling | None:
         unknown.append(f"{MODULES_FILE} has the modules {', '.join(kinds)}")
     mode = "mean"
     for path in module_files(folder):
-        content = _read_object(folder / path)
+        content = read_object(folder / path)
         mode = _mode(content)
         if mode not in _KNOWN:
             unknown.append(f"{path} has the mode {mode}")
-    sentences = _read_object(folder / SENTENCES_FILE, may_be_missing=True)
+    sentences = _read_optional(folder / SENTENCES_FILE)
     if sentences.get("do_lower_case"):
         unknown.append(f"{SENTENCES_FILE} has do_lower_case=true")
-    prompts = _read_object(folder / PROMPTS_FILE, may_be_missing=True)
+    prompts = _read_optional(folder / PROMPTS_FILE)
     if prompts.get("default_prompt_name"):
         unknown.append(f"{PROMPTS_FILE} has default_prompt_name={prompts['default_prompt_name']!r}")
     limit = sentences.get("max_seq_length")
     if limit is None:  # so it is written since sentence-transformers 6
-        limit = _read_object(folder / _TOKENIZER_CONFIG, may_be_missing=True).get("model_max_length")
+        limit = _read_optional(folder / _TOKENIZER_CONFIG).get("model_max_length")
     if limit is not None and (type(limit) not in (int, float) or limit < 3):
         raise ConfigError(f"{folder} gives texts {limit!r} tokens: that must be a number of at least 3")
     most = int(limit) if limit is not None and limit < max_length else 0
@@ -152,7 +152,7 @@ def _modules(folder: pathlib.Path) -> list[tuple[str, str]]:
     path = folder / MODULES_FILE
     if not path.exists():
         return []
-    content = _read_json(path)
+    content = read_json(path)
     try:
         found = [(module["type"].rsplit(".")[-1], module["path"].strip("/")) for module in content]
     except (KeyError, TypeError, AttributeError) as error:
@@ -173,17 +173,5 @@ def _mode(content: dict[str, Any]) -> str:
     return " with ".join(map(str, modes))
 
 
-def _read_object(path: pathlib.Path, *, may_be_missing: bool = False) -> dict[str, Any]:
-    if may_be_missing and not path.exists():
-        return {}
-    content = _read_json(path)
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must be a JSON object")
-    return content
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+def _read_optional(path: pathlib.Path) -> dict[str, Any]:
+    return read_object(path) if path.exists() else {}

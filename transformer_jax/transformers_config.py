@@ -34,13 +34,18 @@ def read_content(folder: pathlib.Path) -> dict[str, Any]:
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object in a file; raises ConfigError if it is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must be a JSON object")
     return content
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """What a JSON file holds; raises ConfigError if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def family_in(content: Mapping[str, Any], where: str | os.PathLike[str]) -> Family:

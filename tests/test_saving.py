@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import pathlib
 import shutil
 
@@ -169,3 +170,14 @@ def test_the_tokenizer_of_another_model_does_not_stay(older):
         *("README.md", "config.json", "model.safetensors")
     ]
     assert from_pretrained(older).tokenizer is None
+
+
+def test_images_that_are_not_square_are_written_with_both_sides(tmp_path):
+    ours = from_pretrained(STORED / "vit", image_shape=(32, 16, 3))
+    save_pretrained(tmp_path, ours)
+    assert json.loads((tmp_path / "config.json").read_text())["image_size"] == [32, 16]
+    found = from_pretrained(tmp_path)
+    assert found.config == ours.config
+    jax.tree.map(np.testing.assert_array_equal, found.params, ours.params)
+    save_pretrained(tmp_path, from_pretrained(STORED / "vit"))
+    assert json.loads((tmp_path / "config.json").read_text())["image_size"] == 32

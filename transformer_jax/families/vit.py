@@ -93,9 +93,8 @@ def _sides(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
     height, width, channels = config.image_shape
-    if height != width:
-        raise ValueError(f"transformers has square images alone, not model.image_shape={config.image_shape}")
-    return dict(image_size=height, patch_size=config.patch_size, num_channels=channels)
+    size = height if height == width else [height, width]
+    return dict(image_size=size, patch_size=config.patch_size, num_channels=channels)
 
 
 FAMILY = Family(

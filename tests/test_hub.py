@@ -1,5 +1,6 @@
 """Names on the hub: what is fetched of them, in which order, and what is said where it is not enough."""
 
+import importlib.util
 import inspect
 import json
 
@@ -148,3 +149,26 @@ def test_a_name_that_is_nowhere(function, hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub, function, no_network)
     with pytest.raises(ConfigError, match=rf"{NAME} is no folder, and could not be fetched .*no connection"):
         from_pretrained(NAME)
+
+
+class NoConnection(huggingface_hub.errors.HTTPError):
+    """As the library with which the hub is asked raises it, whatever its name."""
+
+
+@pytest.mark.parametrize("function", ["hf_hub_download", "snapshot_download", "list_repo_files"])
+def test_a_connection_that_breaks_is_one_clear_error(function, hub, monkeypatch):
+    def broken(*_, **__):
+        raise NoConnection("name resolution failed")
+
+    monkeypatch.setattr(huggingface_hub, function, broken)
+    del hub.files[WEIGHTS]  # or nothing would be listed
+    with pytest.raises(ConfigError, match=rf"{NAME} .* could not be fetched .*: name resolution failed"):
+        find_folder(NAME)
+
+
+def test_the_errors_of_a_hub_that_names_no_other_library(monkeypatch):
+    monkeypatch.delattr(huggingface_hub.errors, "HTTPError")
+    spec = importlib.util.spec_from_file_location("older_hub", hub_module.__file__)
+    older = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(older)
+    assert set(older._ERRORS) == {huggingface_hub.errors.HfHubHTTPError}

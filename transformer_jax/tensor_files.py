@@ -17,7 +17,7 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 _BYTES_AT_ONCE = 1 << 24  # read of a file, whose pages count as memory while they are mapped
 # Beside the weights, in folders of transformers: a tokenizer's files, what becomes of pixels, how to pool.
-TOKENIZER_FILES = {
+_TOKENIZERS = {
     *("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "source.spm", "target.spm")
 }
 _PREPROCESSOR = "preprocessor_config.json"
@@ -115,7 +115,7 @@ def pickle_error(
     if _SENTENCE_MODULES in names:  # that package writes all of it, and how vectors are pooled
         modules, package = ["sentence_transformers"], "sentence-transformers"
         statements = [f"sentence_transformers.SentenceTransformer({old}).save({new})"]
-    elif not TOKENIZER_FILES.isdisjoint(names):
+    elif not _TOKENIZERS.isdisjoint(names):
         statements.append(f"transformers.AutoTokenizer.from_pretrained({old}).save_pretrained({new})")
         package += " (for some tokenizers sentencepiece, too)"
     if _PREPROCESSOR in names:

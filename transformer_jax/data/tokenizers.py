@@ -256,7 +256,7 @@ class Tokenizer:
         Raises:
           OSError: as ``files.write_whole``.
         """
-        beside = _path_of_targets(path)
+        beside = targets_path(path)
         if self._targets is not None:
             write_whole(beside, self._targets._content)
         else:
@@ -270,11 +270,11 @@ class Tokenizer:
         Raises:
           DataError: the file is missing, broken, or has no token that ends a text.
         """
-        beside = _path_of_targets(path)
+        beside = targets_path(path)
         return cls(_read(path), cls(_read(beside)) if beside.exists() else None)
 
 
-def _path_of_targets(path: str | os.PathLike[str]) -> pathlib.Path:
+def targets_path(path: str | os.PathLike[str]) -> pathlib.Path:
     """Where ``save`` puts the tokenizer of targets: ``target_tokenizer.json`` beside ``tokenizer.json``."""
     return pathlib.Path(path).with_name(f"target_{pathlib.Path(path).name}")
 

@@ -5,14 +5,18 @@ import json
 import re
 
 import jax
+import numpy as np
 import pytest
 import tokenizers
 from tokenizers import models
 
 from tests.training import OWN_WORDS, SIZES, tiny_experiment
+from transformer_jax import families
 from transformer_jax.config import ConfigError
 from transformer_jax.data import TokenizerConfig, load_sources, rows_per_batch, train_tokenizer
-from transformer_jax.experiment import EvaluateConfig, read_experiment
+from transformer_jax.data.sources import SQUAD_FEATURES
+from transformer_jax.experiment import EvaluateConfig, make_transform, read_experiment
+from transformer_jax.objectives import QuestionAnswering
 from transformer_jax.partitioning import make_mesh
 from transformer_jax.run_folder import (
     check_workdir,
@@ -202,3 +206,31 @@ def test_settings_of_evaluation_are_named_with_their_section(corpus, changes, me
         config.evaluate.update(changes)
     with pytest.raises(ConfigError, match=f"^config.{re.escape(message)}"):
         read_experiment(config)
+
+
+def test_a_shrunk_question_leaves_room_for_its_context(corpus):
+    """Of so small a vocabulary a question of SQuAD has more tokens than the shrunk length."""
+    experiment = tiny_experiment(corpus)
+    source = dataclasses.replace(
+        experiment.data.source,
+        kind="jsonl",
+        train=("a",),
+        validation=("b",),
+        test=(),
+        features=SQUAD_FEATURES,
+    )
+    model = families.bert.config("tiny", head="spans", vocab_size=330)
+    asking = dataclasses.replace(
+        experiment,
+        model=model,
+        objective=QuestionAnswering(),
+        data=dataclasses.replace(experiment.data, source=source),
+        train=dataclasses.replace(experiment.train, init_from="bert"),
+    )
+    small = shrink(asking)
+    context = "It is " + "red " * 30
+    example = {"inputs": "?" * 200, "context": context, "answers": ["red"], "answer_starts": [6]}
+    tokenizer = train_tokenizer(small.data.tokenizer, [context])
+    transform = make_transform(small, tokenizer, train=False)
+    pieces = transform.pieces(transform.encode(example), np.random.default_rng(0), dict)
+    assert pieces and max(len(piece["inputs"]) for piece in pieces) <= small.data.max_length

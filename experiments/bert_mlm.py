@@ -11,7 +11,9 @@ Data: as of ``experiments/multi30k_en_de.py`` and ``experiments/gpt2_chars.py``;
 
 Published: nothing on these texts.
 
-Measured here: not yet.
+Measured here with the commands above (one core of a shared Intel Xeon with AVX-512, beside other work, jax
+0.10.2, 2026-11-23), on the masked tokens of test2016: 4.969 nats and 24.83 % right from scratch, 3.264 nats
+and 43.47 % from MiniLM. Guessing by frequency (``benchmarks/masked_unigrams.py``) has 5.944 and 12.44 %.
 """
 
 import ml_collections

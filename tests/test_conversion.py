@@ -116,6 +116,7 @@ def test_a_training_on_larger_images_goes_on_from_a_run(vit_run, tmp_path):
     assert train(starting_from(experiment, vit_run), str(tmp_path / "run"))["steps"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_layers_of_a_run_on_a_mesh(scan_layers, bert_run):
     """Each parameter is read into its shards, and goes into others where layers are unstacked."""

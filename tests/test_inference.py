@@ -32,6 +32,7 @@ from transformer_jax.partitioning import MeshConfig, make_mesh, unbox
 from transformer_jax.pretrained import Pretrained, from_pretrained, save_pretrained
 from transformer_jax.sentence_vectors import embed_texts
 
+OTHER_RESULTS = ("folder_greedy", "folder_beam", "beam_reference")  # test_parity has their ids
 TEXTS = ["w5 w9", "", "w20 w21 w22 w23 w24", "w9", "w40 w5 w40"]
 
 
@@ -60,7 +61,10 @@ def sources_and_outputs(name, result):
         return sources, [words(row[:n], name) for row, n in zip(tokens, ends, strict=True)]
 
 
-@pytest.mark.parametrize("result", ["folder_greedy", "folder_beam", "greedy", "beam_reference"])
+@pytest.mark.parametrize(
+    "result",
+    ["greedy", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_RESULTS)],
+)
 @pytest.mark.parametrize("name", ["gpt2", "t5", "bart"])
 def test_generated_texts_are_those_of_pytorch(loaded, name, result):
     model = loaded(name)
@@ -223,7 +227,13 @@ def test_probabilities_of_texts_and_pairs(loaded):
 # Vectors
 
 
-@pytest.mark.parametrize("name", ["bert_base_model", "bert_sequence", "bert_masked_lm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert_base_model",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("bert_sequence", "bert_masked_lm")),
+    ],
+)
 def test_vectors_are_means_over_tokens(loaded, name):
     model = loaded(name)
     bare = dataclasses.replace(model, config=dataclasses.replace(model.config, head="none", num_labels=0))

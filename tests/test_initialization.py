@@ -125,6 +125,7 @@ def test_a_training_goes_on_with_parameters_and_tokenizer_of_a_run(first_run, co
     assert sorted(validation_losses(tmp_path / "run")) == [1, 2]
 
 
+@pytest.mark.slow
 def test_the_parameters_of_a_run_on_a_mesh(first_run, corpus):
     experiment = starting_from(tiny_bert(corpus, mesh=dict(data=2, fsdp=2, tensor=2)), first_run)
     drawn, mesh = drawn_on(experiment, devices=8)

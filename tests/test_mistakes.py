@@ -51,6 +51,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(corpus, tmp_path):
         train(tiny_experiment(corpus), str(tmp_path))
 
 
+@pytest.mark.slow
 def test_an_untrained_folder_does_not_hold_an_experiment(corpus, tmp_path):
     wrong = tiny_experiment(corpus, optimizer=dict(schedule="cosine", warmup_steps=6))
     with pytest.raises(ValueError, match="warmup_steps to at most 5"):

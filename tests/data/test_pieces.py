@@ -193,6 +193,7 @@ def test_processes_share_random_pieces():
             np.testing.assert_array_equal(np.concatenate([part[key] for part in found]), array)
 
 
+@pytest.mark.slow
 def test_another_example_is_never_the_same_nor_blank():
     batches = training_iterator(BUCKETS, make_source(), Pieces())
     drawn = Counter()

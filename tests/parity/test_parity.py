@@ -210,7 +210,10 @@ def best_of(arrays, result):
     return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
 
 
-@pytest.mark.parametrize("result", ["greedy", "beam_reference", "beam_defaults"])
+@pytest.mark.parametrize(
+    "result",
+    ["greedy", *(pytest.param(name, marks=pytest.mark.slow) for name in ("beam_reference", "beam_defaults"))],
+)
 @pytest.mark.parametrize("name", DECODING_MODELS)
 def test_the_generator_gives_the_same_from_sequences_of_several_lengths(name, result):
     arrays, ours = expected(name), loaded(name)
@@ -249,7 +252,10 @@ def generated(ours, sequences, **options):
     return found
 
 
-@pytest.mark.parametrize(("num_beams", "result"), [(1, "folder_greedy"), (4, "folder_beam")])
+@pytest.mark.parametrize(
+    ("num_beams", "result"),
+    [pytest.param(1, "folder_greedy", marks=pytest.mark.slow), (4, "folder_beam")],
+)
 @pytest.mark.parametrize("name", DECODING_MODELS)
 def test_a_folder_generates_as_there_where_nothing_else_is_said(name, num_beams, result):
     arrays = expected(name)

@@ -69,14 +69,15 @@ def test_marian(tmp_path, transformers, converted):
     from tests.parity.make_marian import train
 
     folder = tmp_path / "marian"
-    train(folder, rule="identity")
-    pad_id = load_marian_tokenizer(folder).id_of("pad")
+    train(tmp_path / "pieces", rule="identity")
+    pad_id = load_marian_tokenizer(tmp_path / "pieces").id_of("pad")
     ids = dict(vocab_size=pad_id + 1, pad_id=pad_id, decoder_start_id=pad_id)
     config = dataclasses.replace(loaded("marian").config, max_length=90, **ids)
     # Its generation_config.json names the tokens of the stored model.
     ours = dataclasses.replace(loaded("marian"), config=config, generation=RUN_DEFAULTS)
     params = unbox(ours.model.init(jax.random.key(0), **example_inputs(config))["params"])
     save_pretrained(folder, dataclasses.replace(ours, params=jax.tree.map(lambda leaf: 3 * leaf, params)))
+    shutil.copytree(tmp_path / "pieces", folder, dirs_exist_ok=True)
     model = transformers.MarianMTModel.from_pretrained(folder).eval()
     write_pickle(model, folder)
     (folder / "tokenizer_config.json").write_text('{"source_lang": "en", "target_lang": "de"}')

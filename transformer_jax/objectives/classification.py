@@ -136,9 +136,12 @@ class Classification:
     def _augment(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.crop_padding:
             height, width = image.shape[:2]
-            around = (self.crop_padding, self.crop_padding)
-            top, left = rng.integers(0, 2 * self.crop_padding + 1, 2)
-            image = np.pad(image, (around, around, (0, 0)))[top : top + height, left : left + width]
+            border = self.crop_padding
+            top, left = rng.integers(0, 2 * border + 1, 2)
+            # By hand, because np.pad takes ten times as long.
+            padded = np.zeros((height + 2 * border, width + 2 * border, image.shape[-1]), image.dtype)
+            padded[border : border + height, border : border + width] = image
+            image = padded[top : top + height, left : left + width]
         if self.flip and rng.random() < 0.5:
             image = image[:, ::-1]
         return np.ascontiguousarray(image)

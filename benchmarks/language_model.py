@@ -33,6 +33,7 @@ import os
 import pathlib
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -186,6 +187,10 @@ def main() -> None:
     if arguments.score:
         return score_nanogpt(arguments.nanogpt, pathlib.Path(arguments.score))
     arguments.data = os.path.abspath(arguments.data)
+    python = shutil.which(arguments.python)
+    if python is None:
+        sys.exit(f"error: --python={arguments.python} is no program; name a Python that has torch")
+    arguments.python = os.path.abspath(python)  # nanoGPT runs in a folder of its own
     sides = {"nanogpt": run_nanogpt, "jax": run_jax}
     runs: dict[str, list[Run]] = {side: [] for side in arguments.sides.split(",")}
     for number in range(arguments.rounds):

@@ -27,8 +27,6 @@ import jax
 import numpy as np
 import pytest
 
-from tests.training import write_corpus
-
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -47,6 +45,9 @@ def key() -> jax.Array:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The folder with the texts that ``tests.training.tiny_experiment`` trains on."""
+    # Here, because pytest-xdist's parent loads this file too, and needs no library.
+    from tests.training import write_corpus
+
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder)
     return folder

@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -40,7 +41,7 @@ def logits_of(model, text):
         own = [*(int(word[1:]) for word in part.split()), 3]
         ids, types = ids + own, types + [number] * len(own)
     arrays = dict(inputs=jnp.array([ids]), inputs_types=jnp.array([types]))
-    found = model.model.apply({"params": model.params}, **arrays)
+    found = jax.jit(model.model.apply)({"params": model.params}, **arrays)
     return np.asarray(found)[0].astype(np.float64)
 
 

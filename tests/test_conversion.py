@@ -196,7 +196,8 @@ def test_a_length_is_free_where_positions_are_not_learned(folder, length):
     assert found.config == dataclasses.replace(stored.config, max_length=length)
     tokens = jnp.arange(5, 11)[None]
     logits = [
-        one.model.apply({"params": one.params}, inputs=tokens, targets=tokens) for one in (stored, found)
+        jax.jit(one.model.apply)({"params": one.params}, inputs=tokens, targets=tokens)
+        for one in (stored, found)
     ]
     np.testing.assert_array_equal(*logits)
     # Whatever no shape follows from may be otherwise as well.

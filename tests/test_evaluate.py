@@ -66,7 +66,7 @@ def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
     transform = make_transform(experiment, tokenizer, train=True)
     source = load_source(experiment.data.source, "test")
     batches = [batch for _, batch in evaluation_batches(experiment.data, source, transform)]
-    apply = build(experiment.model).apply
+    apply = jax.jit(build(experiment.model).apply)
     metrics = evaluate.evaluate_loss(
         evaluate.make_evaluate_step(experiment), experiment.objective, params, batches
     )

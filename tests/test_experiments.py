@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 
@@ -212,6 +213,17 @@ def sections_of(cls, prefix):
             yield f"{prefix}{field.name}", cls, field.name
 
 
+HOLDERS = {"config", "_config", "settings", "_settings", "section"}
+
+
+@functools.cache
+def modules():
+    """Text and syntax tree of every module of the library."""
+    texts = [path.read_text() for path in LIBRARY.rglob("*.py")]
+    return [(text, ast.parse(text)) for text in texts]
+
+
+@functools.cache
 def mentions(tree, class_name, section):
     """Whether a module has a class, or takes a section out of something; importing a module is neither."""
     for node in ast.walk(tree):
@@ -223,18 +235,29 @@ def mentions(tree, class_name, section):
     return False
 
 
-def readers_of(name, owner, section, tree):
-    """Where a module reads the field ``name`` of a section."""
-    holders = {section, "config", "_config", "settings", "_settings", "section"}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef) and node.name == owner.__name__:
-            # Its methods count, its own checks do not.
+@functools.cache
+def inside_and_outside(tree, class_name):
+    """Nodes of a class of a module, without its own checks, and all nodes that are not of it."""
+    inside, outside, waiting = [], [], [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
             methods = [item for item in node.body if getattr(item, "name", "") != "__post_init__"]
-            yield from readers_of(name, owner, "self", ast.Module(methods, []))
-            node.body = []
-        elif isinstance(node, ast.Attribute) and node.attr == name:
-            holder = getattr(node.value, "id", getattr(node.value, "attr", ""))
-            yield from [node] if holder in holders else []
+            inside += ast.walk(ast.Module(methods, []))
+        else:
+            outside.append(node)
+            waiting += ast.iter_child_nodes(node)
+    return inside, outside
+
+
+def is_read(name, holders, nodes):
+    """Whether one of the nodes takes ``name`` out of one of the holders."""
+    return any(
+        isinstance(node, ast.Attribute)
+        and node.attr == name
+        and getattr(node.value, "id", getattr(node.value, "attr", "")) in holders
+        for node in nodes
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,13 +265,15 @@ def readers_of(name, owner, section, tree):
 )
 def test_every_config_key_is_read_by_something(key, owner, name):
     section = key.split(".")[-2]
-    texts = [path.read_text() for path in LIBRARY.rglob("*.py")]
-    # "config" is this section only where its class, or the section by its name, is at hand.
-    at_hand = [text for text in texts if owner.__name__ in text or f".{section}" in text]
-    trees = [tree for tree in map(ast.parse, at_hand) if mentions(tree, owner.__name__, section)]
-    # Names of splits, decoding settings and mesh axes are read by their names in a list.
-    lists = {"source": SPLITS, "evaluate": DECODING_FLAGS, "mesh": MESH_AXES}
     if key == "objective.name":
         return  # read_experiment chooses the class of the section by it, before there is one
-    reads = any(node for tree in trees for node in readers_of(name, owner, section, tree))
+    reads = False
+    for text, tree in modules():
+        # "config" is this section only where its class, or the section by its name, is at hand.
+        at_hand = owner.__name__ in text or f".{section}" in text
+        if at_hand and mentions(tree, owner.__name__, section):
+            inside, outside = inside_and_outside(tree, owner.__name__)
+            reads |= is_read(name, {"self", *HOLDERS}, inside) or is_read(name, {section, *HOLDERS}, outside)
+    # Names of splits, decoding settings and mesh axes are read by their names in a list.
+    lists = {"source": SPLITS, "evaluate": DECODING_FLAGS, "mesh": MESH_AXES}
     assert reads or name in lists.get(section, ()), f"nothing reads config.{key}"

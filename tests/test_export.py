@@ -85,7 +85,7 @@ def logits_of(model):
     arguments = dict(inputs=TOKENS)
     if not model.config.is_encoder_only and not model.config.is_decoder_only:
         arguments["targets"] = TOKENS
-    return np.asarray(model.model.apply({"params": model.params}, **arguments))
+    return np.asarray(jax.jit(model.model.apply)({"params": model.params}, **arguments))
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", pytest.param("t5", marks=pytest.mark.slow)])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.drawn import drawn_params
 from tests.parity.test_fixtures import STORED
 from tests.training import tiny_experiment
 from tests.word_tokenizers import word_tokenizer, words
@@ -26,9 +27,8 @@ from transformer_jax.inference import (
     stream_text,
 )
 from transformer_jax.loading import TrainedRun, load_model
-from transformer_jax.models import build, example_inputs
 from transformer_jax.objectives import CausalLM, Classification
-from transformer_jax.partitioning import MeshConfig, make_mesh, unbox
+from transformer_jax.partitioning import MeshConfig, make_mesh
 from transformer_jax.pretrained import Pretrained, from_pretrained, save_pretrained
 from transformer_jax.sentence_vectors import embed_texts
 
@@ -169,8 +169,7 @@ def byte_language_model(**changes):
     """A tiny GPT-2 of bytes with larger parameters than at the start, so that predictions differ."""
     sizes = dict(vocab_size=260, d_model=16, num_heads=2, key_size=8, value_size=8, d_feedforward=32)
     config = gpt2.config("small", **sizes, num_decoder_layers=1, max_length=40, eos_id=2, **changes)
-    params = unbox(build(config).init(jax.random.key(1), **example_inputs(config)))["params"]
-    params = jax.tree.map(lambda leaf: 9 * leaf, params)
+    params = jax.tree.map(lambda leaf: 9 * leaf, drawn_params(config, 1))
     return Pretrained(FAMILIES["gpt2"], config, params, train_tokenizer(TokenizerConfig(kind="byte"), []))
 
 
@@ -250,7 +249,7 @@ def test_vectors_are_means_over_tokens(loaded, name):
 def test_few_shapes_are_compiled():
     sizes = dict(vocab_size=300, d_model=16, num_heads=2, key_size=8, value_size=8, d_feedforward=32)
     config = bert.config("base", **sizes, num_encoder_layers=1, max_length=100, head="none")
-    params = unbox(build(config).init(jax.random.key(0), **example_inputs(config)))["params"]
+    params = drawn_params(config)
     special = TokenizerConfig(kind="byte", special_tokens=("<cls>", "<sep>"))
     tokenizer = train_tokenizer(special, [])
     texts = ["x" * n for n in range(0, 99)]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.drawn import drawn_params
 from tests.parity.test_fixtures import STORED
 from tests.training import tiny_experiment, write_corpus
 from transformer_jax import initialization, partitioning
@@ -17,7 +18,6 @@ from transformer_jax.data import DataError, TokenizerConfig
 from transformer_jax.families import bert
 from transformer_jax.initialization import initial_params
 from transformer_jax.loading import load_run
-from transformer_jax.models import build, example_inputs
 from transformer_jax.objectives import Classification, MaskedLM
 from transformer_jax.pretrained import from_pretrained
 from transformer_jax.progress import read_metrics
@@ -70,10 +70,9 @@ def drawn_on(experiment, devices=1):
     return init().params, mesh
 
 
-def drawn_params(config, seed):
+def shifted_params(config, seed):
     """Biases and scales differ too, from seed to seed."""
-    variables = build(config).init(jax.random.key(seed), **example_inputs(config))
-    return jax.tree.map(lambda leaf: leaf + seed + 1, partitioning.unbox(variables)["params"])
+    return jax.tree.map(lambda leaf: leaf + seed + 1, drawn_params(config, seed))
 
 
 def starting_from(experiment, folder, **train_settings):
@@ -163,7 +162,7 @@ def test_what_two_heads_share_is_kept(corpus, before, after, kept):
     params, configs = [], []
     for seed, (head, num_labels) in enumerate((before, after)):
         configs.append(dataclasses.replace(tiny_bert(corpus).model, head=head, num_labels=num_labels))
-        params.append(drawn_params(configs[-1], seed))
+        params.append(shifted_params(configs[-1], seed))
     found = initialization._with_head(*params, *configs)
     assert found.keys() == params[1].keys() and found["head"].keys() == params[1]["head"].keys()
     assert_same(found["encoder"], params[0]["encoder"])

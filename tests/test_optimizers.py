@@ -285,10 +285,11 @@ def test_adafactor_of_scanned_layers_is_that_of_each(rng: np.random.Generator, m
     params = unrolled(kernels, biases)
     stacked = scanned(params)
     state, stacked_state = optimizer.init(params), optimizer.init(stacked)
+    update = jax.jit(optimizer.update)
     for _ in range(3):
         gradient = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
-        updates, state = optimizer.update(gradient, state, params)
-        stacked_updates, stacked_state = optimizer.update(scanned(gradient), stacked_state, stacked)
+        updates, state = update(gradient, state, params)
+        stacked_updates, stacked_state = update(scanned(gradient), stacked_state, stacked)
         params, stacked = optax.apply_updates(params, updates), optax.apply_updates(stacked, stacked_updates)
     for one, other in zip(jax.tree.leaves(scanned(params)), jax.tree.leaves(stacked), strict=True):
         # The norm that clips is summed in another order; what is added to a number as large as the largest is

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import huggingface_hub
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def by_hand(model, texts):
     found = []
     for text in texts:
         ids = np.array([[2, *(int(word[1:]) for word in text.split()), 3]], np.int32)
-        vectors, _ = model.model.apply({"params": model.params}, inputs=jnp.asarray(ids))
+        vectors, _ = jax.jit(model.model.apply)({"params": model.params}, inputs=jnp.asarray(ids))
         found.append(np.asarray(vectors[0]))
     return found
 

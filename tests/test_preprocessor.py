@@ -83,8 +83,8 @@ def test_another_mean_and_deviation_of_pixels_change_nothing_that_is_told(
     images = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     mean, std = (np.array(changes.get(key, 0.5)) for key in ("image_mean", "image_std"))
     theirs = ((images / 255 - mean) / std).astype(np.float32)
-    wanted = plain.model.apply({"params": plain.params}, images=jnp.asarray(theirs))
-    found = ours.model.apply({"params": ours.params}, images=scale_pixels(jnp.asarray(images)))
+    wanted = jax.jit(plain.model.apply)({"params": plain.params}, images=jnp.asarray(theirs))
+    found = jax.jit(ours.model.apply)({"params": ours.params}, images=scale_pixels(jnp.asarray(images)))
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
     others = from_pretrained(STORED / "vit", mesh=mesh).params
     assert jax.tree.map(lambda leaf: leaf.sharding, ours.params) == jax.tree.map(
@@ -136,8 +136,8 @@ def test_the_advice_gives_the_pixels_of_the_file_that_is_refused(
     ours, plain = from_pretrained(folder), from_pretrained(STORED / "vit")
     images = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     theirs = jnp.asarray(pixels(images.astype(np.float64)), jnp.float32)
-    wanted = plain.model.apply({"params": plain.params}, images=theirs)
-    found = ours.model.apply({"params": ours.params}, images=scale_pixels(jnp.asarray(images)))
+    wanted = jax.jit(plain.model.apply)({"params": plain.params}, images=theirs)
+    found = jax.jit(ours.model.apply)({"params": ours.params}, images=scale_pixels(jnp.asarray(images)))
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 

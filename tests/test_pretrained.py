@@ -338,12 +338,12 @@ def test_images_of_another_size_interpolate_positions():
     weights /= weights.sum(axis=1, keepdims=True)
     wanted = np.einsum("ai,bj,ijd->abd", weights, weights, np.reshape(table[1:], (4, 4, -1)))
     np.testing.assert_allclose(finer[1:], wanted.reshape(64, -1), rtol=1e-5, atol=1e-6)
-    logits = larger.model.apply({"params": larger.params}, images=jnp.zeros((1, 64, 64, 3)))
+    logits = jax.jit(larger.model.apply)({"params": larger.params}, images=jnp.zeros((1, 64, 64, 3)))
     assert logits.shape == (1, 5) and bool(jnp.isfinite(logits).all())
     with pytest.raises(ConfigError, match=r"height and width only"):
         from_pretrained(STORED / "vit", image_shape=(64, 64, 1))
     with pytest.raises(ValueError, match=r"\(64, 64, 3\) do not fit a model of \(32, 32, 3\)"):
-        stored.model.apply({"params": stored.params}, images=jnp.zeros((1, 64, 64, 3)))
+        jax.jit(stored.model.apply)({"params": stored.params}, images=jnp.zeros((1, 64, 64, 3)))
 
 
 def test_a_model_that_transformers_does_not_have_is_not_written(tmp_path):

@@ -6,12 +6,12 @@ import json
 import shutil
 import sys
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
 import pytest
 
+from tests.drawn import drawn_params
 from tests.training import SIZES, tiny_experiment
 from transformer_jax import partitioning
 from transformer_jax.data import (
@@ -22,7 +22,7 @@ from transformer_jax.data.packing import fill_batch, plan_packed
 from transformer_jax.evaluate import make_evaluate_step
 from transformer_jax.experiment import make_transform
 from transformer_jax.loading import load_run
-from transformer_jax.models import build, example_inputs
+from transformer_jax.models import build
 from transformer_jax.objectives import Classification, Seq2Seq, TokenClassification
 from transformer_jax.progress import MetricWriter, read_metrics
 from transformer_jax.run_folder import load_or_train_tokenizer, store_config
@@ -111,7 +111,7 @@ def test_the_gradient_norm_is_that_of_the_mean_loss(corpus, tmp_path, parts):
         return losses.mean(where=batch["targets_segments"] > 0)
 
     squares = jax.tree.map(
-        lambda leaf: np.sum(np.square(np.asarray(leaf, np.float64))), jax.grad(mean_loss)(params)
+        lambda leaf: np.sum(np.square(np.asarray(leaf, np.float64))), jax.jit(jax.grad(mean_loss))(params)
     )
     expected = np.sqrt(sum(jax.tree.leaves(squares)))
     _, sums = step(init(), partitioning.shard_batch(mesh, jax.device_get(batch)))
@@ -161,9 +161,8 @@ def test_a_packed_pair_has_the_loss_it_has_alone(corpus, tmp_path):
     packed = fill_batch([[examples[i] for i in row] for row in rows], 40)
     alone = fill_batch([[examples[i]] for row in rows for i in row], 40)
     assert len(alone["inputs"]) > 2 * len(rows)  # or nothing was packed
-    variables = build(experiment.model).init(jax.random.key(3), **example_inputs(experiment.model))
     # Larger than at the start, so that seeing a neighbour would make a difference.
-    params = jax.tree.map(lambda leaf: 3 * leaf, nn.meta.unbox(variables)["params"])
+    params = jax.tree.map(lambda leaf: 3 * leaf, drawn_params(experiment.model, 3))
     step = make_evaluate_step(experiment)
     sums = [{name: float(value) for name, value in step(params, batch).items()} for batch in (packed, alone)]
     assert sums[0] == pytest.approx(sums[1], rel=1e-5)  # float32 sums of a few hundred terms

@@ -4,13 +4,13 @@ import dataclasses
 import json
 import shutil
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.decoding_model import reference_beam
+from tests.drawn import drawn_params
 from tests.models import reference
 from tests.training import tiny_experiment, write_corpus
 from transformer_jax.checkpoint import CheckpointError
@@ -18,7 +18,6 @@ from transformer_jax.config import ConfigError
 from transformer_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
 from transformer_jax.experiment import EvaluateConfig
 from transformer_jax.loading import load_run
-from transformer_jax.models import build, example_inputs
 from transformer_jax.partitioning import MeshConfig, make_mesh
 from transformer_jax.progress import read_metrics
 from transformer_jax.train import train
@@ -33,9 +32,8 @@ SHORT_TEXTS = ["red blue", "", "old new", "a"]  # of one padded length, so compi
 def parts(tmp_path_factory):
     experiment = tiny_experiment(tmp_path_factory.mktemp("corpus"))
     tokenizer = train_tokenizer(TokenizerConfig(kind="byte"), [])
-    variables = build(experiment.model).init(jax.random.key(3), **example_inputs(experiment.model))
     # Larger than at the start, so that predictions are not all alike.
-    params = jax.tree.map(lambda leaf: 3 * leaf, nn.meta.unbox(variables)["params"])
+    params = jax.tree.map(lambda leaf: 3 * leaf, drawn_params(experiment.model, 3))
     return experiment.model, tokenizer, params
 
 

@@ -5,15 +5,13 @@ import json
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.drawn import drawn_params
 from tests.parity.test_fixtures import MODELS, STORED
 from tests.test_pretrained import change_tensors
-from transformer_jax.models import example_inputs
-from transformer_jax.partitioning import unbox
 from transformer_jax.pretrained import from_pretrained, save_pretrained
 from transformer_jax.tensor_files import SINGLE_FILE, WeightsError
 
@@ -73,6 +71,5 @@ def test_one_layer_of_several_is_named(scan_layers, tmp_path):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_that_was_just_drawn_is_read(name, tmp_path):
     ours = from_pretrained(STORED / name)
-    params = unbox(ours.model.init(jax.random.key(0), **example_inputs(ours.config))["params"])
-    save_pretrained(tmp_path, dataclasses.replace(ours, params=params))
+    save_pretrained(tmp_path, dataclasses.replace(ours, params=drawn_params(ours.config)))
     from_pretrained(tmp_path)

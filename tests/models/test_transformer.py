@@ -12,10 +12,12 @@ import pytest
 from scipy import stats
 
 import transformer_jax as tj
+from tests.drawn import drawn_params
 from tests.models import reference
 from transformer_jax.layers import dropout
 from transformer_jax.layers.feedforward import FeedForward
 from transformer_jax.models import abstract_params
+from transformer_jax.partitioning import unbox
 
 CONFIG = tj.families.transformer.config(
     "tiny", vocab_size=23, d_model=16, num_heads=2, key_size=4, value_size=6, d_feedforward=24, max_length=12,
@@ -34,17 +36,22 @@ def change(**changes):
 @functools.cache
 def parameters(config):
     """Of the model, with every bias and scale moved off its initial 0 or 1."""
-    variables = tj.build(config).init(jax.random.key(0), **tj.example_inputs(config))
-    leaves, treedef = jax.tree.flatten(nn.meta.unbox(variables))
+    leaves, treedef = jax.tree.flatten({"params": drawn_params(config)})
     rng = np.random.default_rng(0)
     return jax.tree.unflatten(
         treedef, [leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves]
     )
 
 
+@functools.cache
+def compiled(config):
+    return jax.jit(tj.build(config).apply)
+
+
 def forward(config, source=SOURCE, target=TARGET, variables=None, **arguments):
     variables = parameters(config) if variables is None else variables
-    return tj.build(config).apply(variables, inputs=source, targets=target, **arguments)
+    apply = tj.build(config).apply if "train" in arguments else compiled(config)
+    return apply(variables, inputs=source, targets=target, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +205,8 @@ def test_unshared_embeddings_are_used_where_they_should_be(share_embeddings):
     both = tj.build(change(vocab_size=46, decoder_start_id=23 + CONFIG.decoder_start_id))
     segments = {"inputs_segments": SOURCE > 0, "targets_segments": TARGET > 0}
     segments = {name: value.astype(jnp.int32) for name, value in segments.items()}
-    expected = both.apply({"params": shared}, inputs=SOURCE, targets=TARGET + 23, **segments)[..., 23:]
+    logits = jax.jit(both.apply)({"params": shared}, inputs=SOURCE, targets=TARGET + 23, **segments)
+    expected = logits[..., 23:]
     if share_embeddings == "none":
         hidden = np.linalg.lstsq(np.asarray(target), np.asarray(expected).reshape(-1, 23).T, rcond=None)[0].T
         expected = (hidden @ params["logits"]["projection"]["kernel"]).reshape(expected.shape)
@@ -245,9 +253,14 @@ def dropped(monkeypatch):
     return dropped
 
 
+def count_dropped(config):
+    variables, rngs = {"params": unbox(abstract_params(config))}, {"dropout": jax.random.key(0)}
+    jax.eval_shape(lambda variables: forward(config, variables=variables, train=True, rngs=rngs), variables)
+
+
 def test_dropout_is_where_the_paper_and_the_config_have_it(dropped):
     config = change(dropout=0.5, attention_dropout=0.4, feedforward_dropout=0.3)
-    forward(config, variables=parameters(CONFIG), train=True, rngs={"dropout": jax.random.key(0)})
+    count_dropped(config)
     assert dropped == {
         (0.5, (5, 16)): 1 + 2 * 2,  # source: embeddings, and both sub-layers of each layer
         (0.5, (4, 16)): 1 + 2 * 3,  # target, which has three sub-layers
@@ -263,7 +276,7 @@ def test_t5_drops_what_its_stacks_give_as_well(dropped):
     rates = dict(dropout=0.5, attention_dropout=0.4, feedforward_dropout=0.3)
     sizes = dict(vocab_size=23, d_model=16, num_heads=2, key_size=4, value_size=6, d_feedforward=24)
     config = tj.families.t5.config("small", **sizes, **rates, num_encoder_layers=2, num_decoder_layers=2)
-    forward(config, variables=parameters(config), train=True, rngs={"dropout": jax.random.key(0)})
+    count_dropped(config)
     # Raffel et al. 2020, section 2.1: also "at the input and output of the entire stack".
     assert dropped[0.5, (5, 16)] == 1 + 2 * 2 + 1
     assert dropped[0.5, (4, 16)] == 1 + 2 * 3 + 1
@@ -272,7 +285,8 @@ def test_t5_drops_what_its_stacks_give_as_well(dropped):
 
 def test_intermediates_are_sown_only_for_who_asks():
     model, variables = tj.build(CONFIG), parameters(CONFIG)
-    _, state = model.apply(variables, inputs=SOURCE, targets=TARGET, mutable="intermediates")
+    apply = jax.jit(functools.partial(model.apply, mutable="intermediates"))
+    _, state = apply(variables, inputs=SOURCE, targets=TARGET)
     flat = jax.tree_util.tree_leaves_with_path(state["intermediates"])
     weights = [leaf for path, leaf in flat if "attention_weights" in jax.tree_util.keystr(path)]
     blocks = [leaf for path, leaf in flat if "block_output" in jax.tree_util.keystr(path)]

@@ -129,10 +129,11 @@ def decoder_of(name, arrays, beams=1):
         inputs, mask = jnp.asarray(arrays["left/input_ids"]), jnp.asarray(arrays["left/attention_mask"])
         context = PromptContext(inputs.shape[1] - mask.sum(axis=1))
         cache = model.init_cache(len(inputs), inputs.shape[1] + 12)
-        cache = model.apply(variables, inputs[:, :-1], context, cache, method="read_prompt")
+        read = jax.jit(functools.partial(model.apply, method="read_prompt"))
+        cache = read(variables, inputs[:, :-1], context, cache)
         start = inputs[:, -1]
     else:
-        context = model.apply(variables, inputs, mask, method="encode_context")
+        context = jax.jit(functools.partial(model.apply, method="encode_context"))(variables, inputs, mask)
         cache = model.init_cache(len(inputs), 12)
         start = jnp.full(len(inputs), ours.config.decoder_start_id)
     if isinstance(context, EncodedContext):

@@ -33,9 +33,8 @@ demo: $(VENV)/installed-$(PINS)-core  ## train the default experiment, print its
 	$(PY) -m transformer_jax.train --config=experiments/number_words.py --workdir=$(DEMO_WORKDIR)
 
 # Most of the time went into XLA's optimizations of programs that run once. The slow tests and those beside
-# transformers have them, as a user's runs do. XLA stops at a flag that it does not know: all tested versions
-# know this one, which takes the older and quicker way of compiling what was fused.
-QUICKLY_COMPILED = JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS="$$XLA_FLAGS --xla_cpu_use_fusion_emitters=false"
+# transformers have them, as a user's runs do.
+QUICKLY_COMPILED = JAX_DISABLE_MOST_OPTIMIZATIONS=1
 
 test: $(VENV)/installed-$(PINS)-dev  ## all fast tests
 	$(QUICKLY_COMPILED) $(PY) -m pytest -m 'not slow and not live' -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)

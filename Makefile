@@ -32,12 +32,10 @@ help:  ## list the targets
 demo: $(VENV)/installed-$(PINS)-core  ## train the default experiment, print its score and translations
 	$(PY) -m transformer_jax.train --config=experiments/number_words.py --workdir=$(DEMO_WORKDIR)
 
-# Most of the time went into XLA's optimizations of programs that run once. The slow tests and those beside
-# transformers have them, as a user's runs do.
-QUICKLY_COMPILED = JAX_DISABLE_MOST_OPTIMIZATIONS=1
-
+# Most of their time went into XLA's optimizations of programs that run once. The slow tests have them, as a
+# user's runs do, and so has `make parity`.
 test: $(VENV)/installed-$(PINS)-dev  ## all fast tests
-	$(QUICKLY_COMPILED) $(PY) -m pytest -m 'not slow and not live' -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PY) -m pytest -m 'not slow and not live' -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
 
 slow: $(VENV)/installed-$(PINS)-dev  ## the tests that take minutes
 	$(PY) -m pytest -m 'slow and not live' -n auto --maxprocesses=2 --dist=worksteal $(PYTEST_ARGS)
@@ -61,7 +59,7 @@ parity:  ## compare with Hugging Face models in PyTorch, computed anew
 	@$(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/installed-parity
 	rm -rf $(PARITY_FIXTURES)
 	$(PY) -m tests.parity.make_fixtures $(PARITY_FIXTURES)
-	$(QUICKLY_COMPILED) TRANSFORMER_JAX_PARITY_FIXTURES=$(abspath $(PARITY_FIXTURES)) $(PY) -m pytest -m parity tests/parity -n auto --maxprocesses=2 --dist=worksteal $(PYTEST_ARGS)
+	TRANSFORMER_JAX_PARITY_FIXTURES=$(abspath $(PARITY_FIXTURES)) $(PY) -m pytest -m parity tests/parity -n auto --maxprocesses=2 --dist=worksteal $(PYTEST_ARGS)
 	$(PY) -m pytest -m live tests/parity -n auto --maxprocesses=2 --dist=worksteal $(PYTEST_ARGS)
 
 clean:  ## remove caches and build products; runs/, data/ and environments stay

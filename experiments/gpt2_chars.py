@@ -10,8 +10,8 @@ Published: 1.88 nats a character on the held-out tenth (nanoGPT's README, the sa
 Measured here, in one round of ``benchmarks/language_model.py --cpu_devices=1`` on 2 cores of a shared Intel
 Xeon (jax 0.10.2, torch 2.13.0, 2026-11-22): 1.818 after 79 s of updates. nanoGPT's own code has 1.898 on the
 same blocks (1.886 by its own estimate, from 20 batches) after 56 s: it is the faster one, 28.2 ms an update
-against 39.5 here. On 2 cores of a shared AMD EPYC (2026-11-28) the losses are the same, and an update takes
-43.4 ms there and 47.0 here.
+against 39.5 here. In another round, on 2 cores of a shared AMD EPYC (2026-11-28): 1.819 here and 1.898 there,
+47.0 ms an update here and 43.4 there.
 """
 
 import ml_collections

@@ -21,6 +21,9 @@ if not any(flag.startswith(_DEVICES_FLAG + "=") for flag in _flags):
         _flags_of_tests.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join(_flags_of_tests)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Devices wait for one another in threads of one pool, which has hardly more than there are cores: with two,
+# some would wait for ever for others that have no thread left.
+os.environ.setdefault("PJRT_NPROC", "64")
 # A run that reads yesterday's compiled program does not test today's.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 

@@ -17,6 +17,7 @@ from transformer_jax.config import read_section
 from transformer_jax.models import abstract_params
 from transformer_jax.partitioning import (
     DEFAULT_RULES,
+    MESH_AXES,
     MeshConfig,
     make_mesh,
     process_slice,
@@ -193,18 +194,18 @@ def test_a_mesh_of_other_axes_is_refused_with_how_to_make_one(shape: tuple, name
 
 
 def test_explicit_axes_are_refused() -> None:
-    mesh = jax.make_mesh((8, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Explicit,) * 3)
-    with pytest.raises(ValueError, match=r"\(Explicit, Explicit, Explicit\), and must have .*, all Auto"):
+    mesh = jax.make_mesh((8, 1, 1, 1), MESH_AXES, axis_types=(AxisType.Explicit,) * 4)
+    with pytest.raises(ValueError, match=r"\((Explicit, ){3}Explicit\), and must have .*, all Auto"):
         from_pretrained(STORED / "gpt2", mesh=mesh)
 
 
 def test_mesh_sizes_and_axis_types() -> None:
     mesh = make_mesh(MeshConfig(tensor=2))
-    assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
-    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "context": 1, "tensor": 2}
+    assert mesh.axis_types == (AxisType.Auto,) * 4
     assert dict(make_mesh(MeshConfig(data=1, fsdp=-1)).shape)["fsdp"] == 8
     one = make_mesh(MeshConfig(), jax.devices()[:1])
-    assert dict(one.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(one.shape) == {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize(
@@ -216,6 +217,7 @@ def test_mesh_sizes_and_axis_types() -> None:
         ({"rules": (("embed", "modle"),)}, "unknown mesh axis 'modle': it can be 'data', 'fsdp'"),
         ({"rules": (("embed", None), ("embed", "fsdp"))}, "two rules for 'embed'"),
         ({"rules": (("batch", "data"),)}, "must not name 'batch'"),
+        ({"rules": (("sequence", "tensor"),)}, "must not name 'sequence'.* tokens over 'context'"),
     ],
 )
 def test_bad_mesh_values_are_refused(changes: dict, message: str) -> None:
@@ -236,9 +238,30 @@ def test_batch_rows_are_split_over_data_and_fsdp(rng: np.random.Generator) -> No
     found = shard_batch(mesh, batch)
     for name, array in batch.items():
         np.testing.assert_array_equal(found[name], array)
-        assert found[name].sharding == NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+        spec = (("data", "fsdp"), "context") if name == "inputs" else (("data", "fsdp"),)
+        assert found[name].sharding == NamedSharding(mesh, PartitionSpec(*spec))
         assert {shard.data.shape[0] for shard in found[name].addressable_shards} == {2}
     assert process_slice(mesh) == (0, 1)
+
+
+def test_tokens_are_split_over_context_where_they_divide(rng: np.random.Generator) -> None:
+    mesh = make_mesh(MeshConfig(data=2, context=4))
+    sides = {
+        "inputs": (4, 8),
+        "inputs_types": (4, 8),
+        "targets": (4, 6),
+        "labels": (4,),
+        "images": (4, 8, 8, 3),
+    }
+    found = shard_batch(mesh, {name: rng.random(shape, np.float32) for name, shape in sides.items()})
+    shapes = {name: array.sharding.shard_shape(array.shape) for name, array in found.items()}
+    assert shapes == {
+        "inputs": (2, 2),
+        "inputs_types": (2, 2),
+        "targets": (2, 6),
+        "labels": (2,),
+        "images": (2, 8, 8, 3),
+    }
 
 
 def test_rows_that_do_not_divide_are_refused() -> None:
@@ -259,30 +282,31 @@ class _Device:
 class _Mesh:
     """What ``process_slice`` reads of a mesh, for processes that are not there."""
 
-    def __init__(self, processes: list, shape: tuple[int, int, int]) -> None:
+    def __init__(self, processes: list, shape: tuple[int, int, int, int]) -> None:
         self.devices = np.array([_Device(index) for index in processes]).reshape(shape)
-        self.shape = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
+        self.shape = dict(zip(MESH_AXES, shape, strict=True))
 
 
 def test_each_process_loads_its_part_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     # Without the run-time check of types, which knows that this is no Mesh.
     slices: Any = getattr(process_slice, "__wrapped__", process_slice)
 
-    def of(process: int, processes: list, shape: tuple[int, int, int]) -> tuple[int, int]:
+    def of(process: int, processes: list, shape: tuple[int, int, int, int]) -> tuple[int, int]:
         monkeypatch.setattr(jax, "process_index", lambda: process)
         return slices(_Mesh(processes, shape))
 
     owners = [0, 0, 1, 1, 2, 2, 3, 3]
-    assert [of(p, owners, (8, 1, 1)) for p in range(4)] == [(0, 4), (1, 4), (2, 4), (3, 4)]
-    assert [of(p, owners, (1, 2, 4)) for p in range(4)] == [(0, 2), (0, 2), (1, 2), (1, 2)]
-    assert [of(p, owners, (1, 1, 8)) for p in range(4)] == [(0, 1)] * 4
-    assert [of(p, [1, 1, 0, 0], (4, 1, 1)) for p in range(2)] == [(1, 2), (0, 2)]
+    assert [of(p, owners, (8, 1, 1, 1)) for p in range(4)] == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert [of(p, owners, (1, 2, 1, 4)) for p in range(4)] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert [of(p, owners, (1, 2, 2, 2)) for p in range(4)] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert [of(p, owners, (1, 1, 1, 8)) for p in range(4)] == [(0, 1)] * 4
+    assert [of(p, [1, 1, 0, 0], (4, 1, 1, 1)) for p in range(2)] == [(1, 2), (0, 2)]
     with pytest.raises(ValueError, match="share a part of their rows only"):
-        of(0, [0, 0, 0, 1, 1, 1], (3, 1, 2))
+        of(0, [0, 0, 0, 1, 1, 1], (3, 1, 1, 2))
 
 
 def test_a_section_reads_into_the_config() -> None:
     rules = [["embed", None], ["mlp", "tensor"]]  # as JSON has them
-    section = {"data": -1, "fsdp": 2, "tensor": 1, "rules": rules}
+    section = {"data": -1, "fsdp": 2, "context": 1, "tensor": 1, "rules": rules}
     config = read_section(MeshConfig, section, "mesh")
     assert config.rules == (("embed", None), ("mlp", "tensor"))

@@ -51,14 +51,14 @@ class Evaluation(NamedTuple):
     samples: str  # some of them with source and reference, to be looked at
 
 
-def make_evaluate_step(experiment: Experiment) -> Callable[[PyTree, Batch], Sums]:
+def make_evaluate_step(experiment: Experiment, mesh: Mesh | None = None) -> Callable[[PyTree, Batch], Sums]:
     """The compiled function from parameters and a batch to the objective's sums, without dropout."""
     apply = cast(Apply, build(experiment.model).apply)
 
     def step(params: PyTree, batch: Batch) -> Sums:
         return experiment.objective.loss(apply, params, batch, None)[1]
 
-    return jax.jit(step)
+    return jax.jit(step if mesh is None else partitioning.on_mesh(step, mesh, experiment.mesh.rules))
 
 
 def evaluate_loss(
@@ -151,7 +151,7 @@ def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = 
         figures["inputs_cut"] = num_cut
     figures["checkpoint_steps"] = list(run.steps)
     figures |= evaluate_loss(
-        make_evaluate_step(experiment),
+        make_evaluate_step(experiment, mesh),
         experiment.objective,
         run.params,
         (partitioning.shard_batch(mesh, batch) for batch in batches),

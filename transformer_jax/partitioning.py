@@ -3,9 +3,11 @@
 Models name the axes of their parameters (``"embed"``, ``"mlp"``, ...), never those of the machine.
 The table in ``MeshConfig.rules`` says over which mesh axis each is split:
 
-    data    copies of the model, each with its rows of the batch
-    fsdp    rows of the batch too, with parameters and optimizer state split (Zhao et al. 2023)
-    tensor  heads, feed-forward units and vocabulary split (Shoeybi et al. 2019)
+    data     copies of the model, each with its rows of the batch
+    fsdp     rows of the batch too, with parameters and optimizer state split (Zhao et al. 2023)
+    context  tokens of each row, for long sequences: every device has the queries of its own tokens, and
+             gathers the keys and values of all (Dubey et al. 2024, section 3.3.2)
+    tensor   heads, feed-forward units and vocabulary split (Shoeybi et al. 2019)
 
 A published vocabulary is often odd (GPT-2's has 50,257 tokens): one that its mesh axis does not divide is
 whole on every device instead, which is said. Any other dimension that does not divide is an error.
@@ -14,8 +16,8 @@ whole on every device instead, which is said. Any other dimension that does not 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
 
 import jax
 import numpy as np
@@ -23,15 +25,20 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.config import check_types, nearest
+from transformer_jax.placement import Placement, placed
 from transformer_jax.progress import say
-from transformer_jax.types import PyTree
+from transformer_jax.types import SIDES, PyTree
 
 Rules: TypeAlias = tuple[tuple[str, str | None], ...]
+Function = TypeVar("Function", bound=Callable[..., Any])
 Device: TypeAlias = Any  # jax.Device is not a type to type checkers
 
-MESH_AXES = ("data", "fsdp", "tensor")
+# The last ones talk most, so they are given the devices that are nearest to one another.
+MESH_AXES = ("data", "fsdp", "context", "tensor")
 BATCH_AXES = ("data", "fsdp")  # the rows of a batch are always split over both
-BATCH_AXIS = "batch"  # their logical name
+CONTEXT_AXIS = "context"  # and tokens over this one
+# The logical names of rows and tokens, which only activations have: they have no rules.
+BATCH, SEQUENCE = "batch", "sequence"
 VOCABULARY_AXIS = "vocab"
 DEFAULT_RULES: Rules = (
     ("vocab", "tensor"),
@@ -55,8 +62,8 @@ class MeshConfig:
     """The size of each mesh axis, and the mesh axis of each logical one.
 
     Their product is the number of devices; one of them may be -1, which is what the others leave.
-    The batch's rows are always split over ``data`` and ``fsdp`` together, so ``"batch"`` has no
-    rule.
+    The batch's rows are always split over ``data`` and ``fsdp`` together and their tokens over ``context``,
+    so ``"batch"`` and ``"sequence"`` have no rules.
 
     Raises:
       ValueError: an impossible size, an unknown mesh axis, or two rules for one logical axis.
@@ -64,6 +71,7 @@ class MeshConfig:
 
     data: int = -1
     fsdp: int = 1
+    context: int = 1
     tensor: int = 1
     rules: tuple[tuple[str, str | None], ...] = DEFAULT_RULES
 
@@ -79,11 +87,14 @@ class MeshConfig:
 
 
 def check_rules(rules: Rules) -> None:
-    """Raises ValueError for an unknown mesh axis, a second rule for an axis, or one for rows."""
+    """Raises ValueError for an unknown mesh axis, a second rule for an axis, or one for rows or tokens."""
     seen: set[str] = set()
     for logical, axis in rules:
-        if logical == BATCH_AXIS:
-            raise ValueError(f"mesh.rules must not name {BATCH_AXIS!r}: its rows are split over {BATCH_AXES}")
+        if logical in (BATCH, SEQUENCE):
+            raise ValueError(
+                f"mesh.rules must not name {logical!r}: rows are split over {BATCH_AXES}, tokens over "
+                f"{CONTEXT_AXIS!r}"
+            )
         if axis is not None and axis not in MESH_AXES:
             raise ValueError(
                 f"mesh.rules sends {logical!r} to an unknown mesh axis {axis!r}: it can be "
@@ -193,23 +204,52 @@ def unbox(state: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.value if _is_box(leaf) else leaf, state, is_leaf=_is_box)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over ``BATCH_AXES``, other dimensions whole."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+def batch_shardings(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, NamedSharding]:
+    """Where each array of a batch lives, or would of its shape.
+
+    Rows are split over ``BATCH_AXES``, tokens over ``context``. Tokens that ``context`` does not divide are
+    whole, which only evaluation of overlong examples has.
+    """
+
+    def sharding(name: str, shape: tuple[int, ...]) -> NamedSharding:
+        is_side = name.split("_")[0] in SIDES  # as ``types`` has it: inputs, inputs_types, ...
+        is_split = is_side and shape[1] % mesh.shape[CONTEXT_AXIS] == 0
+        return NamedSharding(mesh, PartitionSpec(BATCH_AXES, *((CONTEXT_AXIS,) if is_split else ())))
+
+    return {name: sharding(name, array.shape) for name, array in batch.items()}
+
+
+def on_mesh(function: Function, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Function:
+    """The function, to be traced with the activations of models split over a mesh.
+
+    Rows and tokens are split as those of a batch, and what else a model names (``"heads"``, ``"mlp"``,
+    ``"vocab"``) as its parameters are.
+    """
+    check_rules(rules)
+    axes = {logical: (axis,) for logical, axis in rules if axis is not None}
+    placement = Placement(mesh, axes | {BATCH: BATCH_AXES, SEQUENCE: (CONTEXT_AXIS,)})
+
+    @functools.wraps(function)
+    def on_its_mesh(*arguments: Any, **options: Any) -> Any:
+        with placed(placement):
+            return function(*arguments, **options)
+
+    return cast(Function, on_its_mesh)
 
 
 def process_slice(mesh: Mesh) -> tuple[int, int]:
     """Which part of each batch this process has to load.
 
     Returns:
-      ``(index, count)``: part ``index`` of ``count`` equal ones. Processes which share the rows of
-      a batch (``tensor`` reaching over processes) have the same index, and must load the same rows.
+      ``(index, count)``: part ``index`` of ``count`` equal ones. Processes which share the rows of a batch
+      (``tensor`` or ``context`` reaching over processes) have the same index, and must load the same rows.
 
     Raises:
       ValueError: processes would share a part of their rows only.
     """
     owners = np.array([device.process_index for device in mesh.devices.flat])
-    owners = owners.reshape(-1, mesh.shape["tensor"])  # a row of it is one part of the batch's rows
+    # A row of it is one part of the batch's rows.
+    owners = owners.reshape(math.prod(mesh.shape[axis] for axis in BATCH_AXES), -1)
     parts = {
         process: frozenset(np.flatnonzero((owners == process).any(axis=1)).tolist())
         for process in set(owners.flat)
@@ -218,7 +258,7 @@ def process_slice(mesh: Mesh) -> tuple[int, int]:
     if sum(map(len, groups)) != len(owners):
         raise ValueError(
             f"with {_product(mesh.shape)} some processes share a part of their rows only: let "
-            "mesh.tensor divide the devices of a process, or be a multiple of them"
+            "mesh.context x mesh.tensor divide the devices of a process, or be a multiple of them"
         )
     return groups.index(parts[jax.process_index()]), len(groups)
 
@@ -231,7 +271,7 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
       batch: arrays of the same B rows, those of this process: the part ``process_slice`` names.
 
     Returns:
-      Arrays of ``B * count`` rows (``count`` of ``process_slice``), split over ``BATCH_AXES``.
+      Arrays of ``B * count`` rows (``count`` of ``process_slice``), split as ``batch_shardings`` says.
 
     Raises:
       ValueError: an array has another number of rows, or the rows do not divide over the devices.
@@ -249,8 +289,8 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
             f"{mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']} over {count} part(s) of the "
             f"processes): take {' or '.join(map(str, near))} rows"
         )
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    shardings = batch_shardings(mesh, batch)
+    return {name: _global_array(shardings[name], array, count) for name, array in batch.items()}
 
 
 def _check_mesh(mesh: Mesh) -> None:
@@ -262,8 +302,7 @@ def _check_mesh(mesh: Mesh) -> None:
         raise ValueError(
             f"the mesh has the axes {mesh.axis_names} ({types}), and must have {MESH_AXES}, all Auto. Of the "
             "same devices: from transformer_jax.partitioning import MeshConfig, make_mesh; "
-            f"make_mesh(MeshConfig(data=1, fsdp={count}, tensor=1), devices), or other sizes that multiply "
-            f"to {count}"
+            f"make_mesh(MeshConfig(data=1, fsdp={count}), devices), or other sizes that multiply to {count}"
         )
 
 
@@ -302,6 +341,12 @@ def _divisors(count: int) -> str:
 
 def _product(sizes: Mapping[str, int], skip: str = "") -> str:
     return " x ".join(f"mesh.{name}={size}" for name, size in sizes.items() if name != skip)
+
+
+def _global_array(sharding: NamedSharding, own: np.ndarray, count: int) -> jax.Array:
+    """The array of which every process has its rows, with all of their tokens."""
+    shape = (len(own) * count, *own.shape[1:])
+    return jax.make_array_from_process_local_data(sharding, own, shape)
 
 
 # What differs, or has differed, between the versions of JAX that are supported belongs here.

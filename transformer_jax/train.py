@@ -193,7 +193,7 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
         stopped_by = stack.enter_context(stop_signals())
         mesh = partitioning.make_mesh(experiment.mesh)
         template, init, train_step = compile_train_step(experiment, mesh)
-        evaluate_step = evaluate.make_evaluate_step(experiment)
+        evaluate_step = evaluate.make_evaluate_step(experiment, mesh)
         tokenizer = _prepare_folder(workdir, experiment)
         iterator, validation = _open_data(experiment, tokenizer, mesh)
         stack.callback(iterator.close)

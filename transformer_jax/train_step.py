@@ -107,7 +107,8 @@ def compile_train_step(experiment: Experiment, mesh: Mesh) -> tuple[PyTree, Call
     The update is donated its state. It compiles at the first batch of each shape.
 
     Raises:
-      ConfigError: a batch has rows that do not divide over the mesh and the micro-batches.
+      ConfigError: a batch has rows that do not divide over the mesh and the micro-batches, or tokens that do
+        not divide over ``mesh.context``.
     """
     _check_rows(experiment, mesh)
     init = make_init(experiment)
@@ -120,13 +121,21 @@ def compile_train_step(experiment: Experiment, mesh: Mesh) -> tuple[PyTree, Call
     )
     # Sharded from the start: no device ever holds the whole state.
     sharded_init = jax.jit(lambda: partitioning.unbox(init()), out_shardings=shardings)
-    step = jax.jit(make_train_step(experiment), donate_argnums=0, out_shardings=(shardings, None))
+    update = partitioning.on_mesh(make_train_step(experiment), mesh, experiment.mesh.rules)
+    step = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
     return template, sharded_init, step
 
 
 def _check_rows(experiment: Experiment, mesh: Mesh) -> None:
     data, micro = experiment.data, experiment.train.gradient_accumulation_steps
     shares = partitioning.num_batch_shards(mesh) * micro
+    contexts = mesh.shape[partitioning.CONTEXT_AXIS]
+    for length in () if experiment.model.image_shape else data.lengths:
+        if length % contexts:
+            raise ConfigError(
+                f"rows of {length} tokens do not divide over mesh.context={contexts}: make "
+                "config.data.max_length and every one of config.data.buckets a multiple of it"
+            )
     for length in data.lengths:
         rows = rows_per_batch(data.tokens_per_batch, length, data.batch_size)
         if rows % shares:

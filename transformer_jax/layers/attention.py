@@ -10,6 +10,7 @@ from transformer_jax.layers.attention_ops import dot_product_attention
 from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.linear import Linear
 from transformer_jax.layers.masks import Mask
+from transformer_jax.placement import constrain
 
 
 @flax.struct.dataclass
@@ -97,7 +98,7 @@ class MultiHeadAttention(nn.Module):
         Returns:
           The output and the cache with the new keys and values (None without one).
         """
-        query = self.query(x)
+        query = constrain(self.query(x), "batch", "sequence", "heads", None)
         new = context if isinstance(context, KeyValue) else self.project(x if context is None else context)
         if cache is not None:
             if positions is None:
@@ -107,6 +108,10 @@ class MultiHeadAttention(nn.Module):
                 jax.lax.dynamic_update_slice(cache.key, new.key.astype(cache.key.dtype), place),
                 jax.lax.dynamic_update_slice(cache.value, new.value.astype(cache.value.dtype), place),
             )
+
+        # A query sees keys of the whole sequence: where that is split they are gathered (Dubey et al. 2024,
+        # "The Llama 3 Herd of Models", section 3.3.2). Any mask works so, and the large scores stay split.
+        new = jax.tree.map(lambda leaf: constrain(leaf, "batch", None, "heads", None), new)
 
         def on_weights(weights):
             self.sow("intermediates", "attention_weights", weights)
@@ -121,4 +126,5 @@ class MultiHeadAttention(nn.Module):
             scale=self.scale,
             on_weights=on_weights,
         )
+        heads = constrain(heads, "batch", "sequence", "heads", None)
         return self.output(heads), (new if cache is not None else None)

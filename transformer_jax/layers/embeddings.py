@@ -4,7 +4,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from transformer_jax.layers.linear import product
 from transformer_jax.layers.parameters import parameter
+from transformer_jax.placement import constrain
 
 
 class Embedding(nn.Module):
@@ -30,15 +32,12 @@ class Embedding(nn.Module):
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         """Rows of the table; a token outside the vocabulary gives NaN rather than another token's row."""
         tokens = jnp.where(tokens < 0, self.vocab_size, tokens)  # which would count from the end
-        x = self.embedding.astype(self.dtype).at[tokens].get(mode="fill", fill_value=jnp.nan)
+        # Whole rows: parts of them, taken for tokens of all devices, would have to be gathered afterwards.
+        table = constrain(self.embedding.astype(self.dtype), self.axis, None)
+        x = table.at[tokens].get(mode="fill", fill_value=jnp.nan)
         return x * jnp.asarray(self.d_model**0.5, self.dtype) if self.scale else x
 
     def attend(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Inner products of ``x`` with every row: the logits of a shared pre-softmax product."""
         # Float32 sums even of bfloat16 products: logits of 20 and more would be rounded to eighths.
-        logits = jnp.matmul(
-            x.reshape(-1, self.d_model),
-            self.embedding.astype(self.dtype).T,
-            preferred_element_type=jnp.float32,
-        )
-        return logits.reshape(*x.shape[:-1], self.vocab_size)
+        return product(x, self.embedding.astype(self.dtype).T, jnp.dtype(jnp.float32))

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.linear import Linear
+from transformer_jax.placement import constrain
 
 ACTIVATIONS = {
     "relu": nn.relu,
@@ -56,5 +57,6 @@ class FeedForward(nn.Module):
             hidden = activation(linear("gate", d_model, self.d_feedforward, ("embed", "mlp"))(x)) * hidden
         else:
             hidden = activation(hidden)
+        hidden = constrain(hidden, "batch", "sequence", "mlp")
         hidden = Dropout(self.dropout)(hidden, train=train)
         return linear("output", self.d_feedforward, d_model, ("mlp", "embed"), self.output_scale)(hidden)

@@ -8,6 +8,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transformer_jax.layers.parameters import parameter
+from transformer_jax.placement import current_placement
+
+
+def product(
+    x: Float[Array, "*B D"], matrix: Float[Array, "D F"], output_dtype: jnp.dtype | None
+) -> Float[Array, "*B F"]:
+    """``x matrix`` over the last axis of ``x``, whose rows are one axis meanwhile.
+
+    Not where sequences are split over a mesh: parts of rows and parts of their tokens have no axis in
+    common, and all of ``x`` would be gathered.
+    """
+    placement = current_placement()
+    if placement is not None and placement.parts("sequence") > 1:
+        return jnp.matmul(x, matrix, preferred_element_type=output_dtype)
+    flat = jnp.matmul(x.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=output_dtype)
+    return flat.reshape(*x.shape[:-1], matrix.shape[1])
 
 
 class Linear(nn.Module):
@@ -39,8 +55,9 @@ class Linear(nn.Module):
         rows = x.shape[: x.ndim - num_inputs]
         kernel = parameter(self, "kernel", self._initializer(), self.inputs + self.outputs, self.axes)
         matrix = kernel.astype(self.dtype).reshape(math.prod(self.inputs), math.prod(self.outputs))
-        y = jnp.matmul(x.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=self.output_dtype)
-        y = y.reshape(*rows, *self.outputs)
+        y = product(x.reshape(*rows, matrix.shape[0]), matrix, self.output_dtype).reshape(
+            *rows, *self.outputs
+        )
         if self.use_bias:
             zeros = nn.initializers.zeros_init()
             bias = parameter(self, "bias", zeros, self.outputs, self.axes[num_inputs:]).astype(self.dtype)

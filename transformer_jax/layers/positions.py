@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.layers.parameters import parameter
+from transformer_jax.placement import constrain
 
 
 def sinusoidal_table(max_length: int, d_model: int) -> Float[np.ndarray, "L D"]:
@@ -44,7 +45,8 @@ class PositionEncoding(nn.Module):
             if self.kind == "sinusoidal_halves":
                 fixed = np.concatenate([fixed[:, ::2], fixed[:, 1::2]], axis=1)
             table = jnp.asarray(fixed)
-        return table.astype(self.dtype).at[positions].get(mode="fill", fill_value=jnp.nan)
+        table = constrain(table.astype(self.dtype), None, None)  # as in Embedding
+        return table.at[positions].get(mode="fill", fill_value=jnp.nan)
 
 
 def relative_buckets(

@@ -12,6 +12,7 @@ from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.feedforward import FeedForward
 from transformer_jax.layers.masks import Mask
 from transformer_jax.layers.norms import NORMS
+from transformer_jax.placement import constrain
 
 
 class Block(nn.Module):
@@ -73,8 +74,10 @@ class Block(nn.Module):
             norm = NORMS[config.norm](config.norm_epsilon, jnp.dtype(config.dtype), name=name)
             dropout = Dropout(config.dropout)
             if config.norm_position == "pre":
-                return x + dropout(sublayer(norm(x)), train=train)
-            return norm(x + dropout(sublayer(x), train=train))
+                x = x + dropout(sublayer(norm(x)), train=train)
+            else:
+                x = norm(x + dropout(sublayer(x), train=train))
+            return constrain(x, "batch", "sequence", None)
 
         def attend_self(x):
             nonlocal cached

@@ -11,6 +11,7 @@ from transformer_jax.layers.linear import Linear
 from transformer_jax.layers.norms import NORMS
 from transformer_jax.layers.parameters import parameter
 from transformer_jax.layers.positions import PositionEncoding
+from transformer_jax.placement import constrain
 
 
 def token_embedding(config: TransformerConfig, name: str | None = None) -> Embedding:
@@ -116,7 +117,7 @@ def _normalise_and_drop(
     """The end of both embeddings; called within their compact methods."""
     if config.embedding_norm:
         x = NORMS[config.norm](config.norm_epsilon, jnp.dtype(config.dtype), name="norm")(x)
-    return Dropout(config.dropout)(x, train=train)
+    return constrain(Dropout(config.dropout)(x, train=train), "batch", "sequence", None)
 
 
 def check_length(length: int, config: TransformerConfig) -> None:

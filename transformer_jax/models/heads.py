@@ -11,6 +11,7 @@ from transformer_jax.layers.feedforward import ACTIVATIONS
 from transformer_jax.layers.linear import Linear
 from transformer_jax.layers.norms import NORMS
 from transformer_jax.layers.parameters import parameter
+from transformer_jax.placement import constrain
 
 
 def dense(config: TransformerConfig, outputs: int, axis: str, name: str, *, use_bias: bool = True) -> Linear:
@@ -48,7 +49,7 @@ class TokenLogits(nn.Module):
             zeros = nn.initializers.zeros_init()
             bias = parameter(self, "bias", zeros, (config.vocab_size,), ("vocab",))
             logits = logits + bias.reshape((1,) * (logits.ndim - 1) + bias.shape)
-        return logits
+        return constrain(logits, "batch", *("sequence",) * (logits.ndim - 2), "vocab")
 
 
 class MaskedTokens(nn.Module):

@@ -79,6 +79,7 @@ MAY_IMPORT = {
     "run_folder": f"{PARTS} pretrained experiment",
     "loading": f"{PARTS} families models pretrained_model pretrained experiment run_folder",
     "shrinking": f"{PARTS} experiment",
+    "planning": f"{WHOLE} train_step translate predictions evaluate",
     "train_step": WHOLE,
     "initialization": WHOLE,
     "generate": WHOLE,

@@ -33,6 +33,9 @@ MAY_IMPORT = {
     "config": "types",
     "files": "",
     "placement": "",
+    "rendezvous": "",
+    "processes": "progress rendezvous files",
+    "stopping": "",
     "layers": "types placement",
     "models": "types config placement layers",
     "conversion": BASIC,
@@ -89,7 +92,9 @@ MAY_IMPORT = {
     "translate": WHOLE,
     "predictions": WHOLE,
     "evaluate": f"{WHOLE} translate predictions",
-    "train": f"{WHOLE} train_step translate predictions evaluate initialization",
+    "train": (
+        f"{WHOLE} train_step translate predictions evaluate initialization processes rendezvous stopping"
+    ),
     "__init__": f"{WHOLE} translate evaluate",
 }
 NEVER_IMPORTED = {

@@ -72,7 +72,10 @@ class Skipped(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """A training state as it was saved at ``step``, and this process's place in the data."""
+    """A training state as it was saved at ``step``, and the place in the data.
+
+    What this process has saved with it or, where another number of processes did, the first of them.
+    """
 
     step: int
     state: PyTree
@@ -160,7 +163,7 @@ class Checkpointer:
         Args:
           step: updates made so far; above all steps saved before.
           state: a pytree of arrays.
-          data_state: this process's place in the data; JSON values only.
+          data_state: the place in the data, the same for all processes; JSON values only.
           metrics: of this step, if it was evaluated.
 
         Raises:
@@ -230,21 +233,15 @@ class Checkpointer:
             removes half-written ones and renames damaged ones to ``STEP.damaged``.
 
         Raises:
-          CheckpointError: there is no whole checkpoint, the step asked for is not there or damaged,
-            or another number of processes wrote it.
+          CheckpointError: there is no whole checkpoint, or the step asked for is not there or damaged.
           CheckpointMismatchError: names, shapes or dtypes differ from the template's; it lists
             them.
         """
         found, state, data, skipped = self._read_newest(template, (), step)
-        processes = data["processes"]
-        if len(processes) != jax.process_count():
-            raise CheckpointError(
-                f"{self.directory}/{found} was written by {len(processes)} process(es), not by "
-                f"{jax.process_count()} as in this run: each one's place in the data cannot be "
-                f"carried over; start {len(processes)}"
-            )
+        processes, index = data["processes"], jax.process_index()
+        own = processes[index if len(processes) == jax.process_count() else 0]
         self._damaged = tuple(skip.step for skip in skipped)
-        return Restored(found, state, processes[jax.process_index()], data["metrics"], skipped)
+        return Restored(found, state, own, data["metrics"], skipped)
 
     def restore_params(self, template: PyTree, step: int | None = None) -> RestoredParams:
         """Reads the field ``params`` of a state only, as evaluation does; see ``restore``.
@@ -254,7 +251,7 @@ class Checkpointer:
           step: as for ``restore``.
 
         Raises:
-          CheckpointError: as ``restore``, but the number of processes does not matter.
+          CheckpointError: as ``restore``.
         """
         found, params, data, skipped = self._read_newest(template, (PARAMS,), step)
         return RestoredParams((found,), params, data["processes"][0], skipped)

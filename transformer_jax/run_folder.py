@@ -50,7 +50,7 @@ def _as_json(experiment: Experiment) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(experiment)))
 
 
-def _comparable(experiment: Experiment) -> dict[str, Any]:
+def flat_config(experiment: Experiment) -> dict[str, Any]:
     """All keys by their full names, without the folders of further sources, which may be moved as well."""
     content = _as_json(experiment)
     for source in content["data"]["more_sources"]:
@@ -68,7 +68,7 @@ def check_workdir(workdir: str | os.PathLike[str], experiment: Experiment) -> No
     """
     if not has_checkpoints(workdir):
         return
-    old, new = _comparable(load_config(workdir)), _comparable(experiment)
+    old, new = flat_config(load_config(workdir)), flat_config(experiment)
     differing = [
         f"config.{key}: {old.get(key, 'nothing')!r} there, {new.get(key, 'nothing')!r} here"
         for key in {**old, **new}  # objectives have keys of their own

@@ -11,14 +11,12 @@ as one that never was (on the same machine, devices and versions).
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 import shlex
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +34,7 @@ from transformer_jax.data import (
     Tokenizer,
     TrainingIterator,
     evaluation_batches,
+    fingerprint,
     load_source,
     load_sources,
     training_iterator,
@@ -45,11 +44,19 @@ from transformer_jax.files import write_json
 from transformer_jax.initialization import check_origin, initial_params
 from transformer_jax.loading import TrainedRun, check_tokenizer
 from transformer_jax.objectives.base import Objective, Sums
+from transformer_jax.processes import (
+    check_alike,
+    check_shared,
+    connect,
+    failures_end_all,
+)
 from transformer_jax.progress import MetricWriter, ProgressBar, say
+from transformer_jax.rendezvous import ProcessError
 from transformer_jax.run_folder import (
     CHECKPOINTS_FOLDER,
     SUMMARY_FILE,
     check_workdir,
+    flat_config,
     has_checkpoints,
     load_config,
     load_or_train_tokenizer,
@@ -59,36 +66,9 @@ from transformer_jax.run_folder import (
 )
 from transformer_jax.runtime import prepare_process
 from transformer_jax.shrinking import shrink
+from transformer_jax.stopping import stop_is_agreed, stop_signals
 from transformer_jax.train_step import compile_train_step
 from transformer_jax.types import Batch
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[str]]:
-    """Yields a list that gets the name of the first SIGINT or SIGTERM; a second SIGINT interrupts.
-
-    The first is acknowledged at once: it may take a step, or the preparations, until it has an effect.
-
-    In another thread than the main one, where Python cannot handle signals, it stays empty.
-    """
-    received: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def handle(number: int, _: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(signal.Signals(number).name)
-        # Not print, which must not be entered again by a signal that comes while it writes.
-        os.write(2, f"\n{received[0]}: stopping as soon as all can be saved\n".encode())
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class StepLog:
@@ -194,6 +174,7 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
         mesh = partitioning.make_mesh(experiment.mesh)
         template, init, train_step = compile_train_step(experiment, mesh)
         evaluate_step = evaluate.make_evaluate_step(experiment, mesh)
+        check_shared(workdir)
         tokenizer = _prepare_folder(workdir, experiment)
         iterator, validation = _open_data(experiment, tokenizer, mesh)
         stack.callback(iterator.close)
@@ -203,6 +184,7 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
         writer = stack.enter_context(MetricWriter(workdir, active=is_first))
         log = StepLog(experiment.objective, writer)
         step, seconds = 0, 0.0
+        check_alike("the newest checkpoint", str(checkpointer.latest_step()))
         if checkpointer.latest_step() is None:
             for half in checkpointer.half_written_steps():
                 say(f"the checkpoint of step {half} is half-written, and there is no other: starting anew")
@@ -230,6 +212,8 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
         first, began = step, time.monotonic() - seconds
         while True:
             done = step == settings.num_steps
+            if stop_is_agreed(step):
+                stopped_by.append("SIGTERM")
             is_last = done or bool(stopped_by)  # once, or a signal might come between saving and leaving
             is_scored = step > first and (done or step % settings.evaluate_every_steps == 0)
             is_saved = step > first and (is_scored or is_last or checkpointer.is_due(step))
@@ -316,6 +300,7 @@ def _open_data(
             experiment.data, source, evaluated, limit, **split, row_multiple=shards
         )
     source = load_sources(experiment.data.sources, "train")
+    check_alike("the training data", fingerprint(source))
     iterator = training_iterator(experiment.data, source, trained, **split)
     return iterator, [batch for _, batch in batches["validation"]]
 
@@ -340,13 +325,27 @@ def main(argv: Sequence[str]) -> None:
     try:
         workdir = run_folder(workdir)
         experiment = load_config(workdir) if FLAGS.config is None else read_experiment(FLAGS.config)
+        _connect(workdir, experiment)
         experiment = shrink(experiment) if FLAGS.shrink else experiment
-        train(experiment, workdir)
+        with failures_end_all():
+            train(experiment, workdir)
     except KeyboardInterrupt:
         command = _continue_command(workdir, experiment)
         say(f"interrupted; what was saved is whole. To continue:\n  {command}")
-    except (*USER_ERRORS, FloatingPointError) as error:
+    except (*USER_ERRORS, FloatingPointError, ProcessError) as error:
         sys.exit(f"error: {error}")
+
+
+def _connect(workdir: str, experiment: Experiment) -> None:
+    """Where there are several processes, meets the others, which must have the same config."""
+    config = {f"config.{key}": repr(value) for key, value in flat_config(experiment).items()}
+    del config["config.data.source.folder"]  # data may lie elsewhere on another host
+    connect(
+        {"--workdir": workdir, "--shrink": str(FLAGS.shrink), **config},
+        start_timeout=FLAGS.start_timeout,
+        heartbeat_timeout=FLAGS.heartbeat_timeout,
+        detect=FLAGS.distributed,
+    )
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -378,5 +377,18 @@ if __name__ == "__main__":
         "shrink",
         False,
         "Train the experiment for two steps with a tiny model: does it run at all? Use a workdir of its own.",
+    )
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "This is one of several processes, and JAX can find the others (Cloud TPU, GKE, MPI). Not needed "
+        "where a launcher or Slurm started them.",
+    )
+    flags.DEFINE_float("start_timeout", 300, "Of several processes: seconds to wait for all of them.", 1)
+    flags.DEFINE_float(
+        "heartbeat_timeout",
+        60,
+        "Of several processes: seconds without a sign until one is taken for dead.",
+        5,
     )
     app.run(main, flags_parser=_parse_flags)

@@ -6,7 +6,7 @@ from transformer_jax.data.evaluation import (
     evaluation_batches,
     evaluation_pieces,
 )
-from transformer_jax.data.examples import DataError, MemorySource, Source
+from transformer_jax.data.examples import DataError, MemorySource, Source, fingerprint
 from transformer_jax.data.image_files import read_image
 from transformer_jax.data.packing import rows_per_batch
 from transformer_jax.data.pipeline import (
@@ -49,6 +49,7 @@ __all__ = [
     "data_folder",
     "evaluation_batches",
     "evaluation_pieces",
+    "fingerprint",
     "load_source",
     "load_sources",
     "read_image",

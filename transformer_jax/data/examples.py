@@ -1,6 +1,7 @@
 """What a source is, and what the examples in it may hold."""
 
 import bisect
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -8,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from transformer_jax.types import FEATURES, Example
+
+_FINGERPRINTED = 256  # examples of a source, at the most
 
 
 class DataError(ValueError):
@@ -23,6 +26,17 @@ class Source(Protocol):
     def read(self, indices: Sequence[int]) -> list[Example]:
         """The examples at ``indices``: several at once, because that is much faster in TFDS."""
         ...
+
+
+def fingerprint(source: Source) -> str:
+    """What tells one source from another: its number of examples, and a hash of some from all over it."""
+    places = np.unique(np.linspace(0, len(source) - 1, min(_FINGERPRINTED, len(source)), dtype=int)).tolist()
+    digest = hashlib.sha256()
+    for example in source.read(places):
+        for feature, value in sorted(example.items()):
+            digest.update(feature.encode())
+            digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    return f"{len(source):,} examples, {digest.hexdigest()[:16]}"
 
 
 class MemorySource:

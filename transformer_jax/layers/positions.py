@@ -36,7 +36,8 @@ class PositionEncoding(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def __call__(self, positions: Int[Array, "#B L"] | int) -> Float[Array, "#B L D"]:
+        """The vectors of ``positions``, or of the first so many."""
         if self.kind == "learned":
             shape = (self.max_length, self.d_model)
             table = parameter(self, "embedding", nn.initializers.normal(0.02), shape, ("length", "embed"))
@@ -46,6 +47,8 @@ class PositionEncoding(nn.Module):
                 fixed = np.concatenate([fixed[:, ::2], fixed[:, 1::2]], axis=1)
             table = jnp.asarray(fixed)
         table = constrain(table.astype(self.dtype), None, None)  # as in Embedding
+        if isinstance(positions, int):
+            return table[None, :positions]
         return table.at[positions].get(mode="fill", fill_value=jnp.nan)
 
 

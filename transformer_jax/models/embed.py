@@ -50,12 +50,10 @@ class EmbedTokens(nn.Module):
         check_length(tokens.shape[1], config)
         x = self.embedding(tokens)
         if config.positions != "relative":
-            if positions is None:
-                positions = jnp.arange(tokens.shape[1])[None, :]
             encoding = PositionEncoding(
                 config.positions, config.max_length, config.d_model, dtype, name="positions"
             )
-            x += encoding(positions)
+            x += encoding(tokens.shape[1] if positions is None else positions)
         if config.num_token_types:
             table = Embedding(
                 config.num_token_types,
@@ -107,7 +105,7 @@ class EmbedPatches(nn.Module):
         encoding = PositionEncoding(
             config.positions, config.max_length, config.d_model, dtype, name="positions"
         )
-        x += encoding(jnp.arange(x.shape[1])[None, :])
+        x += encoding(x.shape[1])
         return _normalise_and_drop(config, x, train)
 
 

@@ -117,7 +117,8 @@ def connect(
         hosts = tuple(gather("host", socket.gethostname()))
     else:
         own = Participant(place.number, socket.gethostname(), dict(facts) | _own_facts())
-        hosts = meet(place.address, place.count, own, start_timeout)
+        listen_on = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", ":").rsplit(":", 1)[0].strip("[]")
+        hosts = meet(place.address, place.count, own, start_timeout, "" if listen_on == "::" else listen_on)
         jax.distributed.initialize(place.address, place.count, place.number, **options)
     if jax.process_index() == 0:
         counted = {host: hosts.count(host) for host in hosts}

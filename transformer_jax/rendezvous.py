@@ -29,7 +29,9 @@ class Participant:
     facts: Mapping[str, str]
 
 
-def meet(address: str, count: int, participant: Participant, timeout: float) -> tuple[str, ...]:
+def meet(
+    address: str, count: int, participant: Participant, timeout: float, listen_on: str = ""
+) -> tuple[str, ...]:
     """Waits for all processes, and compares their facts.
 
     Args:
@@ -37,6 +39,7 @@ def meet(address: str, count: int, participant: Participant, timeout: float) -> 
       count: processes of the run.
       participant: this one.
       timeout: seconds to wait for all of them.
+      listen_on: an address of the first process's host; by default all that it has.
 
     Returns:
       The hosts of the processes, in their order.
@@ -47,7 +50,7 @@ def meet(address: str, count: int, participant: Participant, timeout: float) -> 
     """
     host, port = address.rsplit(":", 1)
     if participant.number == 0:
-        verdict = _receive(int(port), count, participant, timeout)
+        verdict = _receive((listen_on, int(port)), count, participant, timeout)
     else:
         verdict = _tell(host, int(port), count, participant, timeout)
     if verdict["error"]:
@@ -55,13 +58,13 @@ def meet(address: str, count: int, participant: Participant, timeout: float) -> 
     return tuple(verdict["hosts"])
 
 
-def _receive(port: int, count: int, own: Participant, timeout: float) -> dict[str, Any]:
+def _receive(place: tuple[str, int], count: int, own: Participant, timeout: float) -> dict[str, Any]:
     """What the first process does: waits, judges, and tells all that came."""
     deadline = time.monotonic() + timeout
     found = {0: own}
     connections: list[socket.socket] = []
     error = ""
-    with socket.create_server(("", port), backlog=count) as server:
+    with socket.create_server(place, backlog=count) as server:
         while len(found) < count and not error:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:

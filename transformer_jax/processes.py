@@ -214,6 +214,9 @@ def failures_end_all() -> Iterator[None]:
         else:
             text = f"{type(error).__name__}: {error}"
             traceback.print_exc()
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+            # A collective fails when another process is gone: which one, the watch will say.
+            _watch.wait_for_its_word()
         _watch.tell(text)
         _leave()
 
@@ -242,6 +245,11 @@ class _Watch:
     def name(self, number: int) -> str:
         host = f", on {self._hosts[number]}" if number < len(self._hosts) else ""
         return f"process {number} of {jax.process_count()}{host}"
+
+    def wait_for_its_word(self) -> None:
+        """Gives it time to notice that another process has died, and to end this one."""
+        sys.stderr.flush()
+        time.sleep(self._timeout + 5 * _POLL_SECONDS)
 
     def tell(self, text: str) -> None:
         """Lets all processes end with a failure of this one."""

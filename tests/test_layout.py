@@ -95,6 +95,10 @@ MAY_IMPORT = {
     "train": (
         f"{WHOLE} train_step translate predictions evaluate initialization processes rendezvous stopping"
     ),
+    "process_groups": "",
+    "launching": WHOLE,
+    "sweep_results": f"{WHOLE} checkpoint_files launching",
+    "sweeps": f"{WHOLE} launching sweep_results",
     "__init__": f"{WHOLE} translate evaluate",
 }
 NEVER_IMPORTED = {

@@ -2,6 +2,7 @@
 
     python -m transformer_jax.train --config=experiments/number_words.py --workdir=runs/numbers
     python -m transformer_jax.train --config=experiments/number_words.py:fr --workdir=runs/numbers_fr
+    python launch/local.py --sweep --config=experiments/number_words.py --workdir=runs/number_rates
 
 Data: made on the spot by num2words, 200,000 numbers below a million to train on, 1,000 to validate and 1,000
 to test, disjoint. German turns the digits round (23 is "dreiundzwanzig"), which attention shows.
@@ -12,6 +13,8 @@ Measured here with ``make demo`` (German, 2 cores of a shared Intel Xeon, jax 0.
 match on the 1,000 test numbers, greedy, after 124 s of training, compilation included. BLEU is 0 by its
 definition, for these texts are one word long.
 """
+
+from collections.abc import Iterator
 
 import ml_collections
 
@@ -41,3 +44,10 @@ def get_config(language: str = "de") -> ml_collections.ConfigDict:
         checkpoint=CheckpointConfig(every_steps=200),
         evaluate=experiment.EvaluateConfig(beam_size=1),
     ).to_config_dict()
+
+
+def sweep(language: str = "de") -> Iterator[dict[str, float]]:
+    """Peak rates, around the one above."""
+    del language  # all have the same
+    for peak_rate in (5e-4, 1e-3, 2e-3, 4e-3):
+        yield {"optimizer.peak_rate": peak_rate}

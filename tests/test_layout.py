@@ -90,6 +90,10 @@ MAY_IMPORT = {
     "predictions": WHOLE,
     "evaluate": f"{WHOLE} translate predictions",
     "train": f"{WHOLE} train_step translate predictions evaluate initialization",
+    "process_groups": "",
+    "launching": WHOLE,
+    "sweep_results": f"{WHOLE} checkpoint_files launching",
+    "sweeps": f"{WHOLE} launching sweep_results",
     "__init__": f"{WHOLE} translate evaluate",
 }
 NEVER_IMPORTED = {

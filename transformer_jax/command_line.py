@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from absl import flags
+from ml_collections import config_flags
 
 from transformer_jax.checkpoint import CheckpointError
 from transformer_jax.config import ConfigError
@@ -37,6 +38,56 @@ def reported_errors() -> Iterator[None]:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell has it
+
+
+def define_training_flags(flag_values: flags.FlagValues = FLAGS, argv: Sequence[str] | None = None) -> None:
+    """The flags of ``transformer_jax.train``, which a launcher passes on.
+
+    Args:
+      flag_values: where to define them.
+      argv: what will be parsed, the program's name first, if it is not this process's command line.
+    """
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "File of the experiment, such as experiments/number_words.py; change any of its keys with "
+        "--config.SECTION.KEY=VALUE. Without it the run in --workdir goes on as it was configured.",
+        flag_values=flag_values,
+        sys_argv=None if argv is None else list(argv),
+    )
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of the run: config, checkpoints, metrics, summary.",
+        flag_values=flag_values,
+        required=True,
+    )
+    flags.DEFINE_bool(
+        "shrink",
+        False,
+        "Train the experiment for two steps with a tiny model: does it run at all? Use a workdir of its own.",
+        flag_values=flag_values,
+    )
+
+
+def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = FLAGS) -> list[str]:
+    """Absl's parser, with one line for a config that cannot be read instead of a traceback.
+
+    Returns:
+      What are no flags, the program's name first.
+
+    Raises:
+      ConfigError: a flag is unknown, or its value or the config cannot be read.
+    """
+    try:
+        return flag_values(list(argv))
+    except flags.Error as error:  # of a get_config that raised, the last line of its traceback
+        lines = str(error).strip().splitlines()
+        reason = lines[-1] if any(line.startswith("Traceback") for line in lines) else str(error)
+        raise ConfigError(f"{reason} (--help explains the flags)") from error
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace('"', "'").split())
+        raise ConfigError(f"--config cannot be read as the flags say: {reason}") from error
 
 
 def define_run_flags() -> None:

@@ -369,13 +369,13 @@ def summary_table(rows: Mapping[str, object]) -> str:
     width = max(map(len, rows))
     lines = []
     for name, value in rows.items():
-        first, *more = _cell(value).splitlines() or [""]
+        first, *more = cell_text(value).splitlines() or [""]
         lines.append(f"{name:<{width}}  {first}".rstrip())
         lines.extend(" " * (width + 2) + line for line in more)
     return "\n".join(lines)
 
 
-def _cell(value: object) -> str:
+def cell_text(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -36,11 +36,12 @@ FREE_SECTIONS = ("checkpoint", "evaluate", "mesh")
 FREE_KEYS = ("train.num_steps", "train.log_every_steps", "train.evaluate_every_steps", "data.source.folder")
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The keys of all sections by their full names, such as ``optimizer.peak_rate``."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
@@ -55,7 +56,7 @@ def _comparable(experiment: Experiment) -> dict[str, Any]:
     content = _as_json(experiment)
     for source in content["data"]["more_sources"]:
         del source["folder"]
-    return _flatten(content)
+    return flatten(content)
 
 
 def check_workdir(workdir: str | os.PathLike[str], experiment: Experiment) -> None:

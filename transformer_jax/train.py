@@ -26,11 +26,11 @@ import numpy as np
 from absl import app, flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from transformer_jax import evaluate, partitioning
 from transformer_jax.checkpoint import Checkpointer
-from transformer_jax.command_line import USER_ERRORS
+from transformer_jax.command_line import USER_ERRORS, define_training_flags, parse_flags
 from transformer_jax.config import ConfigError
 from transformer_jax.data import (
     Tokenizer,
@@ -350,33 +350,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Absl's parser, with one line for a config that cannot be read instead of a traceback."""
     try:
-        return FLAGS(list(argv))
-    except flags.Error as error:  # of a get_config that raised, the last line of its traceback
-        lines = str(error).strip().splitlines()
-        reason = lines[-1] if any(line.startswith("Traceback") for line in lines) else str(error)
-        sys.exit(f"error: {reason} (--help explains the flags)")
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace('"', "'").split())
-        sys.exit(f"error: --config cannot be read as the flags say: {reason}")
+        return parse_flags(argv)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
 
 
 FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "File of the experiment, such as experiments/number_words.py; change any of its keys with "
-        "--config.SECTION.KEY=VALUE. Without it the run in --workdir goes on as it was configured.",
-    )
-    flags.DEFINE_string(
-        "workdir", None, "Folder of the run: config, checkpoints, metrics, summary.", required=True
-    )
-    flags.DEFINE_bool(
-        "shrink",
-        False,
-        "Train the experiment for two steps with a tiny model: does it run at all? Use a workdir of its own.",
-    )
+    define_training_flags()
     app.run(main, flags_parser=_parse_flags)

@@ -26,36 +26,29 @@ from absl import app, flags
 from transformer_jax import launching, sweeps
 from transformer_jax.command_line import reported_errors
 from transformer_jax.process_groups import GroupSettings, run_groups
-from transformer_jax.progress import say
 from transformer_jax.sweep_results import has_failures, report_results
 
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
 Command = Callable[[launching.Run], Sequence[str]]  # what is started for a run
 
 
-def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+def define_flags() -> None:
     """The launcher's own flags."""
-    flags.DEFINE_integer(
-        "num_processes", 1, "Processes of a run.", lower_bound=1, short_name="n", flag_values=flag_values
-    )
+    flags.DEFINE_integer("num_processes", 1, "Processes of a run.", lower_bound=1, short_name="n")
     flags.DEFINE_integer(
         "devices_per_process",
         None,
         "Devices of each process: so many virtual ones of the CPU, or the next so many GPUs. "
         "By default 1 for several processes, and for one process whatever there is.",
         lower_bound=1,
-        flag_values=flag_values,
     )
-    flags.DEFINE_bool(
-        "sweep", False, "One run a member of the experiment's sweep().", flag_values=flag_values
-    )
-    flags.DEFINE_integer("parallel", 1, "Members of a sweep at once.", lower_bound=1, flag_values=flag_values)
+    flags.DEFINE_bool("sweep", False, "One run a member of the experiment's sweep().")
+    flags.DEFINE_integer("parallel", 1, "Members of a sweep at once.", lower_bound=1)
     flags.DEFINE_float(
         "stop_timeout",
         60.0,
         "Seconds that a process may take to save and end, before it is killed.",
         lower_bound=0.0,
-        flag_values=flag_values,
     )
 
 
@@ -156,14 +149,7 @@ def launch_sweep(run: launching.Run, members: Sequence[sweeps.Member], **setting
     Returns:
       Whether a member failed.
     """
-    for name in sweeps.store_sweep(run, members):
-        say(f"{name} was a member of this sweep and is none now; its folder stays")
-    left = []
-    for member in members:
-        if sweeps.is_finished(member.run):
-            say(f"{member.name} is finished already")
-        else:
-            left.append(member)
+    left = sweeps.begin_sweep(run, members)
     launch([member.run for member in left], [member.name for member in left], **settings)  # type: ignore
     return has_failures(report_results(run.workdir))
 

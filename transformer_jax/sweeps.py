@@ -9,6 +9,7 @@ finished or not, and writes it to ``sweep_results.txt`` and ``sweep_results.json
 1 if a member failed.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -27,6 +28,7 @@ from transformer_jax.command_line import reported_errors
 from transformer_jax.config import ConfigError, nearest
 from transformer_jax.files import write_json
 from transformer_jax.launching import Run, read_run
+from transformer_jax.progress import say
 from transformer_jax.run_folder import (
     CONFIG_FILE,
     SUMMARY_FILE,
@@ -117,33 +119,39 @@ def is_finished(run: Run) -> bool:
         return False
 
 
-def store_sweep(run: Run, members: Sequence[Member]) -> list[str]:
+def begin_sweep(run: Run, members: Sequence[Member]) -> list[Member]:
     """Writes which members a sweep has into its folder, for the table.
 
+    Says which are finished already, and which the folder had before that are none any more.
+
     Returns:
-      The names of those that the folder had before and that are none any more; their runs stay there.
+      Those that are to be started.
+
+    Raises:
+      OSError: it cannot be written.
     """
     folder = pathlib.Path(run.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    before: list[dict[str, Any]] = []
-    if (folder / SWEEP_FILE).exists():
-        before = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))["members"]
-    checkpoints = {
-        (member.run.experiment.checkpoint.best_metric, member.run.experiment.checkpoint.best_mode)
-        for member in members
-    }
-    metric, mode = checkpoints.pop() if len(checkpoints) == 1 else (None, None)
-    write_json(
-        folder / SWEEP_FILE,
-        {
-            "config": run.config_file,
-            "best_metric": metric,
-            "best_mode": mode,
-            "members": [{"name": member.name, "overrides": dict(member.overrides)} for member in members],
-        },
-    )
     names = {member.name for member in members}
-    return [member["name"] for member in before if member["name"] not in names]
+    with contextlib.suppress(FileNotFoundError):
+        before = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
+        for name in [member["name"] for member in before["members"]]:
+            if name not in names:
+                say(f"{name} was a member of this sweep and is none now; its folder stays")
+    sections = [member.run.experiment.checkpoint for member in members]
+    rankings = {(section.best_metric, section.best_mode) for section in sections}
+    metric, mode = rankings.pop() if len(rankings) == 1 else (None, None)
+    content = {
+        "config": run.config_file,
+        "best_metric": metric,
+        "best_mode": mode,
+        "members": [{"name": member.name, "overrides": dict(member.overrides)} for member in members],
+    }
+    write_json(folder / SWEEP_FILE, content)
+    finished = [member for member in members if is_finished(member.run)]
+    for member in finished:
+        say(f"{member.name} is finished already")
+    return [member for member in members if member not in finished]
 
 
 def _call_sweep(config_file: str) -> list[Any]:

@@ -1,0 +1,133 @@
+"""Jobs on a real Slurm cluster, started for these tests; see slurm_cluster.py."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+from launch import slurm
+from tests.launch.slurm_cluster import slurm_cluster
+from tests.training import tiny_experiment
+from transformer_jax.launching import Run
+
+pytestmark = pytest.mark.slow
+
+STAND_IN = str(pathlib.Path(__file__).with_name("stand_in.py"))
+MOST_SECONDS = 150
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with tempfile.TemporaryDirectory(prefix="slurm") as folder, slurm_cluster(pathlib.Path(folder)) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def on_the_cluster(cluster, monkeypatch):
+    for name, value in cluster.items():
+        monkeypatch.setenv(name, value)
+
+
+def run_in(folder: pathlib.Path) -> Run:
+    return Run(str(folder), (), tiny_experiment(folder), "tiny.py", {})
+
+
+def counting(steps: int, seconds: float, *more: str):
+    return lambda run: [sys.executable, STAND_IN, run.workdir, str(steps), str(seconds), *more]
+
+
+def wait_until(condition, what: str, folder: pathlib.Path) -> None:
+    deadline = time.monotonic() + MOST_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            logs = "\n".join(path.read_text() for path in folder.rglob("slurm-*.out"))
+            raise AssertionError(f"{what}: not within {MOST_SECONDS} s\n{logs}\n{scontrol('show', 'jobs')}")
+        time.sleep(0.1)
+
+
+def scontrol(*arguments: str) -> str:
+    result = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60, check=True)
+    return result.stdout
+
+
+def hurry(job: str, folder: pathlib.Path) -> None:
+    """Starts a job that was queued again: Slurm would wait for two minutes."""
+    wait_until(lambda: state_of(job) == "PENDING", f"job {job} queued again", folder)
+    time.sleep(3)
+    scontrol("update", f"JobId={job}", "StartTime=now")
+
+
+def state_of(job: str) -> str:
+    result = subprocess.run(
+        ["squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return result.stdout.strip()
+
+
+def wait_for_end(job: str, folder: pathlib.Path, state: str = "COMPLETED") -> None:
+    wait_until(lambda: state_of(job) == state, f"job {job} {state}", folder)
+
+
+def test_every_argument_arrives_as_it_was_given(tmp_path):
+    workdir = tmp_path / '50% of "a" $HOME\'s `b` #c'
+    words = ["--config.a=x y", "--b='", '--c="', "--d=$HOME `e` \\", "--f=#!*?[a]{b,c}~;&|<>()", "", "ä\n2"]
+    program = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    settings = slurm.Settings(time="5", sbatch=("--comment=a 'b' \"c\" \\d #e",))
+    command = [sys.executable, "-c", program, *words]
+    (job,) = slurm.launch([run_in(workdir)], settings, command=lambda run: command)
+    wait_for_end(job, tmp_path)
+    (line,) = [
+        line for line in (workdir / f"slurm-{job}.out").read_text().splitlines() if line.startswith("[")
+    ]
+    assert json.loads(line) == words
+    shown = subprocess.run(
+        ["scontrol", "show", "job", job], capture_output=True, text=True, timeout=60
+    ).stdout
+    assert "Comment=a 'b' \"c\" \\d #e" in scontrol("show", "job", job)
+    assert json.loads((workdir / "launch.json").read_text()) == {"log": f"slurm-{job}.out", "exit_status": 0}
+
+
+def test_a_job_that_is_requeued_in_mid_run_saves_and_goes_on(tmp_path):
+    settings = slurm.Settings(tasks_per_node=2, requeue=True)
+    (job,) = slurm.launch([run_in(tmp_path)], settings, command=counting(60, 0.1))
+    wait_until(lambda: (tmp_path / "history-1").exists(), "a step", tmp_path)
+    scontrol("requeue", job)
+    hurry(job, tmp_path)
+    wait_for_end(job, tmp_path)
+    for rank in "01":
+        steps = (tmp_path / f"history-{rank}").read_text().split()
+        assert steps == [str(step) for step in range(1, 61)]  # none twice: it was told in time
+    log = (tmp_path / f"slurm-{job}.out").read_text()
+    assert "0: process 0 begins at step 0" in log and "1: process 1 is done" in log
+    assert log.count("stops at step") == 2 and log.count("begins at step") == 4
+
+
+def test_a_job_that_ends_early_is_named(tmp_path):
+    (job,) = slurm.launch([run_in(tmp_path)], slurm.Settings(), command=counting(2, 0.1, "3"))
+    wait_for_end(job, tmp_path, "FAILED")
+    assert json.loads((tmp_path / "launch.json").read_text())["exit_status"] == 3
+
+
+def test_a_job_whose_time_is_up_saves_and_queues_itself_again(tmp_path):
+    # The least limit is a minute; Slurm looks at the time now and then, so it may warn a little sooner.
+    settings = slurm.Settings(time="1", warn_before=50, requeue=True)
+    (job,) = slurm.launch([run_in(tmp_path)], settings, command=counting(300, 0.1))
+    hurry(job, tmp_path)
+    wait_for_end(job, tmp_path)
+    log = (tmp_path / f"slurm-{job}.out").read_text()
+    assert "queued again" in log and "process 0 is done" in log
+    assert (tmp_path / "history-0").read_text().split() == [str(step) for step in range(1, 301)]
+
+
+def test_a_job_whose_time_is_up_ends_where_it_may_not_queue_again(tmp_path):
+    settings = slurm.Settings(time="1", warn_before=50)
+    (job,) = slurm.launch([run_in(tmp_path)], settings, command=counting(10_000, 0.1))
+    wait_for_end(job, tmp_path)
+    log = (tmp_path / f"slurm-{job}.out").read_text()
+    assert f"to go on: sbatch {tmp_path}/slurm.sh" in log
+    assert json.loads((tmp_path / "launch.json").read_text())["exit_status"] == 0

@@ -82,8 +82,10 @@ class Settings:
         own |= {"--output", "--job-name", "--chdir", "--open-mode", "--ntasks", "--array", "--dependency"}
         for option in self.sbatch:
             name = option.partition("=")[0]
-            if not name.startswith("-") or "\n" in option:
-                raise ValueError(f"--sbatch={option} must be an option of sbatch, such as --sbatch=--mem=64G")
+            if not re.fullmatch(r"--[\w-]+", name) or "\n" in option:
+                raise ValueError(
+                    f"--sbatch={option} must be a long option of sbatch, as in --sbatch=--mem=64G"
+                )
             if name in own:
                 raise ValueError(f"--sbatch={option}: {name} is set by this launcher's own flags")
 

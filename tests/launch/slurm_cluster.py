@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
 _SECONDS_TO_START = 60
 
 _CONFIGURATION = """
@@ -111,7 +111,10 @@ def slurm_cluster(folder: pathlib.Path) -> Iterator[dict[str, str]]:
             if name == "munged":
                 _wait(lambda: (folder / "munge.socket").exists(), name, folder)
         _wait(lambda: "idle" in _node_state(environment), "slurmctld", folder)
-        yield environment
+        try:
+            yield environment
+        finally:
+            _end_jobs(environment)
 
 
 MUNGE_FILES = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
@@ -142,9 +145,22 @@ def _daemon(
             process.wait(timeout=20)
 
 
+def _end_jobs(environment: Mapping[str, str]) -> None:
+    """Ends what is left of jobs, or it would outlive the daemons."""
+    _output_of(["scancel", "--signal=KILL", f"--user={getpass.getuser()}"], environment)
+    _output_of(["scancel", f"--user={getpass.getuser()}"], environment)
+    deadline = time.monotonic() + 20
+    while _output_of(["squeue", "--noheader"], environment) and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
 def _node_state(environment: Mapping[str, str]) -> str:
+    return _output_of(["sinfo", "--noheader", "--format=%T"], environment)
+
+
+def _output_of(command: list[str], environment: Mapping[str, str]) -> str:
     result = subprocess.run(
-        ["sinfo", "--noheader", "--format=%T"],
+        command,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

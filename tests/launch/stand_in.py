@@ -2,8 +2,8 @@
 
     python stand_in.py WORKDIR STEPS SECONDS_A_STEP [EXIT_STATUS_AT_THE_END]
 
-It imports nothing that takes long. ``WORKDIR/history`` has a line for each step, with the number of its
-process.
+Started again, it hurries. It imports nothing that takes long. ``WORKDIR/history`` has a line for each step,
+with the number of its process.
 """
 
 import json
@@ -21,6 +21,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     state = workdir / f"state-{rank}"
     step = int(state.read_text()) if state.exists() else 0
+    seconds = 0.0 if step else seconds
     print(f"process {rank} begins at step {step}", flush=True)
     while step < steps and not told:
         time.sleep(seconds)

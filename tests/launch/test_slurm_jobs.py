@@ -1,7 +1,9 @@
 """Jobs on a real Slurm cluster, started for these tests; see slurm_cluster.py."""
 
+import dataclasses
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -11,11 +13,12 @@ import pytest
 
 from launch import slurm
 from tests.launch.slurm_cluster import slurm_cluster
-from tests.training import tiny_experiment
+from tests.training import tiny_experiment, write_corpus
 from transformer_jax.launching import Run
 
 pytestmark = pytest.mark.slow
 
+ROOT = pathlib.Path(__file__).parents[2]
 STAND_IN = str(pathlib.Path(__file__).with_name("stand_in.py"))
 MOST_SECONDS = 150
 
@@ -56,8 +59,9 @@ def scontrol(*arguments: str) -> str:
 
 def hurry(job: str, folder: pathlib.Path) -> None:
     """Starts a job that was queued again: Slurm would wait for two minutes."""
+    wait_until(lambda: "Restarts=0" not in scontrol("show", "job", job), f"job {job} again", folder)
     wait_until(lambda: state_of(job) == "PENDING", f"job {job} queued again", folder)
-    time.sleep(3)
+    time.sleep(3)  # for the credential of its last start to expire
     scontrol("update", f"JobId={job}", "StartTime=now")
 
 
@@ -85,9 +89,6 @@ def test_every_argument_arrives_as_it_was_given(tmp_path):
         line for line in (workdir / f"slurm-{job}.out").read_text().splitlines() if line.startswith("[")
     ]
     assert json.loads(line) == words
-    shown = subprocess.run(
-        ["scontrol", "show", "job", job], capture_output=True, text=True, timeout=60
-    ).stdout
     assert "Comment=a 'b' \"c\" \\d #e" in scontrol("show", "job", job)
     assert json.loads((workdir / "launch.json").read_text()) == {"log": f"slurm-{job}.out", "exit_status": 0}
 
@@ -113,21 +114,60 @@ def test_a_job_that_ends_early_is_named(tmp_path):
     assert json.loads((tmp_path / "launch.json").read_text())["exit_status"] == 3
 
 
-def test_a_job_whose_time_is_up_saves_and_queues_itself_again(tmp_path):
-    # The least limit is a minute; Slurm looks at the time now and then, so it may warn a little sooner.
-    settings = slurm.Settings(time="1", warn_before=50, requeue=True)
-    (job,) = slurm.launch([run_in(tmp_path)], settings, command=counting(300, 0.1))
-    hurry(job, tmp_path)
-    wait_for_end(job, tmp_path)
-    log = (tmp_path / f"slurm-{job}.out").read_text()
+def test_a_job_whose_time_is_up_saves_and_queues_again_where_it_may(tmp_path):
+    # The least limit is a minute, and Slurm looks at the time only twice a minute.
+    again = slurm.Settings(time="1", warn_before=50, requeue=True)
+    once = dataclasses.replace(again, requeue=False)
+    runs = [run_in(tmp_path / name) for name in ("again", "once")]
+    ((first,), (second,)) = (
+        slurm.launch([run], settings, command=counting(2_000, 0.1))
+        for run, settings in zip(runs, (again, once), strict=True)
+    )
+    hurry(first, tmp_path)
+    wait_for_end(first, tmp_path)
+    log = (tmp_path / "again" / f"slurm-{first}.out").read_text()
     assert "queued again" in log and "process 0 is done" in log
-    assert (tmp_path / "history-0").read_text().split() == [str(step) for step in range(1, 301)]
+    steps = (tmp_path / "again" / "history-0").read_text().split()
+    assert steps == [str(step) for step in range(1, 2_001)]
+    wait_for_end(second, tmp_path)
+    log = (tmp_path / "once" / f"slurm-{second}.out").read_text()
+    assert f"to go on: sbatch {tmp_path}/once/slurm.sh" in log and "process 0 is done" not in log
+    assert json.loads((tmp_path / "once" / "launch.json").read_text())["exit_status"] == 0
 
 
-def test_a_job_whose_time_is_up_ends_where_it_may_not_queue_again(tmp_path):
-    settings = slurm.Settings(time="1", warn_before=50)
-    (job,) = slurm.launch([run_in(tmp_path)], settings, command=counting(10_000, 0.1))
-    wait_for_end(job, tmp_path)
-    log = (tmp_path / f"slurm-{job}.out").read_text()
-    assert f"to go on: sbatch {tmp_path}/slurm.sh" in log
-    assert json.loads((tmp_path / "launch.json").read_text())["exit_status"] == 0
+CONFIG = """
+import pathlib
+from tests.training import tiny_experiment, write_corpus
+def get_config():
+    return tiny_experiment(pathlib.Path({folder!r}), train=dict(num_steps=4)).to_config_dict()
+def sweep():
+    yield {{"train.seed": 1}}
+    yield {{"optimizer.peak_rate": 1e30}}
+"""
+
+
+def test_a_sweep_is_a_job_a_member_and_one_for_the_table(tmp_path, single_device_environment):
+    write_corpus(tmp_path / "corpus")
+    config, workdir = tmp_path / "tiny.py", tmp_path / "sweep"
+    config.write_text(CONFIG.format(folder=str(tmp_path / "corpus")))
+    names = ("SLURM_CONF", "PATH")
+    environment = single_device_environment | {name: os.environ[name] for name in names}
+    result = subprocess.run(
+        [sys.executable, "launch/slurm.py", "--sweep", f"--config={config}", f"--workdir={workdir}"],
+        env=environment | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    jobs = re.findall(r"submitted job (\d+)", result.stderr)
+    assert len(jobs) == 3
+    wait_for_end(jobs[0], workdir)
+    wait_for_end(jobs[1], workdir, "FAILED")
+    wait_for_end(jobs[2], workdir, "FAILED")  # its table says that one did
+    results = json.loads((workdir / "sweep_results.json").read_text())
+    assert [(row["name"], row["state"]) for row in results["members"]] == [
+        ("train.seed=1", "finished"),
+        ("optimizer.peak_rate=1e+30", "failed"),
+    ]
+    log = pathlib.Path(results["members"][1]["log"])
+    assert log == workdir / "optimizer.peak_rate=1e+30" / f"slurm-{jobs[1]}.out"
+    assert "error: the " in log.read_text() and "lower config.optimizer.peak_rate" in log.read_text()
+    assert (workdir / f"slurm-{jobs[2]}.out").read_text() == (workdir / "sweep_results.txt").read_text()

@@ -57,12 +57,8 @@ def test_a_bad_value_of_an_own_flag_is_one_line(argument, message):
 
 
 def test_a_run_is_what_the_flags_say(config, tmp_path):
-    given = [
-        f"--config={config}:/x",
-        "--config.train.seed=3",
-        "--config.data.buckets=(4, 8)",
-        "--verbosity=0",
-    ]
+    changes = ["--config.train.seed=3", "--config.data.buckets=(4, 8)", "--verbosity=0"]
+    given = [f"--config={config}:/x", *changes]
     run = launching.read_run([*given[:1], "--workdir", f"{tmp_path}/run", *changes])
     assert run.workdir == f"{tmp_path}/run" and run.arguments == tuple(given)
     assert run.config_file == f"{config}:/x"

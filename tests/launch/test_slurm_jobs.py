@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -152,6 +153,7 @@ def test_a_sweep_is_a_job_a_member_and_one_for_the_table(tmp_path, single_device
     config.write_text(CONFIG.format(folder=str(tmp_path / "corpus")))
     names = ("SLURM_CONF", "PATH")
     environment = single_device_environment | {name: os.environ[name] for name in names}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of programs that run four times
     result = subprocess.run(
         [sys.executable, "launch/slurm.py", "--sweep", f"--config={config}", f"--workdir={workdir}"],
         env=environment | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True, timeout=100,

@@ -51,7 +51,11 @@ MinJobAge=600
 # Tests are not to depend on how many cores there are.
 SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
-PartitionName=tests Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+# A job of the second may take the node from one of the first, which is given time to save.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=tests Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=10
 """
 
 

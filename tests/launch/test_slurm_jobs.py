@@ -109,6 +109,30 @@ def test_a_job_that_is_requeued_in_mid_run_saves_and_goes_on(tmp_path):
     assert log.count("stops at step") == 2 and log.count("begins at step") == 4
 
 
+def test_a_job_that_is_cancelled_saves_and_does_not_come_back(tmp_path):
+    (job,) = slurm.launch([run_in(tmp_path)], slurm.Settings(requeue=True), command=counting(2_000, 0.1))
+    wait_until(lambda: (tmp_path / "history-0").exists(), "a step", tmp_path)
+    subprocess.run(["scancel", job], check=True, timeout=60)
+    wait_for_end(job, tmp_path, "CANCELLED")
+    log = (tmp_path / f"slurm-{job}.out").read_text()
+    assert "stops at step" in log and "queued again" not in log
+    assert (tmp_path / "checkpoints").is_dir()
+
+
+def test_a_job_that_is_preempted_saves_and_goes_on(tmp_path):
+    settings = slurm.Settings(cpus_per_task=4, requeue=True)  # the whole node
+    runs = [run_in(tmp_path / name) for name in ("first", "urgent")]
+    (first,) = slurm.launch(runs[:1], settings, command=counting(2_000, 0.1))
+    wait_until(lambda: (tmp_path / "first" / "history-0").exists(), "a step", tmp_path)
+    settings = dataclasses.replace(settings, partition="urgent")
+    (urgent,) = slurm.launch(runs[1:], settings, command=counting(2, 0.1))
+    wait_for_end(urgent, tmp_path)
+    hurry(first, tmp_path)
+    wait_for_end(first, tmp_path)
+    steps = (tmp_path / "first" / "history-0").read_text().split()
+    assert steps == [str(step) for step in range(1, 2_001)]
+
+
 def test_a_job_that_ends_early_is_named(tmp_path):
     (job,) = slurm.launch([run_in(tmp_path)], slurm.Settings(), command=counting(2, 0.1, "3"))
     wait_for_end(job, tmp_path, "FAILED")

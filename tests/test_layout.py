@@ -74,6 +74,8 @@ MAY_IMPORT = {
         "pooling hub conversion pretrained_model saving verify"
     ),
     "command_line": f"{PARTS} generation",
+    "tpu_slices": BASIC,
+    "jobsets": f"{BASIC} tpu_slices",
     "compatibility": PARTS,
     "experiment": f"{PARTS} compatibility generation models families weights transformers_config pretrained",
     "run_folder": f"{PARTS} pretrained experiment",

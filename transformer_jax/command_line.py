@@ -68,6 +68,14 @@ def define_training_flags(flag_values: flags.FlagValues = FLAGS, argv: Sequence[
         "Train the experiment for two steps with a tiny model: does it run at all? Use a workdir of its own.",
         flag_values=flag_values,
     )
+    flags.DEFINE_integer(
+        "stopped_status",
+        0,
+        "Exit status of a run that a signal stopped before its end; whatever starts runs again can tell by it.",
+        lower_bound=0,
+        upper_bound=255,
+        flag_values=flag_values,
+    )
 
 
 def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = FLAGS) -> list[str]:

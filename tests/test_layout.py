@@ -96,6 +96,7 @@ MAY_IMPORT = {
     "launching": WHOLE,
     "sweep_results": f"{WHOLE} checkpoint_files launching",
     "sweeps": f"{WHOLE} launching sweep_results",
+    "remote_runs": f"{WHOLE} launching",
     "__init__": f"{WHOLE} translate evaluate",
 }
 NEVER_IMPORTED = {

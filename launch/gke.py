@@ -40,7 +40,7 @@ from transformer_jax.config import ConfigError
 from transformer_jax.launching import LAUNCH_FILE, Run, parse_own_flags, read_run
 from transformer_jax.progress import say
 from transformer_jax.sweep_results import SWEEP_FILE
-from transformer_jax.sweeps import Member, read_members, store_sweep
+from transformer_jax.sweeps import Member, begin_sweep, read_members
 from transformer_jax.tpu_slices import parse_slice
 
 JOBSETS = "jobsets.jobset.x-k8s.io"
@@ -138,7 +138,7 @@ def results_command(run: Run, members: Sequence[Member], states: Sequence[str]) 
       states: terminal states of the members' JobSets.
     """
     with tempfile.TemporaryDirectory() as folder:
-        store_sweep(dataclasses.replace(run, workdir=folder), members)
+        begin_sweep(dataclasses.replace(run, workdir=folder), members)
         sweep = json.loads((pathlib.Path(folder) / SWEEP_FILE).read_text(encoding="utf-8"))
     files = {f"{run.workdir}/{SWEEP_FILE}": sweep}
     for member, state in zip(members, states, strict=True):

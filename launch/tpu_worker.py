@@ -20,7 +20,7 @@ from transformer_jax.launching import Run, parse_own_flags, read_run, record_end
 from transformer_jax.remote_runs import read_environment
 from transformer_jax.run_folder import run_folder
 from transformer_jax.sweep_results import has_failures, report_results
-from transformer_jax.sweeps import is_finished, read_members, store_sweep
+from transformer_jax.sweeps import begin_sweep, is_finished, read_members
 
 FLAGS = flags.FLAGS
 
@@ -72,9 +72,10 @@ def run_all(
     if not sweep:
         return programs.run(command(run))
     members = read_members(run)
-    left = [member for member in members if not is_finished(member.run)]
     if is_first:
-        store_sweep(run, members)
+        left = begin_sweep(run, members)
+    else:
+        left = [member for member in members if not is_finished(member.run)]
     log = os.path.realpath("/proc/self/fd/1")
     failed = 0
     for member in left:

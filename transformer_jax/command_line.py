@@ -71,7 +71,7 @@ def define_training_flags(flag_values: flags.FlagValues = FLAGS, argv: Sequence[
     flags.DEFINE_integer(
         "stopped_status",
         0,
-        "Exit status of a run that a signal stopped before its end; whatever starts runs again can tell by it.",
+        "Exit status of a run that a signal stopped before its end, for what starts it again to tell by.",
         lower_bound=0,
         upper_bound=255,
         flag_values=flag_values,

@@ -19,7 +19,8 @@ PAGES = {path.stem: path.read_text() for path in (ROOT / "docs").glob("*.md")}
 
 def commands(page):
     """Those after a $ in a console block, or a ! in a cell of a notebook."""
-    return re.findall(r"^ *(?:\$ |!)(.*)$", PAGES[page], re.MULTILINE)
+    text = re.sub(r"\\\n *", "", PAGES[page])  # one command on several lines
+    return re.findall(r"^ *(?:\$ |!)(.*)$", text, re.MULTILINE)
 
 
 def launcher_commands(page):

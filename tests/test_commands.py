@@ -119,10 +119,10 @@ def test_a_signal_saves_and_says_how_to_go_on(config, command, tmp_path, number)
     (stopped_at,) = load_run(str(workdir), average_last=1).steps
     assert max(r["step"] for r in read_metrics(workdir)) == stopped_at - stopped_at % 2  # every line is there
     assert f"{number.name}: everything up to step {stopped_at} is saved" in err
-    process = command("train", f"--workdir={workdir}")
+    process = command("train", f"--workdir={workdir}", "--stopped_status=75")
     wait_for_step(workdir, stopped_at + 3, process)
     process.send_signal(number)
-    assert finish(process)[0] == 0
+    assert finish(process)[0] == 75
 
 
 @pytest.mark.slow

@@ -77,6 +77,8 @@ MAY_IMPORT = {
         "pooling hub conversion pretrained_model saving verify"
     ),
     "command_line": f"{PARTS} generation",
+    "tpu_slices": BASIC,
+    "jobsets": f"{BASIC} tpu_slices",
     "compatibility": PARTS,
     "experiment": f"{PARTS} compatibility generation models families weights transformers_config pretrained",
     "run_folder": f"{PARTS} pretrained experiment",
@@ -99,6 +101,7 @@ MAY_IMPORT = {
     "launching": WHOLE,
     "sweep_results": f"{WHOLE} checkpoint_files launching",
     "sweeps": f"{WHOLE} launching sweep_results",
+    "remote_runs": f"{WHOLE} launching",
     "__init__": f"{WHOLE} translate evaluate",
 }
 NEVER_IMPORTED = {

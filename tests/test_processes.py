@@ -139,7 +139,7 @@ def test_a_process_that_is_killed_is_named_and_all_can_start_again(
     assert time.monotonic() - killed < 40
     said = f"process 1 of 2, on {socket.gethostname()} has given no sign for 5 s: it or its host died"
     assert found[0][0] == 1 and said in found[0][1], found
-    assert load_run(str(workdir), average_last=1).steps[0] >= 10
+    assert load_run(str(workdir), average_last=1).steps[0] >= 5
     again = Run(single_device_environment, 2, *arguments[:-1], "--config.train.num_steps=30").finish()
     assert [status for status, _ in again.values()] == [0, 0], again
 

@@ -89,6 +89,14 @@ def define_training_flags(flag_values: flags.FlagValues = FLAGS, argv: Sequence[
         lower_bound=5,
         flag_values=flag_values,
     )
+    flags.DEFINE_integer(
+        "stopped_status",
+        0,
+        "Exit status of a run that a signal stopped before its end, for what starts it again to tell by.",
+        lower_bound=0,
+        upper_bound=255,
+        flag_values=flag_values,
+    )
 
 
 def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = FLAGS) -> list[str]:

@@ -4,9 +4,9 @@
     python -m transformer_jax.train --config=... --workdir=... --config.train.num_steps=500
     python -m transformer_jax.train --workdir=runs/numbers        # goes on, with the stored config
 
-Ctrl-C or SIGTERM writes a checkpoint, prints the command that continues, and exits with status 0; a
-second Ctrl-C stops at once. However a run was stopped, it ends with the same parameters, to the bit,
-as one that never was (on the same machine, devices and versions).
+Ctrl-C or SIGTERM writes a checkpoint, prints the command that continues, and exits with status 0, or with
+``--stopped_status``; a second Ctrl-C stops at once. However a run was stopped, it ends with the same
+parameters, to the bit, as one that never was (on the same machine, devices and versions).
 """
 
 import contextlib
@@ -328,10 +328,13 @@ def main(argv: Sequence[str]) -> None:
         _connect(workdir, experiment)
         experiment = shrink(experiment) if FLAGS.shrink else experiment
         with failures_end_all():
-            train(experiment, workdir)
+            summary = train(experiment, workdir)
+        if not summary:
+            sys.exit(FLAGS.stopped_status)
     except KeyboardInterrupt:
         command = _continue_command(workdir, experiment)
         say(f"interrupted; what was saved is whole. To continue:\n  {command}")
+        sys.exit(FLAGS.stopped_status)
     except (*USER_ERRORS, FloatingPointError, ProcessError) as error:
         sys.exit(f"error: {error}")
 

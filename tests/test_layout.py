@@ -83,18 +83,13 @@ MAY_IMPORT = {
     "loading": f"{PARTS} families models pretrained_model pretrained experiment run_folder",
     "shrinking": f"{PARTS} experiment",
     "planning": f"{WHOLE} train_step translate predictions evaluate",
-    "train_step": WHOLE,
-    "initialization": WHOLE,
-    "generate": WHOLE,
-    "classify": WHOLE,
-    "embed": WHOLE,
-    "export": WHOLE,
-    "translate": WHOLE,
-    "predictions": WHOLE,
+    **dict.fromkeys(("train_step", "initialization", "translate", "predictions"), WHOLE),
+    **dict.fromkeys(("generate", "classify", "embed", "export"), WHOLE),
     "evaluate": f"{WHOLE} translate predictions",
     "train": (
         f"{WHOLE} train_step translate predictions evaluate initialization processes rendezvous stopping"
     ),
+    "plan": f"{WHOLE} planning",
     "process_groups": "",
     "launching": WHOLE,
     "sweep_results": f"{WHOLE} checkpoint_files launching",
@@ -356,7 +351,7 @@ CONSTRAINTS = sorted((ROOT / "constraints").glob("*.txt"))
 
 
 def test_the_constraints_are_there() -> None:
-    names = ["newest-py311.txt", "newest-py312.txt", "oldest.txt", "parity.txt"]
+    names = ["newest-py311.txt", "newest-py312.txt", "oldest.txt", "parity.txt", "plan.txt"]
     assert [path.name for path in CONSTRAINTS] == names
 
 
@@ -371,11 +366,12 @@ def test_every_requirement_is_pinned_within_its_bound(path: pathlib.Path) -> Non
     assert below == set()
 
 
-def test_the_parity_set_is_the_newest_one_with_the_parity_extra() -> None:
-    newest, parity = (pins(ROOT / "constraints" / f"{name}.txt") for name in ("newest-py311", "parity"))
-    assert newest.items() <= parity.items()
-    for name, bound in setup_section("options.extras_require", "parity").items():
-        assert version(parity[name]) >= version(bound), name
+@pytest.mark.parametrize(("name", "extra"), [("parity", "parity"), ("plan", "tpu")])
+def test_sets_of_other_targets_are_the_newest_one_with_an_extra(name: str, extra: str) -> None:
+    newest, other = (pins(ROOT / "constraints" / f"{file}.txt") for file in ("newest-py311", name))
+    assert newest.items() <= other.items()
+    for requirement, bound in setup_section("options.extras_require", extra).items():
+        assert version(other[requirement]) >= version(bound), requirement
 
 
 def test_lower_bounds_leave_the_oldest_platform_alone() -> None:

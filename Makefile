@@ -23,10 +23,10 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow lint format types benchmark parity pins clean distclean
+.PHONY: help demo test slow lint format types benchmark parity plan plan-env pins clean distclean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' \
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
 	  | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/installed-$(PINS)-core  ## train the default experiment, print its score and translations
@@ -35,10 +35,10 @@ demo: $(VENV)/installed-$(PINS)-core  ## train the default experiment, print its
 # Most of their time went into XLA's optimizations of programs that run once. The slow tests have them, as a
 # user's runs do, and so has `make parity`.
 test: $(VENV)/installed-$(PINS)-dev  ## all fast tests
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PY) -m pytest -m 'not slow and not live' -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PY) -m pytest -m 'not slow and not live and not plan' -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
 
 slow: $(VENV)/installed-$(PINS)-dev  ## the tests that take minutes
-	$(PY) -m pytest -m 'slow and not live' -n auto --maxprocesses=2 --dist=worksteal $(PYTEST_ARGS)
+	$(PY) -m pytest -m 'slow and not live and not plan' -n auto --maxprocesses=2 --dist=worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-$(PINS)-dev  ## style and formatting
 	$(VENV)/bin/ruff check .
@@ -62,12 +62,21 @@ parity:  ## compare with Hugging Face models in PyTorch, computed anew
 	TRANSFORMER_JAX_PARITY_FIXTURES=$(abspath $(PARITY_FIXTURES)) $(PY) -m pytest -m parity tests/parity -n auto --maxprocesses=2 --dist=worksteal $(PYTEST_ARGS)
 	$(PY) -m pytest -m live tests/parity -n auto --maxprocesses=2 --dist=worksteal $(PYTEST_ARGS)
 
+plan-env: VENV := .venv-plan
+plan-env:  ## an environment that compiles for TPUs and GPUs which are not there: .venv-plan
+	@$(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/installed-plan
+
+# One process at a time: a compilation takes more than one core.
+plan: VENV := .venv-plan
+plan: plan-env  ## compile the training steps of the families for TPUs and GPUs, and read their programs
+	$(VENV)/bin/python -m pytest -m plan tests/planning tests/test_plan.py -s $(PYTEST_ARGS)
+
 clean:  ## remove caches and build products; runs/, data/ and environments stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find $(FORMATTED) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean  ## and the environments that this file made
-	rm -rf .venv .venv-oldest .venv-newer .venv-parity .venv-pins
+	rm -rf .venv .venv-oldest .venv-newer .venv-parity .venv-plan .venv-pins
 
 # The environment. Stamp files make an installation happen again only when its inputs changed.
 
@@ -110,6 +119,16 @@ $(VENV)/installed-parity: $(INSTALL_INPUTS) | $(PY)
 	@rm -f $(VENV)/installed-*
 	$(PIP_INSTALL) --constraint constraints/parity.txt $(TORCH)
 	$(PIP_INSTALL) --constraint constraints/parity.txt --editable '.[dev,parity]'
+	@touch $@
+
+# JAX's CUDA plugin without NVIDIA's libraries, outside of what Python imports from: there it would be loaded,
+# and complain, at every start.
+CUDA_PLUGIN = $(VENV)/cuda-plugin
+$(VENV)/installed-plan: $(INSTALL_INPUTS) | $(PY)
+	@echo "Installing the compilers for TPUs and GPUs into $(VENV): they are large."
+	@rm -rf $(VENV)/installed-* $(CUDA_PLUGIN)
+	$(PIP_INSTALL) --constraint constraints/plan.txt --editable '.[dev,tpu]'
+	$(PIP_INSTALL) --constraint constraints/plan.txt --no-deps --target $(CUDA_PLUGIN) jax-cuda12-plugin jax-cuda12-pjrt
 	@touch $@
 
 pins: VENV := .venv-pins

@@ -11,94 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.allowed_imports import MAY_IMPORT
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = "transformer_jax"
 CODE_FOLDERS = (PACKAGE, "experiments", "launch", "benchmarks", "tests")
 
-# Imports point one way. A module may import those named beside it and its own siblings (a folder of
-# transformer_jax counts as one module). A new module gets its place here and in docs/design.md.
-BASIC = "types config"
-PARTS = (
-    f"{BASIC} files objectives data sampling beam_rules constraints decoding partitioning optimizers "
-    "checkpoint progress runtime"
-)
-READY = (
-    f"{PARTS} layers models families tensor_files weights transformers_config preprocessor verify generation "
-    "image_inputs inference generation_config pooling sentence_vectors pretrained_model saving hub "
-    "conversion pretrained command_line"
-)
-WHOLE = f"{READY} compatibility experiment run_folder loading shrinking"
-MAY_IMPORT = {
-    "types": "",
-    "config": "types",
-    "files": "",
-    "placement": "",
-    "rendezvous": "",
-    "processes": "progress rendezvous files",
-    "stopping": "",
-    "layers": "types placement",
-    "models": "types config placement layers",
-    "conversion": BASIC,
-    "families": BASIC,
-    "objectives": BASIC,
-    "data": f"{BASIC} files",
-    "sampling": BASIC,
-    "beam_rules": "",
-    "constraints": "",
-    "decoding": f"{BASIC} sampling beam_rules",
-    "partitioning": f"{BASIC} placement progress",
-    "optimizers": BASIC,
-    "checkpoint_files": BASIC,
-    "checkpoint": f"{BASIC} checkpoint_files",
-    "progress": f"{BASIC} files",
-    "runtime": BASIC,
-    "tensor_files": BASIC,
-    "weights": f"{BASIC} files families tensor_files",
-    "transformers_config": f"{BASIC} families",
-    "preprocessor": f"{BASIC} objectives transformers_config",
-    "pooling": f"{BASIC} files transformers_config",
-    "generation": f"{PARTS} models",
-    "image_inputs": f"{BASIC} data",
-    "inference": f"{PARTS} models generation image_inputs",
-    "generation_config": f"{PARTS} families models generation inference transformers_config",
-    "sentence_vectors": f"{PARTS} models generation inference pooling",
-    "verify": f"{PARTS} families models preprocessor generation",
-    "pretrained_model": (
-        f"{PARTS} families models generation generation_config image_inputs inference pooling "
-        "sentence_vectors"
-    ),
-    "saving": (
-        f"{PARTS} families models weights transformers_config generation_config preprocessor "
-        "pooling pretrained_model"
-    ),
-    "hub": f"{BASIC} data families pooling tensor_files transformers_config",
-    "pretrained": (
-        f"{PARTS} families models tensor_files weights transformers_config generation_config preprocessor "
-        "pooling hub conversion pretrained_model saving verify"
-    ),
-    "command_line": f"{PARTS} generation",
-    "tpu_slices": BASIC,
-    "jobsets": f"{BASIC} tpu_slices",
-    "compatibility": PARTS,
-    "experiment": f"{PARTS} compatibility generation models families weights transformers_config pretrained",
-    "run_folder": f"{PARTS} pretrained experiment",
-    "loading": f"{PARTS} families models pretrained_model pretrained experiment run_folder",
-    "shrinking": f"{PARTS} experiment",
-    "planning": f"{WHOLE} train_step translate predictions evaluate",
-    **dict.fromkeys(
-        "train_step initialization generate classify embed export translate predictions launching".split(),
-        WHOLE,
-    ),
-    "evaluate": f"{WHOLE} translate predictions",
-    "train": (
-        f"{WHOLE} train_step translate predictions evaluate initialization processes rendezvous stopping"
-    ),
-    "process_groups": "",
-    "sweep_results": f"{WHOLE} checkpoint_files launching",
-    "sweeps": f"{WHOLE} launching sweep_results",
-    "remote_runs": f"{WHOLE} launching",
-    "__init__": f"{WHOLE} translate evaluate",
-}
 NEVER_IMPORTED = {
     "experiments": "the library knows no experiment",
     "launch": "the library knows no launcher",
@@ -354,7 +272,7 @@ CONSTRAINTS = sorted((ROOT / "constraints").glob("*.txt"))
 
 
 def test_the_constraints_are_there() -> None:
-    names = ["newest-py311.txt", "newest-py312.txt", "oldest.txt", "parity.txt"]
+    names = ["newest-py311.txt", "newest-py312.txt", "oldest.txt", "parity.txt", "plan.txt"]
     assert [path.name for path in CONSTRAINTS] == names
 
 
@@ -369,11 +287,12 @@ def test_every_requirement_is_pinned_within_its_bound(path: pathlib.Path) -> Non
     assert below == set()
 
 
-def test_the_parity_set_is_the_newest_one_with_the_parity_extra() -> None:
-    newest, parity = (pins(ROOT / "constraints" / f"{name}.txt") for name in ("newest-py311", "parity"))
-    assert newest.items() <= parity.items()
-    for name, bound in setup_section("options.extras_require", "parity").items():
-        assert version(parity[name]) >= version(bound), name
+@pytest.mark.parametrize(("name", "extra"), [("parity", "parity"), ("plan", "tpu")])
+def test_sets_of_other_targets_are_the_newest_one_with_an_extra(name: str, extra: str) -> None:
+    newest, other = (pins(ROOT / "constraints" / f"{file}.txt") for file in ("newest-py311", name))
+    assert newest.items() <= other.items()
+    for requirement, bound in setup_section("options.extras_require", extra).items():
+        assert version(other[requirement]) >= version(bound), requirement
 
 
 def test_lower_bounds_leave_the_oldest_platform_alone() -> None:

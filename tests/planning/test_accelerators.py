@@ -1,0 +1,115 @@
+"""Training steps compiled for accelerators that are not there; ``make plan`` runs these, one at a time.
+
+Where only has to be seen that a step compiles, the compiler is asked for little effort: that takes a third of
+the time or less, and makes slower programs.
+"""
+
+import dataclasses
+import importlib.util
+import pathlib
+from typing import Any
+
+import pytest
+
+from transformer_jax.config import ConfigError
+from transformer_jax.experiment import Experiment, read_experiment
+from transformer_jax.partitioning import MeshConfig, make_mesh
+from transformer_jax.planning.costs import read_work, total
+from transformer_jax.planning.hardware import EXAMPLES, read_topology
+from transformer_jax.planning.hlo import read_program
+from transformer_jax.planning.planner import make_plan, with_rows
+from transformer_jax.planning.programs import compile_steps, topology_devices
+from transformer_jax.planning.report import Plan
+
+pytestmark = pytest.mark.plan
+
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
+LITTLE_EFFORT = {"exec_time_optimization_effort": -1.0}
+TOPOLOGIES = ("v5e:4x4", "v5p:2x2x1", "v6e:4x4")
+# Experiment, variant, rows a device.
+MODELS = {
+    "transformer base": ("wmt14_en_de", "base", 8),
+    "transformer big": ("wmt14_en_de", "big", 8),
+    "bert base": ("bert_wikipedia", "base", 8),
+    "gpt2 small": ("gpt2_openwebtext", "small", 4),
+    "gpt2 xl": ("gpt2_openwebtext", "xl", 1),
+    "t5 1.1 large": ("t5_c4", "1.1-large", 2),
+    "bart large": ("bart_summaries", None, 1),
+    "vit l/16": ("vit_imagenet", "L/16", 8),
+}
+
+
+def experiment_of(name: str) -> Experiment:
+    file, variant, _ = MODELS[name]
+    spec: Any = importlib.util.spec_from_file_location(file, EXPERIMENTS / f"{file}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    experiment = read_experiment(module.get_config(*([variant] if variant else [])))
+    train = dataclasses.replace(experiment.train, gradient_accumulation_steps=1)
+    model = dataclasses.replace(experiment.model, scan_layers=True, dtype="bfloat16")
+    return dataclasses.replace(experiment, model=model, train=train)
+
+
+def plan_of(name: str, topology: str, *, mesh: dict[str, int], **options: Any) -> Plan:
+    where = read_topology(topology)
+    experiment = with_rows(experiment_of(name), MODELS[name][2], where.num_devices)
+    experiment = dataclasses.replace(experiment, mesh=MeshConfig(**mesh))
+    return make_plan(experiment, where, name=name, steps=("train",), **options)
+
+
+def check(plan: Plan) -> None:
+    """What must be so of every training step that was compiled for several devices."""
+    (step,) = plan.steps
+    needed = step.model_flops / plan.num_devices
+    products = sum(step.cost.product_flops.values())
+    remat = 4 / 3
+    assert 0.97 * needed < products < 1.1 * remat * needed, "products that the model does not need"
+    assert {axis for one in step.estimate.collectives for axis in one.collective.axes}
+    assert step.unknown_loops == ()
+    assert step.memory.activations > 0
+    print(
+        f"\n{plan.config} on {plan.topology.name}: compiled in {step.compile_seconds:.0f} s, "
+        f"{step.memory.total / 2**30:.2f} GiB, {step.estimate.seconds * 1e3:.1f} ms a step"
+    )
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("name", MODELS)
+def test_training_steps_compile_for_tpus(name: str, topology: str) -> None:
+    plan = plan_of(name, topology, mesh={"data": -1, "fsdp": 4}, options=LITTLE_EFFORT)
+    check(plan)
+    assert plan.fits
+
+
+def test_a_training_step_compiles_for_eight_h100() -> None:
+    check(plan_of("transformer base", "h100:8", mesh={"data": 4, "fsdp": 2}))
+
+
+def test_loops_are_multiplied_out_and_the_rest_is_counted_as_xla_does() -> None:
+    """A scanned step has the products of the unrolled one, of which XLA's own count is right."""
+    topology = read_topology("v5e:2x2")
+    mesh = make_mesh(MeshConfig(), topology_devices(topology))
+    found = {}
+    for scan_layers in (True, False):
+        experiment = experiment_of("transformer base")
+        sizes = {"num_encoder_layers": 2, "num_decoder_layers": 2, "scan_layers": scan_layers}
+        model = dataclasses.replace(experiment.model, **sizes)
+        experiment = with_rows(dataclasses.replace(experiment, model=model), 2, topology.num_devices)
+        (step,) = compile_steps(experiment, mesh, ("train",), LITTLE_EFFORT)
+        found[scan_layers] = total(read_work(read_program(step.text))), step.compiled.cost_analysis()
+    (scanned, counted_once), (unrolled, counted) = found[True], found[False]
+    assert scanned.product_flops == pytest.approx(unrolled.product_flops, rel=1e-3)
+    assert counted_once["flops"] < 0.9 * scanned.flops
+    assert unrolled.flops == pytest.approx(counted["flops"], rel=0.01)
+    assert unrolled.bytes_accessed == pytest.approx(counted["bytes accessed"], rel=0.03)
+
+
+def test_a_topology_that_the_compiler_refuses_is_an_error_with_some_that_it_takes() -> None:
+    with pytest.raises(ConfigError, match=r"no such topology.*v5e:2x2.*v5e:4x4"):
+        topology_devices(read_topology("v5e:3x3"))
+
+
+@pytest.mark.parametrize("name", [name for examples in EXAMPLES.values() for name in examples])
+def test_the_compiler_takes_every_example(name: str) -> None:
+    topology = read_topology(name)
+    assert len(topology_devices(topology)) == topology.num_devices

@@ -1,0 +1,113 @@
+"""The shapes of an experiment's batches, without its data or its tokenizer.
+
+Which arrays a batch has is for the objective to say, and what it says it with are token examples. So an
+example that was made up goes through the objective's own ``encode`` and ``pieces``.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from transformer_jax import partitioning
+from transformer_jax.config import TransformerConfig
+from transformer_jax.data import rows_per_batch
+from transformer_jax.data.packing import fill_batch
+from transformer_jax.experiment import Experiment
+from transformer_jax.objectives.special_tokens import ROLES
+from transformer_jax.types import SIDES, Drawing, Encoding, TokenExample
+
+_TEXT = "One two three four. Five six seven eight."
+
+
+class _StandIn:
+    """A tokenizer whose tokens are the words of a text, numbered."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = max(vocab_size, 256)
+        self.sentinels = tuple(range(self.vocab_size - 1, self.vocab_size - 101, -1))
+        self.targets = self
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.encode_with_places(text).ids
+
+    def encode_whole(self, text: str) -> np.ndarray:
+        return np.append(self.encode(text), np.int32(self.id_of("eos")))
+
+    def encode_with_places(self, text: str) -> Encoding:
+        words = np.arange(len(text.split()), dtype=np.int32)
+        stops = np.cumsum([len(word) + 1 for word in text.split()]).astype(np.int32) - 1
+        starts = np.append(np.int32(0), stops[:-1] + 1).astype(np.int32)
+        return Encoding(words + len(ROLES), words, starts, stops)
+
+    def id_of(self, role: str) -> int:
+        return ROLES.index(role)
+
+
+def token_example(experiment: Experiment) -> TokenExample:
+    """An example as the experiment's objective gives it to the pipeline, made up."""
+    objective, tokenizer = experiment.objective, _StandIn(experiment.model.vocab_size)
+    tokens = objective.encode(_example(experiment), tokenizer)
+    length = min(experiment.data.max_length, 64)
+    drawing = Drawing(np.random.default_rng(0), length, tokenizer, lambda: tokens, True)
+    return objective.pieces(tokens, drawing)[0]
+
+
+def batch_template(
+    experiment: Experiment, mesh: Mesh, length: int | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of the training, as shapes with shardings.
+
+    Args:
+      experiment: whose data section says how many rows there are.
+      mesh: that the rows are split over.
+      length: tokens of a side; by default the longest that batches have.
+    """
+    data = experiment.data
+    length = length or data.max_length
+    rows = rows_per_batch(data.tokens_per_batch, length, data.batch_size)
+    like = token_example(experiment)
+    row = fill_batch([[]], max(length, *(len(like.get(side, ())) for side in SIDES)), like)
+    batch = {
+        key: jax.ShapeDtypeStruct((rows, *_shape(experiment.model, key, array, length)), array.dtype)
+        for key, array in row.items()
+    }
+    shardings = partitioning.batch_shardings(mesh, batch)
+    return {
+        key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[key])
+        for key, leaf in batch.items()
+    }
+
+
+def num_tokens(batch: dict[str, jax.ShapeDtypeStruct]) -> int:
+    """Tokens of a batch, padding included: targets where it has them, else inputs; or images."""
+    for side in ("targets", "inputs"):
+        if side in batch:
+            return int(np.prod(batch[side].shape))
+    return next(iter(batch.values())).shape[0]
+
+
+def _shape(model: TransformerConfig, key: str, array: np.ndarray, length: int) -> tuple[int, ...]:
+    """Of one row of an array."""
+    if key == "images":
+        return model.image_shape
+    is_side = key.split("_")[0] in SIDES
+    return (length, *array.shape[2:]) if is_side else array.shape[1:]
+
+
+def _example(experiment: Experiment) -> dict[str, Any]:
+    """Something of every feature that the experiment's examples have, of the kinds its objective reads."""
+    objective, model = experiment.objective, experiment.model
+    label = (getattr(objective, "labels", ()) or (0,))[0]
+    if model.image_shape:
+        return {"images": np.zeros(model.image_shape, np.uint8), "labels": label}
+    if objective.name == "token_classification":
+        words = _TEXT.split()
+        return {"inputs": words, "labels": [label] * len(words)}
+    example: dict[str, Any] = {"inputs": _TEXT, "targets": _TEXT, "labels": label}
+    if objective.name == "question_answering":
+        example |= {"context": _TEXT, "answers": ["One"], "answer_starts": [0]}
+    if "pair" in dict(experiment.data.source.features):
+        example["pair"] = _TEXT
+    return example

@@ -1,0 +1,386 @@
+"""What a compiled program computes and moves, instruction by instruction, loops multiplied out.
+
+XLA's own ``cost_analysis()`` counts the body of a loop once, however many trips it makes, and of a GPU that
+is not there it answers nothing. So the instructions of the compiled program are counted here, by the rules
+of XLA's ``HloCostAnalysis``: two operations for each multiplication and addition of a product, one for each
+element of an elementwise operation; of an array that is sliced or updated in place only the part.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from transformer_jax.planning.hlo import ArrayShape, Computation, Instruction, Program
+
+MAIN_MEMORY = 0  # the space of what lies outside the chip: HBM
+
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "add-dependency"),
+    *("partition-id", "replica-id", "opt-barrier", "while", "conditional", "call", "domain", "async-update"),
+}
+_FREE_TARGETS = {
+    *("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "Sharding"),
+    *("SPMDFullToShardShape", "SPMDShardToFullShape", "annotate_device_placement"),
+}
+_ELEMENTWISE = {
+    *("abs", "add", "and", "ceil", "clamp", "compare", "convert", "divide", "floor", "is-finite", "maximum"),
+    *("minimum", "multiply", "negate", "not", "or", "remainder", "round-nearest-afz", "round-nearest-even"),
+    *("select", "shift-left", "shift-right-arithmetic", "shift-right-logical", "sign", "subtract", "xor"),
+}
+_SLICES = ("dynamic-slice", "slice", "gather")
+_SAME_ELEMENTS = ("bitcast", "reshape", "transpose", "copy", "convert")
+_CONTROL = ("while", "conditional", "call", "async-start")
+_TRANSFERS = ("copy-start", "slice-start")  # between memories, beside the computation
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one execution of an instruction takes.
+
+    Attributes:
+      product_flops: of matrix products and convolutions, by the type of their operands; those that ask for
+        more than the backend's default precision under the type with ``_highest``.
+      other_flops: of all else, one an element.
+      bytes_accessed: read and written, in whichever memory, by XLA's own measure, in which starting a copy
+        is to read it, and waiting for one or putting slices side by side count as if they moved something.
+      memory_bytes: those of them in the device's main memory.
+    """
+
+    product_flops: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    other_flops: int = 0
+    bytes_accessed: int = 0
+    memory_bytes: int = 0
+
+    @property
+    def flops(self) -> int:
+        """All of them."""
+        return sum(self.product_flops.values()) + self.other_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """An instruction that takes time.
+
+    Attributes:
+      executions: in one run of the program.
+      is_transfer: whether it moves data between memories while other instructions run.
+      kernel: what a custom call names; empty for what XLA compiled itself.
+      is_counted: False for a kernel that does not say how many operations it does.
+    """
+
+    name: str
+    opcode: str
+    op_name: str
+    computation: str
+    executions: int
+    cost: Cost
+    is_transfer: bool = False
+    kernel: str = ""
+    is_counted: bool = True
+
+
+def read_work(program: Program) -> list[Work]:
+    """The instructions of a program that compute or move something, in the order of its text."""
+    found = []
+    for computation in scheduled_computations(program):
+        lines = program.computations[computation]
+        executions = program.executions[computation]
+        for line in lines.values():
+            target = line.attribute(r'custom_call_target="([^"]*)"') or ""
+            if line.opcode in _FREE or target in _FREE_TARGETS - {"ConcatBitcast"}:
+                continue
+            if line.opcode == "async-start" or (line.opcode.endswith("-done") and line.opcode != "copy-done"):
+                continue  # what an async-start starts is a computation of its own
+            products, other, is_counted = _flops(program, lines, line)
+            reads = list(_reads(program, lines, line))
+            moved = [*reads, *_writes(program, lines, line)]
+            is_transfer = line.opcode in _TRANSFERS
+            only_counted = line.opcode == "copy-done" or target == "ConcatBitcast"
+            cost = Cost(
+                products,
+                other,
+                sum(size for size, _ in (reads if is_transfer else moved)),
+                0 if only_counted else sum(size for size, space in moved if space == MAIN_MEMORY),
+            )
+            found.append(
+                Work(
+                    name=line.name,
+                    opcode=line.opcode,
+                    op_name=line.op_name or _inner_op_name(program, line),
+                    computation=computation,
+                    executions=executions,
+                    cost=cost,
+                    is_transfer=is_transfer,
+                    kernel="" if target in _FREE_TARGETS else target,
+                    is_counted=is_counted,
+                )
+            )
+    return found
+
+
+def scheduled_computations(program: Program) -> list[str]:
+    """The computations whose instructions run one after the other: the entry, and what control flow calls.
+
+    Not those of fusions, which are one instruction, nor what a reduction applies.
+    """
+    found = {program.entry}
+    for name in program.executions:  # callers come first
+        if name in found:
+            for line in program.computations[name].values():
+                if line.opcode in _CONTROL:
+                    found.update(other for called in line.called.values() for other in called)
+    return [name for name in program.computations if name in found]
+
+
+def total(work: list[Work]) -> Cost:
+    """The sum over all executions."""
+    products: dict[str, int] = {}
+    for one in work:
+        for dtype, flops in one.cost.product_flops.items():
+            products[dtype] = products.get(dtype, 0) + flops * one.executions
+    return Cost(
+        products,
+        sum(one.cost.other_flops * one.executions for one in work),
+        sum(one.cost.bytes_accessed * one.executions for one in work),
+        sum(one.cost.memory_bytes * one.executions for one in work),
+    )
+
+
+def _inner_op_name(program: Program, line: Instruction) -> str:
+    """Of a fusion without a name: that of its last instruction with one."""
+    for name in line.called.get("calls", ()):
+        for inner in reversed(list(program.computations[name].values())):
+            if inner.op_name:
+                return inner.op_name
+    return ""
+
+
+# Operations.
+
+
+def _flops(program: Program, lines: Computation, line: Instruction) -> tuple[dict[str, int], int, bool]:
+    """Of products by type, of all else, and whether a kernel says what it does."""
+    if line.opcode in ("fusion", "call", "async-start"):
+        products: dict[str, int] = {}
+        other, is_counted = 0, True
+        for name in line.called.get("calls", line.called.get("to_apply", ())):
+            inner_lines = program.computations[name]
+            for inner in inner_lines.values():
+                more, rest, counted = _flops(program, inner_lines, inner)
+                for dtype, flops in more.items():
+                    products[dtype] = products.get(dtype, 0) + flops
+                other, is_counted = other + rest, is_counted and counted
+        return products, other, is_counted
+    size = sum(array.size for array in line.arrays)
+    if line.opcode == "dot":
+        return {_operand_type(lines, line): _dot_flops(lines, line)}, 0, True
+    if line.opcode == "convolution":
+        return {_operand_type(lines, line): _convolution_flops(lines, line)}, 0, True
+    if line.opcode == "custom-call":
+        return _kernel_flops(lines, line)
+    if line.opcode in _ELEMENTWISE:
+        return {}, size, True
+    if line.opcode in ("reduce", "reduce-window", "all-reduce", "reduce-scatter"):
+        read = sum(lines[name].arrays[0].size for name in line.operands[: len(line.arrays)])
+        return {}, max(read - size, 0) if line.opcode == "reduce" else size, True
+    return {}, 0, True
+
+
+def _operand_type(lines: Computation, line: Instruction) -> str:
+    dtype = lines[line.operands[0]].arrays[0].dtype
+    precision = line.attribute(r"operand_precision=\{([\w,]*)\}") or ""
+    return dtype + "_highest" if "high" in precision else dtype
+
+
+def _dot_flops(lines: Computation, line: Instruction) -> int:
+    left = lines[line.operands[0]].arrays[0].dims
+    contracted = _integers(line.attribute(r"lhs_contracting_dims=\{([\d,]*)\}"))
+    return 2 * line.arrays[0].size * math.prod(left[place] for place in contracted)
+
+
+def _convolution_flops(lines: Computation, line: Instruction) -> int:
+    """Two for each input element that meets a kernel element, padding and holes left out.
+
+    A TPU's compiler makes batched products into convolutions that are mostly holes.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes)
+    if labels is None:
+        return 0
+    left, kernel = (lines[name].arrays[0].dims for name in line.operands[:2])
+    out = line.arrays[0].dims
+    window = _window(line)
+    places = sorted(label for label in labels[1] if label.isdigit())
+    spatial = math.prod(
+        _pairs(
+            left[labels[1].index(label)],
+            kernel[labels[2].index(label)],
+            out[labels[3].index(label)],
+            *(values[number] for values in window.values()),
+        )
+        for number, label in enumerate(places)
+    )
+    # The kernel's input features are those of one group, and each batch group has its own part of the batch.
+    groups = int(line.attribute(r"batch_group_count=(\d+)") or 1)
+    batch, features = left[labels[1].index("b")] // groups, out[labels[3].index("f")]
+    return 2 * batch * features * kernel[labels[2].index("i")] * spatial
+
+
+def _window(line: Instruction) -> dict[str, list[int]]:
+    """Stride, lower padding, and dilations of input and kernel, in each spatial dimension."""
+    text = line.attribute(r"window=\{([^}]*)\}") or ""
+    given = dict(part.split("=") for part in text.split())
+    count = len(given["size"].split("x")) if "size" in given else 0
+    read: dict[str, list[int]] = {}
+    for key, default in (("stride", "1"), ("pad", "0_0"), ("lhs_dilate", "1"), ("rhs_dilate", "1")):
+        values = given[key].split("x") if key in given else [default] * count
+        read[key] = [int(value.split("_")[0]) for value in values]
+    return read
+
+
+def _pairs(
+    size: int, kernel: int, out: int, stride: int, padding: int, dilation: int, kernel_dilation: int
+) -> int:
+    """Pairs of an output and a kernel place, in one dimension, which meet an element of the input."""
+    last = (size - 1) * dilation
+    found = 0
+    for place in range(kernel):
+        offset = place * kernel_dilation - padding
+        # offset + stride * output must be a multiple of the dilation, from 0 to the last element.
+        low = max(0, -(offset // stride) if offset < 0 else 0)
+        high = min(out - 1, (last - offset) // stride)
+        if high < low:
+            continue
+        if dilation == 1:
+            found += high - low + 1
+        else:
+            found += sum((offset + stride * output) % dilation == 0 for output in range(low, high + 1))
+    return found
+
+
+def _kernel_flops(lines: Computation, line: Instruction) -> tuple[dict[str, int], int, bool]:
+    """What a custom call says it computes; a product of cuBLAS says it by its shapes."""
+    target = line.attribute(r'custom_call_target="([^"]*)"') or ""
+    if target in _FREE_TARGETS:
+        return {}, 0, True
+    dtype = lines[line.operands[0]].arrays[0].dtype if line.operands else ""
+    if target.startswith("__cublas"):
+        left = lines[line.operands[0]].arrays[0].dims
+        contracted = line.attribute(r'"lhs_contracting_dimensions":\[([^\]]*)\]') or ""
+        places = _integers(contracted.replace('"', ""))
+        return {dtype: 2 * line.arrays[0].size * math.prod(left[place] for place in places)}, 0, True
+    said = line.attribute(r'"flops":"?(\d+)')
+    return ({dtype: int(said)} if said else {}), 0, said is not None
+
+
+def _integers(text: str | None) -> tuple[int, ...]:
+    return tuple(int(number) for number in (text or "").split(",") if number.strip())
+
+
+# Bytes. Each is paired with the space of the memory that it is in.
+
+
+def _reads(program: Program, lines: Computation, line: Instruction) -> Iterator[tuple[int, int]]:
+    operands = [lines[name] for name in line.operands]
+    if line.opcode == "fusion":
+        inner = program.computations[line.called["calls"][0]]
+        for place, parameter in _parameters(inner):
+            for array in operands[place].arrays:
+                yield min(array.num_bytes, _read_of(program, inner, parameter, array)), array.space
+        return
+    if line.opcode in _TRANSFERS or line.opcode in _SLICES:
+        array = operands[0].arrays[0]
+        yield min(array.num_bytes, _moved(line)), array.space
+        operands = operands[1:]
+    elif line.opcode in ("dynamic-update-slice", "scatter"):
+        operands = operands[1:]  # it is changed in place
+    for operand in operands:
+        for array in operand.arrays:
+            yield array.num_bytes, array.space
+
+
+def _writes(program: Program, lines: Computation, line: Instruction) -> Iterator[tuple[int, int]]:
+    if line.opcode == "fusion":
+        inner = program.computations[line.called["calls"][0]]
+        root = program.root(line.called["calls"][0])
+        parts = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        for array, part in zip(line.arrays, parts, strict=False):
+            yield min(array.num_bytes, _written_of(program, inner, part, array)), array.space
+    elif line.opcode in _TRANSFERS:
+        yield _moved(line), _destination(line).space
+    elif line.opcode in ("dynamic-update-slice", "scatter"):
+        update = lines[line.operands[-1 if line.opcode == "scatter" else 1]]
+        yield update.num_bytes, line.arrays[0].space
+    elif line.opcode in ("all-gather-start", "collective-permute-start"):
+        for array in line.arrays[len(line.operands) : 2 * len(line.operands)]:
+            yield array.num_bytes, array.space
+    else:
+        for array in line.arrays:
+            yield array.num_bytes, array.space
+
+
+def _destination(line: Instruction) -> ArrayShape:
+    """Where a transfer goes: a copy is (to, from, state), a slice (from, to, state)."""
+    return line.arrays[0 if line.opcode == "copy-start" else 1]
+
+
+def _moved(line: Instruction) -> int:
+    """Bytes that a transfer or a slice moves."""
+    return _destination(line).num_bytes if line.opcode in _TRANSFERS else line.num_bytes
+
+
+def _parameters(inner: Computation) -> Iterator[tuple[int, Instruction]]:
+    for line in inner.values():
+        if line.opcode == "parameter":
+            yield int(line.argument), line
+
+
+def _read_of(program: Program, inner: Computation, value: Instruction, array: ArrayShape) -> int:
+    """Bytes that a fusion reads of a parameter ``array``, through ``value``, which has its elements."""
+    if value.is_root:
+        return array.num_bytes
+    read = 0
+    for user in inner.values():
+        if value.name not in user.operands:
+            continue
+        is_first_only = user.operands.index(value.name) == 0 and user.operands.count(value.name) == 1
+        if user.opcode in _SLICES and is_first_only:
+            read += user.arrays[0].size * array.num_bytes // max(array.size, 1)
+        elif user.opcode == "dynamic-update-slice" and is_first_only:
+            continue
+        elif user.opcode in _SAME_ELEMENTS:
+            read += _read_of(program, inner, user, array)
+        elif user.opcode == "fusion":
+            nested = program.computations[user.called["calls"][0]]
+            for place, parameter in _parameters(nested):
+                if user.operands[place] != value.name:
+                    continue
+                is_passed_on = _is_passed_on(nested, parameter)
+                read += _read_of(program, *((inner, user) if is_passed_on else (nested, parameter)), array)
+        elif user.opcode != "tuple":
+            return array.num_bytes
+    return min(read, array.num_bytes)
+
+
+def _is_passed_on(inner: Computation, parameter: Instruction) -> bool:
+    """Whether a fusion does nothing but give its parameter other dimensions."""
+    root = next(line for line in inner.values() if line.is_root)
+    while root.opcode in _SAME_ELEMENTS:
+        root = inner[root.operands[0]]
+    return root.name == parameter.name
+
+
+def _written_of(program: Program, inner: Computation, part: Instruction, array: ArrayShape) -> int:
+    """Bytes that a fusion writes of a result ``array``, which is ``part`` there."""
+    while part.opcode in ("bitcast", "convert", "copy"):
+        part = inner[part.operands[0]]
+    if part.opcode == "fusion":
+        name = part.called["calls"][0]
+        return _written_of(program, program.computations[name], program.root(name), array)
+    if part.opcode == "dynamic-update-slice":
+        whole = inner[part.operands[0]]
+        while whole.opcode in _SAME_ELEMENTS:
+            whole = inner[whole.operands[0]]
+        if whole.opcode == "parameter":
+            return inner[part.operands[1]].arrays[0].size * array.num_bytes // max(array.size, 1)
+    return array.num_bytes

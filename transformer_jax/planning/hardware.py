@@ -1,0 +1,198 @@
+"""Accelerators that programs can be compiled for without having them: their published rates and their slices.
+
+Rates are those of one device as JAX counts them, from the vendor's own pages, read in November 2026:
+
+    v4     docs.cloud.google.com/tpu/docs/v4; its links are those of Jouppi et al. 2023 (arXiv:2304.01433)
+    v5e    docs.cloud.google.com/tpu/docs/v5e
+    v5p    docs.cloud.google.com/tpu/docs/tpu7x, which compares v5p, v6e and TPU7x
+    v6e    the same
+    tpu7x  the same; JAX has two devices in each chip, so a device has half of what a chip has
+    a100   NVIDIA A100 Tensor Core GPU data sheet, SXM with 80 GB
+    h100   NVIDIA H100 Tensor Core GPU data sheet, SXM with 80 GB, without sparsity
+"""
+
+import dataclasses
+import math
+import re
+
+from transformer_jax.config import ConfigError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """One kind of device.
+
+    Attributes:
+      name: as it stands before the colon of a topology.
+      platform: JAX's name of the backend.
+      memory_bytes: of its main memory.
+      product_rates: floating-point operations of matrix products a second, by the type of the operands. A
+        TPU multiplies float32 as bfloat16 unless more is asked for, an NVIDIA GPU as TF32.
+      memory_rate: bytes a second from and to the main memory.
+      link_rate: bytes a second through one link, in one direction.
+      links_per_axis: links that each axis of the network has: two of a ring, one for each neighbour. Of a
+        GPU, one: the way into its switch, which takes all its links together.
+      axes: of the network of a TPU slice; 0 where a switch joins all devices.
+      devices_per_chip: as JAX counts.
+      most_chips: of one slice, or of one machine's GPUs.
+      source: of the rates.
+    """
+
+    name: str
+    platform: str
+    memory_bytes: int
+    product_rates: dict[str, float]
+    memory_rate: float
+    link_rate: float
+    links_per_axis: int
+    axes: int
+    devices_per_chip: int
+    most_chips: int
+    source: str
+
+    def product_rate(self, dtype: str) -> float:
+        """Operations a second for operands of a type, ``f32_highest`` those of the highest precision."""
+        return self.product_rates.get(dtype, self.product_rates["bf16"])
+
+    @property
+    def peak_rate(self) -> float:
+        """Operations a second in bfloat16: what utilization is measured against."""
+        return self.product_rates["bf16"]
+
+
+def _tpu(
+    name: str,
+    flops: float,
+    memory: int,
+    memory_rate: float,
+    link_rate: float,
+    axes: int,
+    most_chips: int,
+    page: str,
+    per: int = 1,
+) -> Device:
+    # The highest precision multiplies float32 in six bfloat16 passes.
+    rates = {"bf16": flops / per, "f32": flops / per, "f32_highest": flops / per / 6}
+    return Device(
+        name=name,
+        platform="tpu",
+        memory_bytes=memory // per,
+        product_rates=rates,
+        memory_rate=memory_rate / per,
+        link_rate=link_rate,
+        links_per_axis=2,
+        axes=axes,
+        devices_per_chip=per,
+        most_chips=most_chips,
+        source=f"https://docs.cloud.google.com/tpu/docs/{page}",
+    )
+
+
+def _gpu(name: str, rates: dict[str, float], memory_rate: float, link_rate: float) -> Device:
+    return Device(
+        name=name,
+        platform="cuda",
+        memory_bytes=80 * 10**9,
+        product_rates=rates,
+        memory_rate=memory_rate,
+        link_rate=link_rate,
+        links_per_axis=1,
+        axes=0,
+        devices_per_chip=1,
+        most_chips=8,  # joined by NVLink
+        source=f"NVIDIA {name.upper()} Tensor Core GPU data sheet (SXM, 80 GB, without sparsity)",
+    )
+
+
+# The bandwidth between chips is published for all links of a chip and both directions together: 4 links of
+# a 2D torus, 6 of a 3D one.
+DEVICES = {
+    device.name: device
+    for device in (
+        _tpu("v4", 275e12, 32 * GIB, 1200e9, 50e9, 3, 4096, "v4"),
+        _tpu("v5e", 197e12, 16 * GIB, 819e9, 400e9 / 4 / 2, 2, 256, "v5e"),
+        _tpu("v5p", 459e12, 95 * GIB, 2765e9, 1200e9 / 6 / 2, 3, 6144, "tpu7x"),
+        _tpu("v6e", 918e12, 32 * GIB, 1638e9, 800e9 / 4 / 2, 2, 256, "tpu7x"),
+        _tpu("tpu7x", 2307e12, 192 * GIB, 7380e9, 1200e9 / 6 / 2, 3, 9216, "tpu7x", per=2),
+        _gpu("a100", {"bf16": 312e12, "f16": 312e12, "f32": 156e12, "f32_highest": 19.5e12}, 2039e9, 300e9),
+        _gpu("h100", {"bf16": 989e12, "f16": 989e12, "f32": 494e12, "f32_highest": 67e12}, 3350e9, 450e9),
+    )
+}
+
+# What the compiler is seen to accept, for messages; it knows more.
+EXAMPLES = {
+    "v4": ("v4:2x2x1", "v4:2x2x2", "v4:2x2x4", "v4:4x4x4"),
+    "v5e": ("v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:16x16"),
+    "v5p": ("v5p:2x2x1", "v5p:2x2x2", "v5p:2x4x4", "v5p:4x4x4"),
+    "v6e": ("v6e:2x2", "v6e:2x4", "v6e:4x4", "v6e:8x8", "v6e:16x16"),
+    "tpu7x": ("tpu7x:2x2x1", "tpu7x:2x2x2", "tpu7x:4x4x4"),
+    "a100": ("a100:1", "a100:4", "a100:8"),
+    "h100": ("h100:1", "h100:4", "h100:8"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices of one kind, joined.
+
+    Attributes:
+      name: as the user wrote it.
+      device: of which it is made.
+      shape: chips along each axis of the network, or the number of GPUs.
+    """
+
+    name: str
+    device: Device
+    shape: tuple[int, ...]
+
+    @property
+    def num_chips(self) -> int:
+        """Of the slice."""
+        return math.prod(self.shape)
+
+    @property
+    def num_devices(self) -> int:
+        """As JAX counts them."""
+        return self.num_chips * self.device.devices_per_chip
+
+    @property
+    def xla_name(self) -> str:
+        """What the backend's compiler calls it."""
+        sizes = "x".join(map(str, self.shape))
+        return f"{self.device.name}:{sizes}"
+
+
+def read_topology(name: str) -> Topology:
+    """Reads ``v5e:4x4``, ``v5p:2x2x1`` or ``h100:8``.
+
+    Raises:
+      ConfigError: it is none; the message has some that are.
+    """
+    match = re.fullmatch(r"([\w.]+):(\d+(?:x\d+)*)", name.lower())
+    device = DEVICES.get(match[1]) if match else None
+    if match is None or device is None:
+        known = ", ".join(example for examples in EXAMPLES.values() for example in examples[-2:])
+        raise ConfigError(
+            f"--topology={name} is not KIND:SIZES with a KIND of {', '.join(DEVICES)}: for example {known}"
+        )
+    shape = tuple(map(int, match[2].split("x")))
+    if 0 in shape or len(shape) != (device.axes or 1):
+        what = (
+            f"{device.axes} sizes, one for each axis of its network" if device.axes else "one number of GPUs"
+        )
+        raise ConfigError(
+            f"--topology={name}: {device.name} has {what}: for example {', '.join(EXAMPLES[device.name])}"
+        )
+    if math.prod(shape) > device.most_chips:
+        joined = (
+            "in one slice"
+            if device.axes
+            else "in one machine, and no rate is published of what joins several"
+        )
+        raise ConfigError(
+            f"--topology={name}: {device.name} has at most {device.most_chips} chips {joined}: for example "
+            + ", ".join(EXAMPLES[device.name])
+        )
+    return Topology(name, device, shape)

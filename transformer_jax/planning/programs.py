@@ -1,0 +1,269 @@
+"""Compiling the real steps of an experiment, ahead of time, for devices that are not there.
+
+TPU programs are compiled by libtpu, GPU programs by JAX's CUDA plugin without NVIDIA's libraries. Neither
+needs an accelerator, and both belong into an environment of their own (``make plan-env``): installed beside
+everything else they print alarming lines at every start.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from transformer_jax import partitioning
+from transformer_jax.config import ConfigError
+from transformer_jax.evaluate import make_evaluate_step
+from transformer_jax.experiment import Experiment
+from transformer_jax.models import build
+from transformer_jax.models.cache import PromptContext
+from transformer_jax.planning.batches import batch_template
+from transformer_jax.planning.hardware import EXAMPLES, Topology
+from transformer_jax.train_step import compile_train_step
+from transformer_jax.types import PyTree
+
+STEPS = ("train", "evaluate", "decode")
+CUDA_FOLDER = "cuda-plugin"  # in the environment, outside of what Python imports from
+INSTALL = "make plan-env, then .venv-plan/bin/python -m transformer_jax.plan ..."
+
+_AT_ONCE = 2  # compilations
+
+# libtpu asks for these, and a metadata server, at its start; here there is nothing to ask about.
+_TPU_VARIABLES = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is held, so others may compile beside us
+}
+_GPU_FACTS = """
+gpu_device_info {{
+  cuda_compute_capability {{ major: {major} minor: 0 }}
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  core_count: {cores} fpus_per_core: {units} clock_rate_ghz: {clock}
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {shared} shared_memory_per_block_optin: {shared_by_choice}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  memory_bandwidth: {bandwidth} l2_cache_size: {cache} device_memory_size: {memory}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 8 patch: 0 }}
+device_description_str: "{name}"
+"""
+# From the data sheets and NVIDIA's CUDA C++ Programming Guide (compute capabilities).
+_GPUS = {
+    "a100": _GPU_FACTS.format(
+        **dict(major=8, cores=108, units=64, clock=1.41, shared=167936, shared_by_choice=166912),
+        **dict(bandwidth=2039 * 10**9, cache=40 * 2**20, memory=80 * 10**9, name="NVIDIA A100-SXM4-80GB"),
+    ),
+    "h100": _GPU_FACTS.format(
+        **dict(major=9, cores=132, units=128, clock=1.98, shared=233472, shared_by_choice=232448),
+        **dict(bandwidth=3350 * 10**9, cache=50 * 2**20, memory=80 * 10**9, name="NVIDIA H100 80GB HBM3"),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A program compiled for a topology.
+
+    Attributes:
+      name: one of ``STEPS``.
+      compiled: what JAX gives.
+      text: the program.
+      seconds: that compiling took.
+    """
+
+    name: str
+    compiled: jax.stages.Compiled
+    text: str
+    seconds: float
+
+
+def topology_devices(topology: Topology) -> Sequence[Any]:
+    """Stand-ins for the devices of a topology, to compile for.
+
+    Raises:
+      ConfigError: the compiler is not installed, or knows no such topology.
+    """
+    from jax.experimental import topologies
+
+    try:
+        if topology.device.platform == "tpu":
+            found = topologies.get_topology_desc(platform="tpu", **_prepare_tpu(topology))
+        else:
+            found = topologies.get_topology_desc(platform="cuda", **_prepare_cuda(topology))
+    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if "INVALID_ARGUMENT" not in reason and "NOT_FOUND" not in reason:
+            raise ConfigError(
+                f"the compiler for --topology={topology.name} cannot start: {reason}"
+            ) from error
+        raise ConfigError(
+            f"--topology={topology.name}: the compiler knows no such topology ({reason}). It knows, among "
+            f"others, {', '.join(EXAMPLES[topology.device.name])}"
+        ) from error
+    return found.devices
+
+
+def _prepare_tpu(topology: Topology) -> dict[str, Any]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(f"compiling for a TPU needs libtpu, which {sys.prefix} does not have: {INSTALL}")
+    for name, value in _TPU_VARIABLES.items():
+        os.environ.setdefault(name, value)
+    options: dict[str, Any] = {"topology_name": topology.xla_name}
+    if topology.num_chips == 1:  # the compiler expects 2 x 2 chips of a host
+        options["chips_per_host_bounds"] = [1, 1, 1]
+    if topology.device.name == "v4":  # both cores of a chip are one device, as JAX has them on a real one
+        options["chip_config_name"] = "megacore"
+    return options
+
+
+def _prepare_cuda(topology: Topology) -> dict[str, Any]:
+    folder = pathlib.Path(sys.prefix) / CUDA_FOLDER
+    libraries = sorted(folder.glob("jax_plugins/xla_cuda*/xla_cuda_plugin.so"))
+    if not libraries:
+        raise ConfigError(f"compiling for a GPU needs JAX's CUDA plugin in {folder}: {INSTALL}")
+    _register_cuda(folder, libraries[-1])
+    shape = f"1x1x{topology.num_devices}"  # partitions, hosts, devices of a host
+    return {"topology_name": "", "target_config": _GPUS[topology.device.name], "topology": shape}
+
+
+def compile_steps(
+    experiment: Experiment,
+    mesh: Mesh,
+    steps: Sequence[str] = STEPS,
+    options: dict[str, Any] | None = None,
+) -> list[CompiledStep]:
+    """Compiles steps of an experiment as training and evaluation would run them, two at once.
+
+    Args:
+      experiment: its batches have the longest of their lengths.
+      mesh: of real devices or of those of a topology.
+      steps: some of ``STEPS``. An encoder alone has no decoding step.
+      options: of the compiler.
+
+    Raises:
+      ConfigError: the mesh does not divide the batch or the model.
+    """
+    lowered = {
+        name: _LOWER[name](experiment, mesh)
+        for name in steps
+        if name != "decode" or not experiment.model.is_encoder_only
+    }
+
+    def compile_one(name: str) -> CompiledStep:
+        began = time.monotonic()
+        compiled = lowered[name].compile(compiler_options=options)
+        return CompiledStep(name, compiled, compiled.as_text() or "", time.monotonic() - began)
+
+    # A compilation takes little more than one core, and the longest is begun first.
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(compile_one, lowered))
+
+
+def _lower_train(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
+    template, _, step = compile_train_step(experiment, mesh)
+    return cast(Any, step).lower(template, batch_template(experiment, mesh))
+
+
+def _lower_evaluate(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
+    params = compile_train_step(experiment, mesh)[0].params
+    step = make_evaluate_step(experiment, mesh)
+    return cast(Any, step).lower(params, batch_template(experiment, mesh))
+
+
+def _lower_decode(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
+    """One token more for every hypothesis of ``evaluate.batch_size`` sources or prompts."""
+    model, settings = experiment.model, experiment.evaluate
+    params = compile_train_step(experiment, mesh)[0].params
+    rows = settings.batch_size * (settings.beam_size if settings.temperature == 0 else 1)
+    length = min(experiment.data.max_length, model.max_length)
+    network: Any = build(model)
+
+    trees: list[Any] = []  # of what is kept: only arrays may stand in it, and here there are shapes
+
+    def states(params: PyTree) -> tuple[list[Any], list[Any]]:
+        if model.is_decoder_only:
+            context: Any = PromptContext(jnp.zeros(rows, jnp.int32))
+            cache = network.init_cache(rows, length)
+        else:
+            arguments = (jnp.ones((rows, length), jnp.int32), jnp.ones((rows, length), jnp.int32))
+            context = network.apply({"params": params}, *arguments, method="encode_context")
+            cache = network.init_cache(rows, min(length + settings.extra_length, model.max_length))
+        trees[:] = jax.tree.structure(context), jax.tree.structure(cache)
+        return jax.tree.leaves(context), jax.tree.leaves(cache)
+
+    def step(params: PyTree, tokens: jax.Array, context: list[Any], cache: list[Any]) -> Any:
+        kept = [jax.tree.unflatten(*one) for one in zip(trees, (context, cache), strict=True)]
+        return network.apply({"params": params}, tokens, *kept, method="decode_step")
+
+    place = _row_sharding(mesh, rows, 1 if model.scan_layers else 0)
+    context, cache = jax.tree.map(place, jax.eval_shape(states, params))
+    tokens = place(jax.ShapeDtypeStruct((rows,), jnp.int32))
+    on_mesh = partitioning.on_mesh(step, mesh, experiment.mesh.rules)
+    return jax.jit(on_mesh, donate_argnums=3).lower(params, tokens, context, cache)
+
+
+def _row_sharding(mesh: Mesh, rows: int, layer_axes: int) -> Callable[[Any], jax.ShapeDtypeStruct]:
+    """Puts the rows of what decoding keeps on their devices, where they divide; layers come before rows."""
+    axes = partitioning.BATCH_AXES if rows % partitioning.num_batch_shards(mesh) == 0 else None
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        before = layer_axes if len(leaf.shape) == 4 + layer_axes else 0
+        spec = (None,) * before + (axes,) if len(leaf.shape) > before else ()
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec))
+        )
+
+    return place
+
+
+_LOWER = {"train": _lower_train, "evaluate": _lower_evaluate, "decode": _lower_decode}
+
+# What JAX offers no public name for.
+
+
+def _register_cuda(folder: pathlib.Path, library: pathlib.Path) -> None:
+    """Makes JAX know the CUDA plugin, which lies where JAX does not look by itself, and its Triton."""
+    from jax._src import xla_bridge
+    from jax._src.lib import triton
+
+    if "cuda" in xla_bridge._backend_factories:
+        return
+    with _quiet():  # it says that there is no driver
+        c_api = xla_bridge.register_plugin("cuda", library_path=str(library))
+    sys.path.append(str(folder))  # not for longer: JAX would find the plugin there, and load it once more
+    package = next(folder.glob("jax_cuda*_plugin")).name
+    extension = importlib.import_module(f"{package}.cuda_plugin_extension")
+    sys.path.remove(str(folder))
+    compile_triton = functools.partial(extension.compile_triton_to_asm, c_api)
+    triton.register_compilation_handler("CUDA", compile_triton)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing that a library writes to standard error is shown."""
+    sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)

@@ -1,0 +1,91 @@
+"""What ``plan --search`` says."""
+
+from typing import Any
+
+from transformer_jax.planning.hardware import GIB
+from transformer_jax.planning.report import WHAT_IT_IS, columns, to_json
+from transformer_jax.planning.search import Result, Search
+
+HOW = "were compiled, chosen in closed form; only these are ranked"
+
+
+def search_json(search: Search) -> dict[str, Any]:
+    """The search as JSON values.
+
+    Keys:
+      what, config, topology, candidates (how many there are), compiled (how many of them were).
+      results: a list, the best first: mesh, remat, rows_per_device, fits, error (empty where it compiled),
+        and plan, as ``report.to_json`` has it, or null.
+    """
+    return {
+        "what": f"{WHAT_IT_IS} {len(search.results)} of {search.num_candidates} candidates {HOW}.",
+        "config": search.config,
+        "topology": search.topology.name,
+        "candidates": search.num_candidates,
+        "compiled": len(search.results),
+        "results": [
+            {
+                "mesh": dict(one.candidate.mesh),
+                "remat": one.candidate.remat,
+                "rows_per_device": one.candidate.rows,
+                "fits": one.fits,
+                "error": one.error,
+                "plan": None if one.plan is None else to_json(one.plan),
+            }
+            for one in search.results
+        ],
+    }
+
+
+def search_text(search: Search) -> str:
+    """The search as a table."""
+    rows: list[tuple[str, ...]] = [
+        ("", "mesh", "remat", "rows a device", "GiB", "step, ms", "tokens a second", "utilization")
+    ]
+    for place, one in enumerate(search.results, 1):
+        rows.append((f"{place}." if one.fits else "-", *_cells(one)))
+    lines = [
+        f"{search.config} on {search.topology.name}: {len(search.results)} of {search.num_candidates} "
+        f"candidates {HOW}",
+        WHAT_IT_IS,
+        "",
+        *columns(rows, left=2),
+    ]
+    for one in search.results:
+        if one.error:
+            lines.append(f"    not compiled: {_mesh(one)}: {one.error}")
+    best = search.results[0]
+    if best.fits:
+        flags = [f"--config.mesh.{name}={size}" for name, size in best.candidate.mesh]
+        flags += [
+            f"--config.model.remat={best.candidate.remat}",
+            f"--rows_per_device={best.candidate.rows}",
+        ]
+        lines += [
+            "",
+            "the first, in full: the same command without --search and with",
+            "  " + " ".join(flags),
+        ]
+    else:
+        lines += ["", "none of them fits: more devices, or a smaller model"]
+    return "\n".join(lines)
+
+
+def _mesh(one: Result) -> str:
+    return " x ".join(f"{name}={size}" for name, size in one.candidate.mesh if size > 1) or "one device"
+
+
+def _cells(one: Result) -> tuple[str, ...]:
+    candidate = one.candidate
+    what = (_mesh(one), "yes" if candidate.remat else "no", str(candidate.rows))
+    if one.plan is None:
+        return (*what, "", "", "", "not compiled")
+    step = one.plan.steps[0]
+    seconds = step.estimate.seconds
+    return (
+        *what,
+        f"{step.memory.total / GIB:.2f}",
+        f"{seconds * 1e3:,.1f}",
+        f"{step.tokens / seconds:,.0f}",
+        f"{one.utilization:.1%}" if one.fits else "does not fit",
+    )

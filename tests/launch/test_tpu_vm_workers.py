@@ -131,7 +131,10 @@ time.sleep(60)
 """
 
 
-def test_run_follow_and_stop(launch, installed, capfd):
+def test_run_follow_and_stop(launch, installed, capfd, monkeypatch):
+    monkeypatch.setenv(
+        "JAX_PLATFORMS", "tpu"
+    )  # of the machine: the chips are not for the worker's own program
     for home in installed:
         (home / "transformer_jax" / "launch" / "tpu_worker.py").write_text(WAITING)
     (installed[0].parent / "shared" / "mounted").unlink()  # as after a restart

@@ -126,9 +126,12 @@ def check_workdir(run: Run, mount_path: str) -> None:
         )
 
 
-def training_command(run: Run) -> list[str]:
-    """What runs on each host."""
-    return [*run.command("python"), f"--stopped_status={jobsets.STOPPED_STATUS}"]
+def training_command(run: Run, hardware: jobsets.Hardware) -> list[str]:
+    """What runs on each host; those with TPUs find one another, those with GPUs are told."""
+    own = [f"--stopped_status={jobsets.STOPPED_STATUS}"]
+    if hardware.resource == jobsets.TPU and hardware.replicas * hardware.hosts > 1:
+        own += ["--distributed"]
+    return run.command("python", *own)
 
 
 def results_command(run: Run, members: Sequence[Member], states: Sequence[str]) -> list[str]:
@@ -212,7 +215,9 @@ def launch(arguments: Sequence[str]) -> int:
     check_workdir(run, cluster.mount_path)
     members = read_members(run) if FLAGS.sweep else ()
     runs = {f"{FLAGS.name}-{i}": member.run for i, member in enumerate(members)} or {FLAGS.name: run}
-    manifests = [jobsets.jobset(name, training_command(run), hardware, cluster) for name, run in runs.items()]
+    manifests = [
+        jobsets.jobset(name, training_command(run, hardware), hardware, cluster) for name, run in runs.items()
+    ]
     table_name = f"{FLAGS.name}-results"
     jobsets.check_job_name(table_name, jobsets.Hardware())
     names = list(runs)

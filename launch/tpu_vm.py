@@ -47,7 +47,7 @@ PYTHON_VERSION, PINS = "3.12", "constraints/newest-py312.txt"
 REMOTE_CHECKOUT, REMOTE_ENVIRONMENT = "$HOME/transformer_jax", "$HOME/transformer_jax_env"
 REMOTE_PYTHON = f"{REMOTE_ENVIRONMENT}/bin/python"
 REMOTE_RUNS, REMOTE_MOUNT = "$HOME/transformer_jax_runs", "$HOME/transformer_jax_mount.sh"
-WORKER_NUMBER = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number"
+METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes"
 STEPS = ("create", "install", "run", "follow", "stop", "delete")
 
 # After a restart of the machine another process may have the number.
@@ -166,13 +166,15 @@ def run_commands(arguments: Sequence[str], stamp: str) -> list[list[str]]:
         f'mkdir -p "{folder}"',
         f'ln -sfn {stamp} "{REMOTE_RUNS}/latest"',
         f'cd "{REMOTE_CHECKOUT}"',
-        f"worker=$(curl --silent --fail --header 'Metadata-Flavor: Google' {WORKER_NUMBER}) || {{",
+        f"ask() {{ curl --silent --fail --header 'Metadata-Flavor: Google' {METADATA}/$1; }}",
+        "worker=$(ask agent-worker-number) && workers=$(ask worker-network-endpoints) || {",
         '    echo "error: $(hostname): the metadata server does not say which worker this is" >&2',
         "    exit 1",
         "}",
         # The chips are for what it starts.
         f'JAX_PLATFORMS=cpu nohup setsid "{REMOTE_PYTHON}" launch/tpu_worker.py '
-        f'--worker_number="$worker" --status_file="{folder}/status" {shlex.join([*own, *arguments])} '
+        f'--worker_number="$worker" --workers="$workers" --status_file="{folder}/status" '
+        f"{shlex.join([*own, *arguments])} "
         f'> "{folder}/log.txt" 2>&1 < /dev/null &',
         f'echo $! > "{folder}/pid"',
         f'echo "$(hostname): started; its output is in {folder}/log.txt"',

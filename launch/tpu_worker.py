@@ -5,6 +5,7 @@ started. At the end the exit status is written to ``--status_file``. Of a sweep,
 there is once: how each member ended, and the table. Other flags are those of ``transformer_jax.train``.
 """
 
+import functools
 import os
 import pathlib
 import signal
@@ -50,13 +51,22 @@ class Programs:
         return status if status >= 0 else 128 - status
 
 
+def training_command(run: Run, workers: str) -> list[str]:
+    """What runs on this worker; several find one another by the same list.
+
+    Args:
+      workers: their network endpoints, parted by commas, as the metadata server has it.
+    """
+    return run.command(sys.executable, *(["--distributed"] if "," in workers else []))
+
+
 def run_all(
     run: Run,
     environment: Mapping[str, str],
     *,
     sweep: bool,
     is_first: bool,
-    command: Callable[[Run], Sequence[str]] = Run.command,
+    command: Callable[[Run], Sequence[str]],
 ) -> int:
     """Runs a training, or a sweep, and returns the exit status: that of the first member that failed.
 
@@ -96,6 +106,7 @@ def run_all(
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """The flags of this program."""
     flags.DEFINE_integer("worker_number", 0, "Which of the workers this is.", flag_values=flag_values)
+    flags.DEFINE_string("workers", "", "Network endpoints of all workers.", flag_values=flag_values)
     flags.DEFINE_string("status_file", "", "Gets the exit status.", flag_values=flag_values)
     flags.DEFINE_multi_string("env", [], "KEY=VALUE for what is started.", flag_values=flag_values)
     flags.DEFINE_bool("sweep", False, "The members of the experiment's sweep().", flag_values=flag_values)
@@ -108,8 +119,13 @@ def main(argv: Sequence[str]) -> None:
             # This program itself was kept from the chips.
             environment = {key: value for key, value in os.environ.items() if key != "JAX_PLATFORMS"}
             environment |= {"PYTHONUNBUFFERED": "1"} | read_environment(FLAGS.env)
-            is_first = FLAGS.worker_number == 0
-            status = run_all(read_run(argv[1:]), environment, sweep=FLAGS.sweep, is_first=is_first)
+            status = run_all(
+                read_run(argv[1:]),
+                environment,
+                sweep=FLAGS.sweep,
+                is_first=FLAGS.worker_number == 0,
+                command=functools.partial(training_command, workers=FLAGS.workers),
+            )
     finally:
         if FLAGS.status_file:
             pathlib.Path(FLAGS.status_file).write_text(f"{status}\n")

@@ -29,6 +29,7 @@ STOPPED_STATUS = 75  # EX_TEMPFAIL of sysexits.h
 REPLICATED_JOB, CONTAINER, VOLUME = "worker", "train", "runs"
 COORDINATOR_PORT = 8476
 MOST_CHARACTERS = 63  # of a pod's name, which is its host name
+TPU, GPU = "google.com/tpu", "nvidia.com/gpu"  # what pods ask for
 NODE_POOL = "cloud.google.com/gke-nodepool"
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 
@@ -39,7 +40,7 @@ class Hardware:
 
     replicas: int = 1
     hosts: int = 1
-    resource: str = ""  # google.com/tpu or nvidia.com/gpu; "" is a machine without either
+    resource: str = ""  # TPU or GPU; "" is a machine without either
     per_host: int = 0
     selector: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -103,7 +104,7 @@ def tpu_hardware(tpus: TpuSlice, slices: int = 1, chips_per_host: int | None = N
         "cloud.google.com/gke-tpu-accelerator": tpus.generation.gke_accelerator,
         "cloud.google.com/gke-tpu-topology": tpus.topology,
     }
-    return Hardware(slices, hosts, "google.com/tpu", tpus.chips // hosts, selector)
+    return Hardware(slices, hosts, TPU, tpus.chips // hosts, selector)
 
 
 def gpu_hardware(text: str, nodes: int = 1) -> Hardware:
@@ -122,7 +123,7 @@ def gpu_hardware(text: str, nodes: int = 1) -> Hardware:
         raise ConfigError(f"--gpus={text}: machines with {kind} have {known}")
     if nodes < 1:
         raise ConfigError(f"--nodes={nodes} must be 1 or more")
-    return Hardware(1, nodes, "nvidia.com/gpu", int(count), {"cloud.google.com/gke-accelerator": label})
+    return Hardware(1, nodes, GPU, int(count), {"cloud.google.com/gke-accelerator": label})
 
 
 def check_name(what: str, name: str, *, dots: bool = False) -> None:
@@ -253,7 +254,7 @@ def _volumes(hardware: Hardware, cluster: Cluster) -> tuple[list[dict[str, Any]]
     else:
         volumes += [{"name": VOLUME, "persistentVolumeClaim": {"claimName": cluster.claim}}]
     mounts = [{"name": VOLUME, "mountPath": cluster.mount_path}]
-    if hardware.resource == "nvidia.com/gpu":  # NCCL shares memory among GPUs; a container has 64 MiB of it
+    if hardware.resource == GPU:  # NCCL shares memory among GPUs; a container has 64 MiB of it
         volumes += [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}]
         mounts += [{"name": "shared-memory", "mountPath": "/dev/shm"}]
     return volumes, mounts
@@ -262,7 +263,7 @@ def _volumes(hardware: Hardware, cluster: Cluster) -> tuple[list[dict[str, Any]]
 def _environment(name: str, hardware: Hardware, cluster: Cluster) -> list[dict[str, Any]]:
     """Variables of every process; those of TPUs find each other by what Kubernetes Engine tells JAX."""
     values: dict[str, Any] = {"PYTHONUNBUFFERED": {"value": "1"}}
-    if hardware.resource == "nvidia.com/gpu" and hardware.hosts > 1:
+    if hardware.resource == GPU and hardware.hosts > 1:
         first = f"{name}-{REPLICATED_JOB}-0-0.{name}"  # by the headless service of the JobSet
         index = {"fieldPath": f"metadata.annotations['{COMPLETION_INDEX}']"}
         values |= {

@@ -40,9 +40,14 @@ class Run:
     overrides: Mapping[str, Any]  # keys of the config that flags set, and their values
     is_shrunk: bool = False
 
-    def command(self, python: str = sys.executable) -> list[str]:
-        """What starts it, on each of its processes."""
-        return [python, "-m", TRAIN_PROGRAM, *self.arguments, f"--workdir={self.workdir}"]
+    def command(self, python: str = sys.executable, *own: str) -> list[str]:
+        """What starts it, on each of its processes.
+
+        Args:
+          python: the interpreter there.
+          own: flags of the launcher's; of two that differ, the one that was given counts.
+        """
+        return [python, "-m", TRAIN_PROGRAM, *own, *self.arguments, f"--workdir={self.workdir}"]
 
 
 def parse_own_flags(argv: Sequence[str]) -> list[str]:

@@ -75,8 +75,8 @@ def test_a_dry_run_prints_the_manifest_and_calls_nothing(launch, kubectl, capsys
     assert manifest["metadata"]["name"] == "numbers"
     found = container(manifest)
     assert found["command"] == [
-        "python", "-m", "transformer_jax.train", CONFIG, "--config.train.num_steps=7",
-        "--workdir=/mnt/runs/numbers", f"--stopped_status={STOPPED_STATUS}",
+        "python", "-m", "transformer_jax.train", f"--stopped_status={STOPPED_STATUS}", "--distributed",
+        CONFIG, "--config.train.num_steps=7", "--workdir=/mnt/runs/numbers",
     ]  # fmt: skip
     assert {"name": "A", "value": "1=2"} in found["env"]
 
@@ -89,6 +89,18 @@ def test_the_program_itself(how, tmp_path):
     assert done.returncode == 0, done.stderr
     (manifest,) = manifests(done.stdout)
     assert "--config.train" not in done.stdout and CONFIG in container(manifest)["command"]
+
+
+def test_tpu_hosts_find_one_another_where_there_are_several(launch, capsys):
+    for machines, is_told in (
+        (["--topology=v5e:2x2"], False),
+        (["--topology=v5e:2x4"], True),
+        (["--topology=v5e:2x4", "--chips_per_host=8"], False),
+        (["--gpus=h100:8", "--nodes=2"], False),  # these are told by the manifest
+    ):
+        launch("--dry_run", *RUN, *machines)
+        (manifest,) = manifests(capsys.readouterr().out)
+        assert ("--distributed" in container(manifest)["command"]) == is_told
 
 
 def test_it_is_applied_to_the_cluster_that_the_flags_name(launch, kubectl, capsys):

@@ -162,7 +162,8 @@ def test_run_starts_on_all_workers_with_the_flags_as_they_are(printed):
     first, last = words.index("launch/tpu_worker.py") + 1, words.index(">")
     stamp = re.search(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", line)[0]
     assert words[first:last] == [
-        "--worker_number=$worker", f"--status_file={tpu_vm.REMOTE_RUNS}/{stamp}/status", "--env=A=it's b",
+        "--worker_number=$worker", "--workers=$workers",
+        f"--status_file={tpu_vm.REMOTE_RUNS}/{stamp}/status", "--env=A=it's b",
         *RUN[2:], *flags_given[:2],
     ]  # fmt: skip
     assert " --sweep " in script_of(*printed("run", *RUN[2:], "--sweep"))

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import sys
 import time
 
@@ -38,8 +39,13 @@ for number in numbers:
         sys.exit(status)
 """
 PROGRAMS = {
-    # Which worker this is, as the metadata server has it.
-    "curl": 'echo "${HOME##*-}"\n',
+    # Which worker this is, and which there are, as the metadata server has it.
+    "curl": """
+case "$*" in
+*/worker-network-endpoints) (cd "$HOME/.." && echo worker-* | tr ' ' ,) ;;
+*/agent-worker-number) echo "${HOME##*-}" ;;
+esac
+""",
     "sudo": 'exec "$@"\n',
     "mountpoint": '[ -e "$2/mounted" ]\n',
     "gcsfuse": 'touch "$3/mounted" && echo "$2" >> "$3/mounts"\n',
@@ -146,7 +152,8 @@ def test_run_follow_and_stop(launch, installed, capfd, monkeypatch):
     for number, log in enumerate(logs):
         status = f"{log.resolve().parent}/status"
         assert log.read_text() == (
-            f"cpu --worker_number={number} --status_file={status} --env=A=it's {' '.join(RUN[2:])}\n"
+            f"cpu --worker_number={number} --workers=worker-0,worker-1 --status_file={status} "
+            f"--env=A=it's {' '.join(RUN[2:])}\n"
         )
     assert (installed[0].parent / "shared" / "mounted").exists()
     for step, arguments in (("run", RUN), ("install", WHERE)):
@@ -187,6 +194,7 @@ def test_a_real_sweep_on_a_worker(launch, installed, tmp_path, capfd, monkeypatc
     write_program(
         tmp_path / "bin" / "gcloud", WORKERS.format(python=sys.executable, root=str(tmp_path), workers=1)
     )
+    shutil.rmtree(installed[1])  # there is one
     workdir = tmp_path / "shared" / "sweep"
     launch("run", *WHERE, "--config=tiny.py", f"--workdir={workdir}", "--sweep")
     launch("follow", *WHERE)

@@ -110,6 +110,13 @@ def test_a_signal_is_passed_on_and_is_the_end_of_a_sweep(tmp_path, single_device
     assert "1 failed" not in done.stdout
 
 
+def test_several_workers_find_one_another(tmp_path):
+    run = Run(str(tmp_path / "a"), ("--nodistributed",), tiny_experiment(tmp_path), "tiny.py", {})
+    assert "--distributed" not in tpu_worker.training_command(run, "x:0:10.0.0.1")
+    several = tpu_worker.training_command(run, "x:0:10.0.0.1,y:1:10.0.0.2")
+    assert several.index("--distributed") < several.index("--nodistributed")  # what is given counts
+
+
 def test_a_status_is_that_of_a_shell_where_a_signal_ended_it():
     programs = tpu_worker.Programs({})
     assert programs.run([sys.executable, "-SE", "-c", "import os; os.kill(os.getpid(), 9)"]) == 137

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from transformer_jax.config import ConfigError
+from transformer_jax.planning.hardware import DEVICES
 from transformer_jax.tpu_slices import GENERATIONS, TpuSlice, parse_slice, topologies
 
 # Slice, chips, hosts in Kubernetes Engine, workers of a TPU VM, accelerator type.
@@ -53,6 +54,14 @@ def test_every_topology_can_be_asked_for(generation):
         assert tpus.hosts() * tpus.host_sizes()[0] == tpus.chips
         cubes = all(edge % 4 == 0 for edge in shape) and list(shape) == sorted(shape)
         assert generation.flat or cubes or tpus.chips < 64
+
+
+def test_slices_are_those_that_plan_knows():
+    """Two tables, of rates and of names; what is in both is the same in both."""
+    assert list(GENERATIONS) == [name for name, device in DEVICES.items() if device.platform == "tpu"]
+    for name, generation in GENERATIONS.items():
+        device = DEVICES[name]
+        assert (generation.most_chips, 2 if generation.flat else 3) == (device.most_chips, device.axes), name
 
 
 def test_hosts_of_eight_chips_where_they_are():

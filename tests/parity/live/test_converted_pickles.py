@@ -13,12 +13,11 @@ import jax
 import numpy as np
 import pytest
 
+from tests.drawn import drawn_params
 from tests.parity.sentences import SENTENCES
 from tests.parity.test_parity import loaded
 from transformer_jax.data.marian_tokenizer import load_marian_tokenizer
 from transformer_jax.generation_config import RUN_DEFAULTS
-from transformer_jax.models import example_inputs
-from transformer_jax.partitioning import unbox
 from transformer_jax.pretrained import from_pretrained, save_pretrained
 from transformer_jax.tensor_files import PICKLES, SINGLE_FILE, WeightsError
 
@@ -75,7 +74,7 @@ def test_marian(tmp_path, transformers, converted):
     config = dataclasses.replace(loaded("marian").config, max_length=90, **ids)
     # Its generation_config.json names the tokens of the stored model.
     ours = dataclasses.replace(loaded("marian"), config=config, generation=RUN_DEFAULTS)
-    params = unbox(ours.model.init(jax.random.key(0), **example_inputs(config))["params"])
+    params = drawn_params(config)
     save_pretrained(folder, dataclasses.replace(ours, params=jax.tree.map(lambda leaf: 3 * leaf, params)))
     shutil.copytree(tmp_path / "pieces", folder, dirs_exist_ok=True)
     model = transformers.MarianMTModel.from_pretrained(folder).eval()

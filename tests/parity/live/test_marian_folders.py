@@ -2,13 +2,11 @@
 
 import dataclasses
 
-import jax
 import pytest
 
+from tests.drawn import drawn_params
 from tests.parity.test_parity import loaded
 from transformer_jax.data.marian_tokenizer import load_marian_tokenizer
-from transformer_jax.models import example_inputs
-from transformer_jax.partitioning import unbox
 from transformer_jax.pretrained import TOKENIZER_FILE, from_pretrained, save_pretrained
 
 pytestmark = pytest.mark.live
@@ -23,7 +21,7 @@ def test_its_tokens_are_those_of_transformers_before_and_after(tmp_path, transfo
     ids = dict(vocab_size=pad_id + 1, pad_id=pad_id, decoder_start_id=pad_id)
     config = dataclasses.replace(loaded("marian").config, **ids)
     ours = dataclasses.replace(loaded("marian"), config=config)
-    params = unbox(ours.model.init(jax.random.key(0), **example_inputs(config))["params"])
+    params = drawn_params(config)
     save_pretrained(tmp_path / "model", dataclasses.replace(ours, params=params))
     for file in files.iterdir():
         file.rename(tmp_path / "model" / file.name)

@@ -1,6 +1,7 @@
 """What ``save_pretrained`` writes is what transformers' own classes and tokenizers read."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -11,6 +12,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from tests.drawn import drawn_params
 from tests.parity.sentences import SENTENCES
 from tests.parity.test_fixtures import DECODING_MODELS, FIXTURES, MODELS, expected
 from tests.parity.test_parity import (
@@ -27,9 +29,7 @@ from transformer_jax.beam_rules import TRANSFORMERS_RULE
 from transformer_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
 from transformer_jax.generation import TextRules
 from transformer_jax.generation_config import GENERATION_FILE, GenerationDefaults
-from transformer_jax.models import example_inputs
 from transformer_jax.objectives.classification import encode_texts
-from transformer_jax.partitioning import unbox
 from transformer_jax.pretrained import from_pretrained, save_pretrained
 from transformer_jax.tensor_files import INDEX_FILE
 
@@ -39,15 +39,19 @@ PLAIN = TextRules(TRANSFORMERS_RULE)  # and no constraints, which theirs is not 
 ENCODED = SENTENCES[3:43:2]  # twenty, German and English
 
 
+@functools.cache
 def drawn(name, seed=7):
     """The model of a fixture with other parameters, none of which is 0 or 1."""
     ours = loaded(name)
-    key = jax.random.key(seed)
-    leaves, tree = jax.tree.flatten(unbox(ours.model.init(key, **example_inputs(ours.config))["params"]))
-    keys = jax.random.split(key, len(leaves))
-    noise = [0.2 * jax.random.normal(one, leaf.shape) for one, leaf in zip(keys, leaves, strict=True)]
-    params = jax.tree.unflatten(tree, [leaf + n for leaf, n in zip(leaves, noise, strict=True)])
-    return dataclasses.replace(ours, params=params)
+
+    @jax.jit  # one operation after the other, it takes seconds
+    def with_noise(params):
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(seed), len(leaves))
+        noise = [0.2 * jax.random.normal(one, leaf.shape) for one, leaf in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(tree, [leaf + n for leaf, n in zip(leaves, noise, strict=True)])
+
+    return dataclasses.replace(ours, params=with_noise(drawn_params(ours.config, seed)))
 
 
 def check_outputs(name, ours, theirs):
@@ -229,7 +233,7 @@ def test_a_written_tokenizer_encodes_the_same_there(name, make, tmp_path, transf
     tokenizer = make()
     config = dataclasses.replace(loaded(name).config, vocab_size=tokenizer.vocab_size)
     ours = dataclasses.replace(loaded(name), config=config, tokenizer=tokenizer)
-    params = unbox(ours.model.init(jax.random.key(0), **example_inputs(config))["params"])
+    params = drawn_params(config)
     save_pretrained(tmp_path, dataclasses.replace(ours, params=params))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert len(theirs) == tokenizer.vocab_size

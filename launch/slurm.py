@@ -176,8 +176,8 @@ def _header(name: str, workdir: str, options: Sequence[str]) -> list[str]:
     return ["#!/bin/bash", *map(directive, [*own, *options])]
 
 
-# What the script does beside starting the processes. Bash waits for srun before it runs a trap, so that a job
-# which Slurm ends is left the time in which its processes save.
+# What the script does beside starting the processes. Bash waits for srun before it runs a trap: so it
+# outlives the signal by which Slurm ends a job, and notes how the processes ended.
 _BODY = """
 workdir={workdir}
 log="slurm-$SLURM_JOB_ID.out"

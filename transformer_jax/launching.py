@@ -74,7 +74,6 @@ def split_flags(argv: Sequence[str], own: flags.FlagValues) -> list[str]:
     Raises:
       ConfigError: the value of one of them cannot be used.
     """
-    own.set_gnu_getopt(True)  # or what is not known here would end the search
     try:
         return own(list(argv), known_only=True)
     except (flags.Error, ValueError) as error:

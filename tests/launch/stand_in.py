@@ -29,6 +29,8 @@ def main() -> int:
         with open(workdir / f"history-{rank}", "a") as history:
             history.write(f"{step}\n")
         state.write_text(str(step))
+    if told:
+        time.sleep(2)  # saving takes a while
     if rank == 0:
         folder = workdir / "checkpoints" / str(step)
         folder.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ def start():
             subprocess.Popen(
                 [sys.executable, "-c", LAUNCHER, str(count), str(stop_timeout), whole],
                 env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
             )
         )  # fmt: skip
         return started[-1]
@@ -150,7 +150,7 @@ def test_a_signal_is_passed_on_once_as_sigterm(start, tmp_path, number):
     )
     for rank in range(2):
         wait_for(tmp_path / f"ready-{rank}")
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal sends it, to all that are in its foreground
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)  # as a scheduler repeats it
     out, _ = process.communicate(timeout=60)

@@ -79,7 +79,7 @@ def wait_for_end(job: str, folder: pathlib.Path, state: str = "COMPLETED") -> No
 
 
 def test_every_argument_arrives_as_it_was_given(tmp_path):
-    workdir = tmp_path / '50% of "a" $HOME\'s `b` #c'
+    workdir = tmp_path / '%j 50% of "a" $HOME\'s `b` #c'
     words = ["--config.a=x y", "--b='", '--c="', "--d=$HOME `e` \\", "--f=#!*?[a]{b,c}~;&|<>()", "", "ä\n2"]
     program = "import json, sys; print(json.dumps(sys.argv[1:]))"
     settings = slurm.Settings(time="5", sbatch=("--comment=a 'b' \"c\" \\d #e",))
@@ -116,6 +116,7 @@ def test_a_job_that_is_cancelled_saves_and_does_not_come_back(tmp_path):
     wait_for_end(job, tmp_path, "CANCELLED")
     log = (tmp_path / f"slurm-{job}.out").read_text()
     assert "stops at step" in log and "queued again" not in log
+    assert json.loads((tmp_path / "launch.json").read_text())["exit_status"] == 0
     assert (tmp_path / "checkpoints").is_dir()
 
 

@@ -101,7 +101,7 @@ def test_loops_are_multiplied_out_and_the_rest_is_counted_as_xla_does() -> None:
     assert scanned.product_flops == pytest.approx(unrolled.product_flops, rel=1e-3)
     assert counted_once["flops"] < 0.9 * scanned.flops
     assert unrolled.flops == pytest.approx(counted["flops"], rel=0.01)
-    assert unrolled.bytes_accessed == pytest.approx(counted["bytes accessed"], rel=0.03)
+    assert unrolled.bytes_accessed == pytest.approx(counted["bytes accessed"], rel=0.05)
 
 
 def test_a_topology_that_the_compiler_refuses_is_an_error_with_some_that_it_takes() -> None:

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+NO_SEGMENT = -1  # of a key that nobody may see, not even padding
+
 
 @flax.struct.dataclass
 class Mask:
@@ -41,3 +43,24 @@ class Mask:
             past = key <= query + self.query_offset
             allowed = past if allowed is None else allowed & past
         return allowed
+
+    def to_segments(
+        self, rows: int, query_length: int, key_length: int, *, always: bool
+    ) -> tuple[Int[Array, "B L"], Int[Array, "B S"]] | None:
+        """Numbers of queries and keys of which equal ones may see each other, for kernels without an array.
+
+        Together with ``causal`` they say what ``to_array`` says, but that nothing at all may be seen by a
+        query of a row without keys.
+
+        Args:
+          rows: B.
+          always: whether to give them where all are equal, instead of None: for what pads keys.
+        """
+        if self.key_segments is None:
+            if not always:
+                return None
+            return jnp.ones((rows, query_length), jnp.int32), jnp.ones((rows, key_length), jnp.int32)
+        if self.query_segments is not None:
+            return self.query_segments, self.key_segments
+        is_key = jnp.where(self.key_segments > 0, 1, NO_SEGMENT)
+        return jnp.ones((rows, query_length), jnp.int32), is_key

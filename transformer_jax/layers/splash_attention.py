@@ -1,0 +1,156 @@
+"""Attention on TPUs by "splash attention", the Pallas kernel that comes with JAX: it stores no scores.
+
+They are computed block by block in the memory of the core, and once more in the backward pass (Dao et al.
+2022, "FlashAttention"). Blocks that a causal mask rules out are skipped.
+"""
+
+import functools
+import math
+from typing import Any, cast
+
+import jax
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as kernel_masks
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from transformer_jax.layers.kernel_inputs import kernel_inputs
+from transformer_jax.layers.masks import Mask
+from transformer_jax.placement import Placement, current_placement
+
+LANES = 128  # of a TPU's vector registers: a block is a multiple of it
+_BLOCKS = (512, 384, 256)  # tokens; scores and gradients of the largest fit into the core's memory
+_MOST_FUSED = 4  # blocks of keys
+
+
+def block_size(length: int) -> int:
+    """The tokens of a block for ``length`` tokens: of the large ones the one that needs the least padding."""
+    return LANES if length <= LANES else min(_BLOCKS, key=lambda size: (-length % size, -size))
+
+
+def _blocks(length: int, num_keys: int) -> tuple[int, int, int]:
+    """Tokens of a block of queries and of one of keys, and the parts that queries are split into."""
+    placement = current_placement()
+    parts = 1 if placement is None else placement.parts("sequence")
+    return block_size(-(-length // parts)), block_size(num_keys), parts
+
+
+def padded_shape(length: int, num_keys: int) -> tuple[int, int]:
+    """Queries and keys of which the kernel computes scores, for ``length`` queries and ``num_keys`` keys."""
+    query_block, key_block, parts = _blocks(length, num_keys)
+    return length + -length % (query_block * parts), num_keys + -num_keys % key_block
+
+
+def splash_attention(
+    query: Float[Array, "B L H K"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H W"],
+    *,
+    mask: Mask,
+    scale: bool = True,
+    interpret: bool = False,
+) -> Float[Array, "B L H W"]:
+    """``attention_ops.dot_product_attention`` of the same arguments, but for rounding.
+
+    Within ``placement.placed`` every device has its own rows, heads and queries, and all keys of its rows.
+
+    Args:
+      mask: without an offset of the queries. A query that may see nothing gets a mean of values here too, but
+        of other ones.
+      scale: scores by 1 / sqrt(K).
+      interpret: run the kernel as plain operations, slowly: so its numbers are tested on a CPU.
+    """
+    length, num_keys = query.shape[1], key.shape[1]
+    query_block, key_block, parts = _blocks(length, num_keys)
+    inputs = kernel_inputs(
+        query,
+        key,
+        value,
+        mask=mask,
+        scale=scale,
+        query_multiple=query_block * parts,
+        key_multiple=key_block,
+    )
+    segments = None if inputs.segments is None else kernels.SegmentIds(*inputs.segments)
+    make_kernel = functools.partial(
+        kernels.make_splash_mha,
+        block_sizes=_block_sizes(
+            query_block,
+            key_block,
+            num_key_blocks=inputs.key.shape[2] // key_block,
+            head_sizes=(query.shape[-1], value.shape[-1]),
+        ),
+        interpret=interpret,
+    )
+
+    def attend(kernel, query, key, value, segments):
+        if kernel is None:  # the mask hides nothing, so all parts have the same kernel
+            full = kernel_masks.FullMask((query.shape[2], key.shape[2]))
+            kernel = make_kernel(_of_heads(full, query), head_shards=1, q_seq_shards=1)
+        return jax.vmap(kernel)(query, key, value, segments)
+
+    placement = current_placement()
+    batch = heads = sequence = None
+    if placement is not None:
+        batch, heads, sequence, _ = placement.spec(("batch", "heads", "sequence", None), inputs.query.shape)
+    kernel = kernel_spec = None
+    if mask.causal:
+        causal = kernel_masks.CausalMask((inputs.query.shape[2], inputs.key.shape[2]))
+        kernel = make_kernel(
+            _of_heads(causal, inputs.query),
+            head_shards=_parts(placement, heads),
+            q_seq_shards=_parts(placement, sequence),
+        )
+    if placement is not None:
+        if kernel is not None:
+            where = NamedSharding(placement.mesh, PartitionSpec(heads, sequence))
+            kernel_spec = kernel.manual_sharding_spec(where)
+        own, gathered = PartitionSpec(batch, heads, sequence), PartitionSpec(batch, heads)
+        segment_specs = cast(Any, kernels.SegmentIds)(PartitionSpec(batch, sequence), PartitionSpec(batch))
+        attend = jax.shard_map(
+            attend,
+            mesh=placement.mesh,
+            in_specs=(kernel_spec, own, gathered, gathered, None if segments is None else segment_specs),
+            out_specs=own,
+            check_vma=False,  # Pallas does not say over which mesh axes its results vary
+        )
+    heads_first = cast(jax.Array, attend(kernel, inputs.query, inputs.key, inputs.value, segments))
+    return heads_first[:, :, :length].swapaxes(1, 2)
+
+
+def _of_heads(mask: kernel_masks.Mask, query: Float[Array, "B H L K"]) -> kernel_masks.MultiHeadMask:
+    return kernel_masks.MultiHeadMask([mask] * query.shape[1])
+
+
+def _parts(placement: Placement | None, entry: str | tuple[str, ...] | None) -> int:
+    """Of an axis, by its entry in a PartitionSpec."""
+    axes = (entry,) if isinstance(entry, str) else entry or ()
+    return 1 if placement is None else math.prod(placement.mesh.shape[axis] for axis in axes)
+
+
+def _block_sizes(
+    query: int, key: int, *, num_key_blocks: int, head_sizes: tuple[int, int]
+) -> kernels.BlockSizes:
+    # One kernel for all three gradients computes the scores once where two do so twice, but it stores a
+    # gradient of all queries for each block of keys, to be summed. That is no more than a second kernel would
+    # read, keys and values for each block of queries; with many blocks it takes much memory.
+    is_fused = num_key_blocks <= _MOST_FUSED
+    # The last axis is padded to the lanes in the chip's memory too: heads of 64 would take twice as much.
+    layouts = [
+        kernels.QKVLayout.SEQ_MINOR if size % LANES else kernels.QKVLayout.HEAD_DIM_MINOR
+        for size in head_sizes
+    ]
+    return kernels.BlockSizes(
+        block_q=query,
+        block_kv=key,
+        block_kv_compute=key,
+        block_q_dkv=query,
+        block_kv_dkv=key,
+        block_kv_dkv_compute=key,
+        block_q_dq=None if is_fused else query,
+        block_kv_dq=None if is_fused else key,
+        use_fused_bwd_kernel=is_fused,
+        q_layout=layouts[0],
+        k_layout=layouts[0],
+        v_layout=layouts[1],
+    )

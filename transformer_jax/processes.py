@@ -196,11 +196,14 @@ def check_shared(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def failures_end_all() -> Iterator[None]:
+def failures_end_all(of_users: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """What is raised within it ends all processes of the run, each with a line that says whose it was.
 
     Without it the others would wait in a collective until the failing one, which would wait for them to say
     goodbye, is taken for dead. A process that is alone is not affected.
+
+    Args:
+      of_users: errors whose message says all: of these the process that fails prints one line, too.
     """
     try:
         yield
@@ -211,6 +214,9 @@ def failures_end_all() -> Iterator[None]:
         if isinstance(error, SystemExit):
             text = str(error.code)
             print(text, file=sys.stderr)
+        elif isinstance(error, of_users):
+            text = str(error)
+            print(f"error: {text}", file=sys.stderr)
         else:
             text = f"{type(error).__name__}: {error}"
             traceback.print_exc()

@@ -70,6 +70,8 @@ from transformer_jax.stopping import stop_is_agreed, stop_signals
 from transformer_jax.train_step import compile_train_step
 from transformer_jax.types import Batch
 
+ONE_LINE = (*USER_ERRORS, FloatingPointError, ProcessError)  # errors whose message says all
+
 
 class StepLog:
     """Metrics of the steps since the last line; a step's are fetched when the next is on its way."""
@@ -126,7 +128,12 @@ def _on_first_process(action: Callable[[], Any]) -> None:
 
 
 def _continue_command(workdir: str, experiment: Experiment | None) -> str:
-    """The short command where the run folder holds this very experiment, else the one that was given."""
+    """The short command where the run folder holds this very experiment, else the one that was given.
+
+    Of several processes only what started them knows the command.
+    """
+    if jax.process_count() > 1:
+        return "what started these processes, with the same flags or in another number"
     try:
         is_stored = load_config(workdir) == experiment
     except (ValueError, OSError):
@@ -327,7 +334,7 @@ def main(argv: Sequence[str]) -> None:
         experiment = load_config(workdir) if FLAGS.config is None else read_experiment(FLAGS.config)
         _connect(workdir, experiment)
         experiment = shrink(experiment) if FLAGS.shrink else experiment
-        with failures_end_all():
+        with failures_end_all(ONE_LINE):
             summary = train(experiment, workdir)
         if not summary:
             sys.exit(FLAGS.stopped_status)
@@ -335,7 +342,7 @@ def main(argv: Sequence[str]) -> None:
         command = _continue_command(workdir, experiment)
         say(f"interrupted; what was saved is whole. To continue:\n  {command}")
         sys.exit(FLAGS.stopped_status)
-    except (*USER_ERRORS, FloatingPointError, ProcessError) as error:
+    except ONE_LINE as error:
         sys.exit(f"error: {error}")
 
 

@@ -307,6 +307,6 @@ def test_each_process_loads_its_part_of_the_rows(monkeypatch: pytest.MonkeyPatch
 
 def test_a_section_reads_into_the_config() -> None:
     rules = [["embed", None], ["mlp", "tensor"]]  # as JSON has them
-    section = {"data": -1, "fsdp": 2, "context": 1, "tensor": 1, "rules": rules}
+    section = {"data": -1, "fsdp": 2, "context": 1, "tensor": 1, "rules": rules, "attention": "plain"}
     config = read_section(MeshConfig, section, "mesh")
     assert config.rules == (("embed", None), ("mlp", "tensor"))

@@ -58,7 +58,9 @@ def make_evaluate_step(experiment: Experiment, mesh: Mesh | None = None) -> Call
     def step(params: PyTree, batch: Batch) -> Sums:
         return experiment.objective.loss(apply, params, batch, None)[1]
 
-    return jax.jit(step if mesh is None else partitioning.on_mesh(step, mesh, experiment.mesh.rules))
+    if mesh is not None:
+        step = partitioning.on_mesh(step, mesh, experiment.mesh.rules, experiment.mesh.attention)
+    return jax.jit(step)
 
 
 def evaluate_loss(

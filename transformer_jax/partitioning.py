@@ -25,7 +25,7 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.config import check_types, nearest
-from transformer_jax.placement import Placement, placed
+from transformer_jax.placement import Attention, Placement, placed
 from transformer_jax.progress import say
 from transformer_jax.types import SIDES, PyTree
 
@@ -59,11 +59,15 @@ WHOLE_RULES: Rules = tuple((logical, None) for logical, _ in DEFAULT_RULES)  # a
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The size of each mesh axis, and the mesh axis of each logical one.
+    """The size of each mesh axis, the mesh axis of each logical one, and what computes attention there.
 
     Their product is the number of devices; one of them may be -1, which is what the others leave.
     The batch's rows are always split over ``data`` and ``fsdp`` together and their tokens over ``context``,
     so ``"batch"`` and ``"sequence"`` have no rules.
+
+    Attributes:
+      attention: what computes it, see ``layers.attention_kernels``. "auto" is the best kernel that the
+        devices have for its shapes. All agree but for rounding, so a run may go on with another one.
 
     Raises:
       ValueError: an impossible size, an unknown mesh axis, or two rules for one logical axis.
@@ -74,6 +78,7 @@ class MeshConfig:
     context: int = 1
     tensor: int = 1
     rules: tuple[tuple[str, str | None], ...] = DEFAULT_RULES
+    attention: Attention = "auto"
 
     def __post_init__(self) -> None:
         check_types(self, "mesh")
@@ -219,15 +224,17 @@ def batch_shardings(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, NamedShar
     return {name: sharding(name, array.shape) for name, array in batch.items()}
 
 
-def on_mesh(function: Function, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Function:
+def on_mesh(
+    function: Function, mesh: Mesh, rules: Rules = DEFAULT_RULES, attention: Attention = "auto"
+) -> Function:
     """The function, to be traced with the activations of models split over a mesh.
 
     Rows and tokens are split as those of a batch, and what else a model names (``"heads"``, ``"mlp"``,
-    ``"vocab"``) as its parameters are.
+    ``"vocab"``) as its parameters are. Attention is computed by what ``attention`` names.
     """
     check_rules(rules)
     axes = {logical: (axis,) for logical, axis in rules if axis is not None}
-    placement = Placement(mesh, axes | {BATCH: BATCH_AXES, SEQUENCE: (CONTEXT_AXIS,)})
+    placement = Placement(mesh, axes | {BATCH: BATCH_AXES, SEQUENCE: (CONTEXT_AXIS,)}, attention)
 
     @functools.wraps(function)
     def on_its_mesh(*arguments: Any, **options: Any) -> Any:

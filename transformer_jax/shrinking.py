@@ -63,7 +63,7 @@ def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
             beam_size=min(experiment.evaluate.beam_size, vocab_size),
             top_k=min(experiment.evaluate.top_k, vocab_size),
         ),
-        mesh=MeshConfig(rules=experiment.mesh.rules),
+        mesh=MeshConfig(rules=experiment.mesh.rules, attention=experiment.mesh.attention),
     )
 
 

@@ -121,7 +121,9 @@ def compile_train_step(experiment: Experiment, mesh: Mesh) -> tuple[PyTree, Call
     )
     # Sharded from the start: no device ever holds the whole state.
     sharded_init = jax.jit(lambda: partitioning.unbox(init()), out_shardings=shardings)
-    update = partitioning.on_mesh(make_train_step(experiment), mesh, experiment.mesh.rules)
+    update = partitioning.on_mesh(
+        make_train_step(experiment), mesh, experiment.mesh.rules, experiment.mesh.attention
+    )
     step = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
     return template, sharded_init, step
 

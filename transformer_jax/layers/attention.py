@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from transformer_jax.layers.attention_kernels import choose_kernel
 from transformer_jax.layers.attention_ops import dot_product_attention
 from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.linear import Linear
@@ -117,14 +118,33 @@ class MultiHeadAttention(nn.Module):
             self.sow("intermediates", "attention_weights", weights)
             return self.weight_dropout(weights, train=train)
 
-        heads = dot_product_attention(
-            query,
-            new.key,
-            new.value,
-            mask=mask.to_array(query.shape[1], new.key.shape[1]),
-            bias=bias,
-            scale=self.scale,
-            on_weights=on_weights,
-        )
+        kernel = None
+        # A step of decoding has few scores, and who asks for the weights needs them stored.
+        is_step = cache is not None or query.shape[1] == 1
+        if not (is_step or self.is_initializing() or self.is_mutable_collection("intermediates")):
+            obstacle = self._obstacle(bias is not None, train)
+            kernel = choose_kernel(query, new.key, new.value, mask, obstacle=obstacle, name=self._place())
+        if kernel is not None:
+            heads = kernel(query, new.key, new.value, mask=mask, scale=self.scale)
+        else:
+            heads = dot_product_attention(
+                query,
+                new.key,
+                new.value,
+                mask=mask.to_array(query.shape[1], new.key.shape[1]),
+                bias=bias,
+                scale=self.scale,
+                on_weights=on_weights,
+            )
         heads = constrain(heads, "batch", "sequence", "heads", None)
         return self.output(heads), (new if cache is not None else None)
+
+    def _obstacle(self, has_bias: bool, train: bool) -> str:
+        """Why no kernel will do, or ""."""
+        if train and self.dropout > 0:
+            return f"attention_dropout={self.dropout} needs the weights"
+        return "a bias of positions is added to the scores" if has_bias else ""
+
+    def _place(self) -> str:
+        """Its name without the number of its layer: one message is enough for all of them."""
+        return "/".join(dict.fromkeys((*self.path[:1], *self.path[-1:])))

@@ -63,7 +63,8 @@ def check(plan: Plan) -> None:
     needed = step.model_flops / plan.num_devices
     products = sum(step.cost.product_flops.values())
     remat = 4 / 3
-    assert 0.97 * needed < products < 1.1 * remat * needed, "products that the model does not need"
+    # Kernels skip what a causal mask hides, which the formula has.
+    assert 0.95 * needed < products < 1.1 * remat * needed, "products that the model does not need"
     assert {axis for one in step.estimate.collectives for axis in one.collective.axes}
     assert step.unknown_loops == ()
     assert step.memory.activations > 0

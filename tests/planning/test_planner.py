@@ -180,6 +180,8 @@ def test_the_attention_kernel_is_read_from_the_program() -> None:
     other = Work("g", "custom-call", "jit(f)/feedforward", "main", 1, Cost(), kernel="__cublas$gemm")
     assert attention_kernels([product, other]) == (XLA_ATTENTION,)
     assert attention_kernels([splash, other]) == ("tpu_custom_call splash_fwd",)
+    named = dataclasses.replace(splash, op_name=f"{where}/splash_mha_dkv/pallas_call")
+    assert attention_kernels([named]) == ("tpu_custom_call splash_mha_dkv",)
     assert attention_kernels([cudnn, product]) == ("__cudnn$fmhaSoftmax", XLA_ATTENTION)
 
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
+from transformer_jax.planning.attention_costs import kernel_products
 from transformer_jax.planning.hlo import ArrayShape, Computation, Instruction, Program
 
 MAIN_MEMORY = 0  # the space of what lies outside the chip: HBM
@@ -259,7 +260,7 @@ def _pairs(
 
 
 def _kernel_flops(lines: Computation, line: Instruction) -> tuple[dict[str, int], int, bool]:
-    """What a custom call says it computes; a product of cuBLAS says it by its shapes."""
+    """What a custom call says it computes; a product of cuBLAS and an attention say it by their shapes."""
     target = line.attribute(r'custom_call_target="([^"]*)"') or ""
     if target in _FREE_TARGETS:
         return {}, 0, True
@@ -269,6 +270,9 @@ def _kernel_flops(lines: Computation, line: Instruction) -> tuple[dict[str, int]
         contracted = line.attribute(r'"lhs_contracting_dimensions":\[([^\]]*)\]') or ""
         places = _integers(contracted.replace('"', ""))
         return {dtype: 2 * line.arrays[0].size * math.prod(left[place] for place in places)}, 0, True
+    operands = [array for name in line.operands for array in lines[name].arrays[:1]]
+    if products := kernel_products(line.op_name, operands, line.arrays):
+        return dict([products]), 0, True
     said = line.attribute(r'"flops":"?(\d+)')
     return ({dtype: int(said)} if said else {}), 0, said is not None
 

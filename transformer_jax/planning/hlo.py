@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*-> .*\{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_END = re.compile(r"^\}(?!\})")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -241,16 +242,21 @@ def read_program(text: str) -> Program:
     computations: dict[str, dict[str, Instruction]] = {}
     entry = ""
     current: dict[str, Instruction] | None = None
+    last = ""
     for line in text.splitlines():
         if current is None:
             header = _HEADER.match(line)
             if header:
                 current = computations[header[2]] = {}
                 entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
             current = None
         elif match := _LINE.match(line):
-            current[match[2]] = _read_instruction(line[match.end() :], match[2], bool(match[1]))
+            last = match[2]
+            current[last] = _read_instruction(line[match.end() :], last, bool(match[1]))
+        elif last in current:  # what a Pallas kernel says of itself has lines of its own
+            whole = current[last].attributes + line
+            current[last] = dataclasses.replace(current[last], attributes=whole)
     if not entry:
         raise ValueError("this is not the text of a compiled program: it has no ENTRY computation")
     return Program(computations, entry)

@@ -22,6 +22,8 @@ from transformer_jax.planning.programs import STEPS, CompiledStep, compile_steps
 from transformer_jax.planning.report import XLA_ATTENTION, Plan, StepPlan
 from transformer_jax.train_step import compile_train_step
 
+_PALLAS = ("tpu_custom_call", "__gpu$xla.gpu.triton")  # one target for all of its kernels
+
 
 def make_plan(
     experiment: Experiment,
@@ -98,11 +100,17 @@ def _sizes(name: str, experiment: Experiment, mesh: Mesh) -> tuple[int, int, int
     return rows, rows, decode_flops(model, rows, length, width)
 
 
+def _pallas_name(work: Work) -> str:
+    """The kernel's own name, which comes before ``pallas_call``; else the instruction's."""
+    before, _, after = work.op_name.rpartition("/pallas_call")
+    return before.rpartition("/")[2] if before and not after else work.name.split(".")[0]
+
+
 def attention_kernels(work: Sequence[Work]) -> tuple[str, ...]:
     """The kernels that compute attention, by what custom calls inside it are called."""
     kernels = sorted(
         {
-            one.kernel + (f" {one.name.split('.')[0]}" if one.kernel == "tpu_custom_call" else "")
+            one.kernel + (f" {_pallas_name(one)}" if one.kernel in _PALLAS else "")
             for one in work
             if one.kernel and ("attention" in one.op_name or "fmha" in one.kernel)
         }

@@ -8,6 +8,7 @@ A process that does not come, differs from the others, fails or dies ends all of
 an error that names it and its host.
 """
 
+import atexit
 import contextlib
 import hashlib
 import importlib.metadata
@@ -35,6 +36,7 @@ CPU_THREADS_VARIABLE, CPU_THREADS = "PJRT_NPROC", 64
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _POLL_SECONDS = 1.0
 _PREFIX = "transformer_jax/"
+_DONE = "done"  # the last sign of life of a process that ends well
 
 
 class Place(NamedTuple):
@@ -242,11 +244,21 @@ class _Watch:
         self._hosts: tuple[str, ...] = ()
         self._timeout = 0.0
         self._lock = threading.Lock()
+        self._is_over = threading.Event()
 
     def start(self, hosts: tuple[str, ...], start_timeout: float, timeout: float) -> None:
         self._hosts, self.start_timeout, self._timeout = hosts, start_timeout, timeout
         if len(hosts) > 1:
-            threading.Thread(target=self._run, name="watch", daemon=True).start()
+            thread = threading.Thread(target=self._run, name="watch", daemon=True)
+            thread.start()
+            # Before JAX takes its store away, under the hands of a thread that uses it.
+            atexit.register(self._finish, thread)
+
+    def _finish(self, thread: threading.Thread) -> None:
+        self._is_over.set()
+        thread.join(timeout=5 * _POLL_SECONDS)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            _client().key_value_set(f"{_PREFIX}alive/{jax.process_index()}", _DONE, allow_overwrite=True)
 
     def name(self, number: int) -> str:
         host = f", on {self._hosts[number]}" if number < len(self._hosts) else ""
@@ -268,7 +280,7 @@ class _Watch:
         client, own = _client(), jax.process_index()
         seen: dict[int, tuple[str, float]] = {}  # of each process the latest sign, and when it came
         beats, reached = 0, time.monotonic()
-        while True:
+        while not self._is_over.wait(_POLL_SECONDS):
             try:
                 beats += 1
                 client.key_value_set(f"{_PREFIX}alive/{own}", str(beats), allow_overwrite=True)
@@ -278,7 +290,6 @@ class _Watch:
             except jax.errors.JaxRuntimeError as error:
                 if time.monotonic() - reached > self._timeout:
                     self._end(f"{self.name(0)} cannot be reached for {self._timeout:g} s ({error})")
-                time.sleep(_POLL_SECONDS)
                 continue
             for key, text in failed:
                 number = int(key.rsplit("/", 1)[1])
@@ -288,13 +299,12 @@ class _Watch:
                 number, now = int(key.rsplit("/", 1)[1]), time.monotonic()
                 if seen.get(number, ("", 0.0))[0] != sign:
                     seen[number] = (sign, now)
-                elif now - seen[number][1] > self._timeout:
+                elif sign != _DONE and now - seen[number][1] > self._timeout:
                     text = (
                         f"{self.name(number)} has given no sign for {self._timeout:g} s: it or its host died"
                     )
                     self.tell(text)
                     self._end(text)
-            time.sleep(_POLL_SECONDS)
 
     def _end(self, text: str) -> None:
         with self._lock:

@@ -7,7 +7,7 @@ Both have two CPU devices in a mesh. One process shares memory between them; two
 sockets, as machines would. Compared are the tokens a second over the last 30 seconds of training: take so
 many steps that nothing is compiled then.
 
-Measured on 2 cores: see docs/laptop.md.
+Not measured yet on a quiet machine.
 """
 
 import pathlib

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "files": "",
     "placement": "",
     "rendezvous": "",
-    "processes": "progress rendezvous files",
+    "processes": "progress rendezvous",
     "stopping": "",
     "layers": "types placement",
     "models": "types config placement layers",

@@ -1,6 +1,8 @@
 """Accelerators that programs can be compiled for without having them: their published rates and their slices.
 
-Rates are those of one device as JAX counts them, from the vendor's own pages, read in November 2026:
+Rates are those of one device as JAX counts them, from the vendor's own pages. Those of TPU chips were read in
+November 2026; the links of v4 and the two GPUs are as their papers and data sheets are remembered, and are
+still to be looked up again:
 
     v4     docs.cloud.google.com/tpu/docs/v4; its links are those of Jouppi et al. 2023 (arXiv:2304.01433)
     v5e    docs.cloud.google.com/tpu/docs/v5e

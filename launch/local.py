@@ -20,6 +20,7 @@ import pathlib
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from absl import app, flags
 
@@ -143,14 +144,14 @@ def launch(
     return run_groups(groups, parallel=parallel, stop_timeout=stop_timeout, on_start=on_start, on_end=on_end)
 
 
-def launch_sweep(run: launching.Run, members: Sequence[sweeps.Member], **settings: object) -> bool:
+def launch_sweep(run: launching.Run, members: Sequence[sweeps.Member], **settings: Any) -> bool:
     """Trains the members that are not finished yet, and prints the table; see ``launch`` for the settings.
 
     Returns:
       Whether a member failed.
     """
     left = sweeps.begin_sweep(run, members)
-    launch([member.run for member in left], [member.name for member in left], **settings)  # type: ignore
+    launch([member.run for member in left], [member.name for member in left], **settings)
     return has_failures(report_results(run.workdir))
 
 

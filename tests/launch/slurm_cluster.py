@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
 _SECONDS_TO_START = 60
@@ -173,9 +173,9 @@ def _output_of(command: list[str], environment: Mapping[str, str]) -> str:
     return result.stdout
 
 
-def _wait(condition: object, name: str, folder: pathlib.Path) -> None:
+def _wait(condition: Callable[[], object], name: str, folder: pathlib.Path) -> None:
     deadline = time.monotonic() + _SECONDS_TO_START
-    while not condition():  # type: ignore
+    while not condition():
         if time.monotonic() > deadline:
             logs = [path for path in folder.iterdir() if path.suffix in (".out", ".log")]
             ends = "\n".join(f"{path.name}: {path.read_text(errors='replace')[-2000:]}" for path in logs)

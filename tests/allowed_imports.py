@@ -89,7 +89,7 @@ MAY_IMPORT = {
         f"{WHOLE} train_step translate predictions evaluate initialization processes rendezvous stopping"
     ),
     "plan": f"{WHOLE} planning",
-    "process_groups": "",
+    "process_groups": "stopping",
     "sweep_results": f"{WHOLE} checkpoint_files launching",
     "sweeps": f"{WHOLE} launching sweep_results",
     "remote_runs": f"{WHOLE} launching",

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, cast
 
+from transformer_jax.stopping import signals_handled_by
+
 # What each process begins as: on Linux it asks to be killed with its parent, then becomes the program. A
 # function between fork and exec could do that too, but not in a process with threads, as JAX makes them.
 _GUARD = """
@@ -330,9 +332,5 @@ def _noted_signals(wake: Callable[[], None]) -> Iterator[list[int]]:
         received.append(number)
         wake()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_handled_by(handle):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

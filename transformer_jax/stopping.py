@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -35,9 +35,16 @@ def stop_signals() -> Iterator[list[str]]:
         # Not print, which must not be entered again by a signal that comes while it writes.
         os.write(2, f"\n{received[0]}: stopping as soon as all can be saved\n".encode())
 
+    with signals_handled_by(handle):
+        yield received
+
+
+@contextlib.contextmanager
+def signals_handled_by(handle: Callable[[int, Any], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM are handled so within it, and as before after it; in the main thread only."""
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -9,12 +9,10 @@ import sys
 import tarfile
 
 import pytest
-from absl import flags
 
 from launch import tpu_vm
 from tests.launch.recorded_programs import stand_in
 from transformer_jax.config import ConfigError
-from transformer_jax.launching import split_flags
 from transformer_jax.tpu_slices import GENERATIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
@@ -42,21 +40,6 @@ REFERENCE = {
     "queued-resources delete": (1, set(), {"force"}),
 }
 WITHOUT_VALUE = {"spot", "internal-ips", "internal-ip", "force", "quiet"}
-
-
-@pytest.fixture
-def launch(monkeypatch):
-    """The program in this process: a function of its step and flags."""
-    monkeypatch.chdir(ROOT)
-
-    def start(step, *arguments):
-        values = flags.FlagValues()
-        tpu_vm.define_flags(values)
-        _, *others = split_flags(["tpu_vm", *arguments], values)
-        monkeypatch.setattr(tpu_vm, "FLAGS", values)
-        tpu_vm.launch(step, others)
-
-    return start
 
 
 @pytest.fixture

@@ -7,12 +7,10 @@ import sys
 import time
 
 import pytest
-from absl import flags
 
 from launch import tpu_vm
 from tests.launch.recorded_programs import write_program
 from tests.training import write_corpus
-from transformer_jax.launching import split_flags
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 
@@ -61,21 +59,6 @@ venv)
 esac
 """,
 }
-
-
-@pytest.fixture
-def launch(monkeypatch):
-    """The program in this process: a function of its step and flags."""
-    monkeypatch.chdir(ROOT)
-
-    def start(step, *arguments):
-        values = flags.FlagValues()
-        tpu_vm.define_flags(values)
-        _, *others = split_flags(["tpu_vm", *arguments], values)
-        monkeypatch.setattr(tpu_vm, "FLAGS", values)
-        tpu_vm.launch(step, others)
-
-    return start
 
 
 @pytest.fixture

@@ -64,6 +64,10 @@ def test_a_gradient_has_twice_the_products_of_its_function() -> None:
         pytest.param(lambda x, y: jnp.einsum("bik,bjk->bij", x, y), id="batched"),
         pytest.param(lambda x, y: jnp.sum(x * y, axis=-1) * 2 + 1, id="elementwise"),
         pytest.param(lambda x, y: jnp.maximum(x, y) @ jnp.swapaxes(y, 1, 2), id="both"),
+        pytest.param(
+            lambda x, y: jax.lax.reduce_window(x * y, 0.0, jax.lax.add, (1, 4, 8), (1, 4, 8), "VALID"),
+            id="windows",
+        ),
     ],
 )
 def test_as_xla_counts_programs_without_loops(function: Callable) -> None:

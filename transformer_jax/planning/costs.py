@@ -182,9 +182,13 @@ def _flops(program: Program, lines: Computation, line: Instruction) -> tuple[dic
         return _kernel_flops(lines, line)
     if line.opcode in _ELEMENTWISE:
         return {}, size, True
-    if line.opcode in ("reduce", "reduce-window", "all-reduce", "reduce-scatter"):
+    if line.opcode == "reduce":
         read = sum(lines[name].arrays[0].size for name in line.operands[: len(line.arrays)])
-        return {}, max(read - size, 0) if line.opcode == "reduce" else size, True
+        return {}, max(read - size, 0), True
+    if line.opcode == "reduce-window":
+        return {}, size * (math.prod(_window(line)["size"]) - 1), True
+    if line.opcode in ("all-reduce", "reduce-scatter"):
+        return {}, size, True
     return {}, 0, True
 
 
@@ -215,7 +219,6 @@ def _convolution_flops(lines: Computation, line: Instruction) -> int:
     spatial = math.prod(
         _pairs(
             left[labels[1].index(label)],
-            kernel[labels[2].index(label)],
             out[labels[3].index(label)],
             *(values[number] for values in window.values()),
         )
@@ -228,19 +231,20 @@ def _convolution_flops(lines: Computation, line: Instruction) -> int:
 
 
 def _window(line: Instruction) -> dict[str, list[int]]:
-    """Stride, lower padding, and dilations of input and kernel, in each spatial dimension."""
+    """Size, stride, lower padding, and dilations of input and kernel, in each dimension of a window."""
     text = line.attribute(r"window=\{([^}]*)\}") or ""
     given = dict(part.split("=") for part in text.split())
     count = len(given["size"].split("x")) if "size" in given else 0
     read: dict[str, list[int]] = {}
-    for key, default in (("stride", "1"), ("pad", "0_0"), ("lhs_dilate", "1"), ("rhs_dilate", "1")):
+    defaults = {"size": "1", "stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
+    for key, default in defaults.items():
         values = given[key].split("x") if key in given else [default] * count
         read[key] = [int(value.split("_")[0]) for value in values]
     return read
 
 
 def _pairs(
-    size: int, kernel: int, out: int, stride: int, padding: int, dilation: int, kernel_dilation: int
+    size: int, out: int, kernel: int, stride: int, padding: int, dilation: int, kernel_dilation: int
 ) -> int:
     """Pairs of an output and a kernel place, in one dimension, which meet an element of the input."""
     last = (size - 1) * dilation

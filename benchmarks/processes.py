@@ -5,26 +5,31 @@
 
 Both have two CPU devices in a mesh. One process shares memory between them; two exchange gradients through
 sockets, as machines would. Compared are the tokens a second over the last 30 seconds of training: take so
-many steps that nothing is compiled then.
-
-Not measured yet on a quiet machine.
+many steps that nothing is compiled then. ``--default_threads`` leaves the one process with as many threads
+as there are cores, which is XLA's default: quicker, but devices can wait for one another for ever.
 """
 
+import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 
 from absl import app, flags
 
 from transformer_jax.progress import read_metrics
+from transformer_jax.runtime import CPU_THREADS_VARIABLE
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VARIANTS = {"1 process, 2 devices": ("-n", "1", "--devices_per_process=2"), "2 processes": ("-n", "2")}
+_DEFAULT_THREADS = {"1 process, 2 devices": {CPU_THREADS_VARIABLE: str(os.cpu_count())}}
 
 
-def tokens_per_second(config: str, num_steps: int, processes: tuple[str, ...]) -> float:
+def tokens_per_second(
+    config: str, num_steps: int, processes: tuple[str, ...], environment: Mapping[str, str]
+) -> float:
     """Of the last 30 seconds of a run."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -33,7 +38,8 @@ def tokens_per_second(config: str, num_steps: int, processes: tuple[str, ...]) -
             f"--config.train.num_steps={num_steps}", f"--config.train.log_every_steps={num_steps}",
             f"--config.train.evaluate_every_steps={num_steps}", "--config.evaluate.num_samples=0",
         ]  # fmt: skip
-        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        environment = {**os.environ, **environment}
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=environment)
         records = read_metrics(f"{folder}/run")
     return next(r["train/tokens_per_second"] for r in records if r["step"] == num_steps and "train/loss" in r)
 
@@ -44,7 +50,8 @@ def main(argv: list[str]) -> None:
     found: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for number in range(FLAGS.rounds):
         for name, processes in VARIANTS.items():
-            found[name].append(tokens_per_second(FLAGS.config, FLAGS.num_steps, processes))
+            environment = _DEFAULT_THREADS.get(name, {}) if FLAGS.default_threads else {}
+            found[name].append(tokens_per_second(FLAGS.config, FLAGS.num_steps, processes, environment))
             print(f"round {number + 1}  {name:22}{found[name][-1]:10,.0f} tokens/s", flush=True)
     one, two = (statistics.median(speeds) for speeds in found.values())
     print(f"median: {two:,.0f} tokens/s on 2 processes are {two / one:.2f} x those of one with 2 devices")
@@ -56,4 +63,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("config", "experiments/number_words.py", "What to train.")
     flags.DEFINE_integer("num_steps", 800, "Updates of each run.", lower_bound=4)
     flags.DEFINE_integer("rounds", 3, "Runs of each.", lower_bound=1)
+    flags.DEFINE_bool("default_threads", False, "The one process has a thread for each core.")
     app.run(main)

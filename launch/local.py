@@ -27,6 +27,7 @@ from absl import app, flags
 from transformer_jax import launching, sweeps
 from transformer_jax.command_line import reported_errors
 from transformer_jax.process_groups import GroupSettings, run_groups
+from transformer_jax.runtime import CPU_THREADS_VARIABLE
 from transformer_jax.sweep_results import has_failures, report_results
 
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
@@ -79,6 +80,9 @@ def environments(
         common["XLA_FLAGS"] = f"{base.get('XLA_FLAGS', '')} {_DEVICES_FLAG}={devices}".strip()
     if num_processes == 1:
         return [common]
+    if devices == 1 and not is_set:
+        # Each would otherwise have a thread for every core, and they would take the cores from one another.
+        common.setdefault(CPU_THREADS_VARIABLE, str(max(1, (os.cpu_count() or 1) // num_processes)))
     address = f"127.0.0.1:{port}"
     common |= {
         "JAX_COORDINATOR_ADDRESS": address,

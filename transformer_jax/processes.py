@@ -31,8 +31,6 @@ from transformer_jax.progress import say
 from transformer_jax.rendezvous import Participant, ProcessError, meet
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# Where devices wait for one another in the threads of a pool; with few of them they can wait for ever.
-CPU_THREADS_VARIABLE, CPU_THREADS = "PJRT_NPROC", 64
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _POLL_SECONDS = 1.0
 _PREFIX = "transformer_jax/"
@@ -108,7 +106,6 @@ def connect(
     place = find_place(os.environ)
     if place is None and not detect:
         return False
-    os.environ.setdefault(CPU_THREADS_VARIABLE, str(max(CPU_THREADS, os.cpu_count() or 1)))
     # JAX's own watch aborts the process without the name of a host, so ours is to come first.
     options: dict[str, Any] = dict(
         initialization_timeout=int(start_timeout) + 30,

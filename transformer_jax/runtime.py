@@ -5,15 +5,19 @@ import io
 import logging
 import os
 import platform
+import re
 import sys
 import traceback
 from typing import Any, cast
 
+import jax
 from absl import flags
 from absl import logging as absl_logging
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+CPU_THREADS_VARIABLE = "PJRT_NPROC"  # of XLA's pool; by default as many as there are cores
+_THREADS_PER_DEVICE = 8
 
 
 def prepare_process() -> None:
@@ -23,6 +27,7 @@ def prepare_process() -> None:
     ``--verbosity=0`` shows what libraries have to say in ordinary operation.
     """
     keep_freed_memory()
+    give_threads_to_devices()
     hide_forgotten_writes()
     cast(io.TextIOWrapper, sys.stdout).reconfigure(encoding="utf-8")
     if not flags.FLAGS["verbosity"].present:
@@ -43,6 +48,19 @@ def keep_freed_memory() -> None:
         return
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_M_ARENA_MAX, 1)  # arenas of other threads cannot hold large buffers
+
+
+def give_threads_to_devices() -> None:
+    """Where the CPU is to be several devices, gives XLA threads enough for all of them.
+
+    In a collective they wait for one another, each in a thread of one pool: with as few threads as there are
+    cores, some could wait for ever for others that have none left. What the environment says already stays.
+    """
+    told = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    devices = max(int(told[-1]) if told else 1, jax.config.jax_num_cpu_devices)
+    if devices > 1:
+        threads = max(_THREADS_PER_DEVICE * devices, os.cpu_count() or 1)
+        os.environ.setdefault(CPU_THREADS_VARIABLE, str(threads))
 
 
 def hide_forgotten_writes() -> None:

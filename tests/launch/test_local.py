@@ -1,6 +1,7 @@
 """launch/local.py: environments, and sweeps of small programs in place of training."""
 
 import json
+import os
 import pathlib
 import re
 import sys
@@ -15,12 +16,14 @@ from transformer_jax.run_folder import store_config
 STAND_IN = str(pathlib.Path(__file__).with_name("stand_in.py"))
 
 
-def test_each_process_is_told_who_it_is_and_which_devices_are_its_own():
+def test_each_process_is_told_who_it_is_and_which_devices_and_threads_are_its_own(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
     first, second = local.environments(2, None, {"A": "b"}, 1234)
     assert first == {
         "A": "b",
         "PYTHONUNBUFFERED": "1",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "PJRT_NPROC": "4",
         "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1234",
         "JAX_COORDINATOR_BIND_ADDRESS": "127.0.0.1:1234",
         "JAX_NUM_PROCESSES": "2",
@@ -35,6 +38,9 @@ def test_devices_are_added_to_the_flags_that_are_there_and_those_set_already_sta
     told = local.environments(2, 3, {"XLA_FLAGS": eight}, 1)
     assert told[1]["XLA_FLAGS"] == f"{eight} --xla_force_host_platform_device_count=3"
     assert told[1]["JAX_LOCAL_DEVICE_IDS"] == "3,4,5"
+    assert "PJRT_NPROC" not in told[1]  # several devices in a process need more; it counts them itself
+    assert local.environments(20, None, {}, 1)[0]["PJRT_NPROC"] == "1"
+    assert local.environments(2, None, {"PJRT_NPROC": "7"}, 1)[0]["PJRT_NPROC"] == "7"
     assert local.environments(2, None, {"XLA_FLAGS": eight}, 1)[0]["XLA_FLAGS"] == eight
     assert local.environments(1, None, {"A": "b"}, 1) == [{"A": "b", "PYTHONUNBUFFERED": "1"}]
     (alone,) = local.environments(1, 2, {}, 1)

@@ -20,6 +20,7 @@ MAY_DIFFER = (
     "dtype",
     "scan_layers",
     "remat",
+    "remat_keeps",
 )
 
 

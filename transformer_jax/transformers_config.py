@@ -202,7 +202,7 @@ def _check_read_back(family: Family, config: TransformerConfig, content: Mapping
 
 def _undecided(config: TransformerConfig) -> set[str]:
     """Fields on which what such a model computes from its inputs does not depend."""
-    found = {"dtype", "scan_layers", "remat", "initial_stddev"}
+    found = {"dtype", "scan_layers", "remat", "remat_keeps", "initial_stddev"}
     found |= {"dropout", "attention_dropout", "feedforward_dropout"}
     if config.is_encoder_only:
         found |= {"eos_id", "decoder_start_id"}

@@ -179,7 +179,12 @@ def step(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kernel", "form"), [("splash", {"scan_layers": True, "remat": True}), ("triton", {})]
+    ("kernel", "form"),
+    [
+        ("splash", {"scan_layers": True, "remat": True}),
+        ("splash", {"scan_layers": True, "remat": True, "remat_keeps": "products"}),
+        ("triton", {"remat": True, "remat_keeps": "products"}),
+    ],
 )
 def test_a_training_step_is_the_same_with_a_kernel(
     kernel: Attention, form: dict, rng: np.random.Generator, tmp_path: Any

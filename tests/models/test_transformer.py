@@ -165,16 +165,21 @@ def test_scanned_layers_compute_what_unrolled_ones_do():
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_rematerialisation_changes_memory_not_numbers(scan_layers):
     plain = change(dropout=0.3, scan_layers=scan_layers)
-    remat = dataclasses.replace(plain, remat=True)
-    jax.tree.map(
-        close, _value_and_gradient(plain, parameters(plain)), _value_and_gradient(remat, parameters(plain))
+    remat, products = (
+        dataclasses.replace(plain, remat=True, remat_keeps=kept) for kept in ("inputs", "products")
     )
+    expected = _value_and_gradient(plain, parameters(plain))
+    for config in (remat, products):
+        jax.tree.map(close, expected, _value_and_gradient(config, parameters(plain)))
 
     def num_dots(config):
         text = jax.jit(lambda v: _value_and_gradient(config, v)).lower(parameters(plain)).as_text()
         return text.count("dot_general")
 
-    assert num_dots(remat) > num_dots(plain)  # the forward products of the layers, once more
+    # The forward products of the layers once more, or of these only the scores of attention: one for the
+    # encoder's layers and two for the decoder's, of which the tiny model has two or, scanned, one.
+    assert num_dots(remat) > num_dots(plain)
+    assert num_dots(products) == num_dots(plain) + 3 * (1 if scan_layers else 2)
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():

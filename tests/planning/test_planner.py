@@ -24,6 +24,7 @@ from transformer_jax.planning.programs import compile_steps, topology_devices
 from transformer_jax.planning.report import WHAT_IT_IS, XLA_ATTENTION, Plan, to_json, to_text
 from transformer_jax.planning.search import (
     Candidate,
+    Kept,
     Result,
     Search,
     candidates,
@@ -205,7 +206,9 @@ def stand_in(plan: Plan, bytes_per_row: int) -> Callable[..., Plan]:
         if experiment.mesh.tensor == 2:
             raise ConfigError("two is too many")
         rows = experiment.data.batch_size // 8
-        kept = rows * bytes_per_row // (4 if experiment.model.remat else 1)
+        model = experiment.model
+        part = {"inputs": 4, "products": 2}[model.remat_keeps] if model.remat else 1
+        kept = rows * bytes_per_row // part
         step = dataclasses.replace(
             plan.steps[0],
             memory=dataclasses.replace(plan.steps[0].memory, activations=kept),
@@ -226,9 +229,9 @@ def test_a_search_ranks_what_fits(plan: Plan, monkeypatch: pytest.MonkeyPatch) -
     utilization = [one.utilization for one in fitting]
     assert utilization == sorted(utilization, reverse=True)
     assert found.results[: len(fitting)] == tuple(fitting)
-    # The most rows that fit into 80 GB are 16, or 64 with rematerialisation. The closed form expects far less
-    # memory, and is put right by the first that was compiled.
-    assert (fitting[0].candidate.rows, fitting[0].candidate.remat) == (64, True)
+    # The most rows that fit into 80 GB are 16, or 64 where layers keep their inputs alone. The closed form
+    # expects far less memory, and is put right by the first that was compiled.
+    assert (fitting[0].candidate.rows, fitting[0].candidate.kept) == (64, "inputs")
     assert found.num_candidates == len(list(candidates(experiment_of().model, 32, 8)))
     values = json.loads(json.dumps(search_json(found)))
     assert [key for key in (*values, *values["results"][0]) if key not in (search_json.__doc__ or "")] == []
@@ -247,7 +250,7 @@ def test_a_search_that_finds_nothing_says_so(plan: Plan, monkeypatch: pytest.Mon
 
 
 def test_what_the_compiler_refuses_is_said(plan: Plan) -> None:
-    candidate = Candidate((("data", 4), ("fsdp", 1), ("context", 1), ("tensor", 2)), False, 8)
+    candidate = Candidate((("data", 4), ("fsdp", 1), ("context", 1), ("tensor", 2)), "all", 8)
     refused = Result(candidate, None, "two is too many")
     search_of_one = Search("tiny", TOPOLOGY, 8, (refused,), 1)
     assert "two is too many" in search_text(search_of_one)
@@ -258,9 +261,9 @@ def test_the_closed_form_knows_what_splits_what() -> None:
     sizes = model_sizes(experiment_of())
     mesh = dict(data=8, fsdp=1, context=1, tensor=1)
 
-    def expect(rows: int = 1, remat: bool = False, **changes: int) -> float:
-        return expected_bytes(Candidate(tuple((mesh | changes).items()), remat, rows), sizes)
+    def expect(rows: int = 1, kept: Kept = "all", **changes: int) -> float:
+        return expected_bytes(Candidate(tuple((mesh | changes).items()), kept, rows), sizes)
 
     assert expect(rows=2) > expect(rows=1) > expect(data=1, fsdp=8)
-    assert expect(remat=True) < expect()
+    assert expect(kept="inputs") < expect(kept="products") < expect()
     assert sizes.state_bytes == pytest.approx(12 * sizes.parameters, rel=0.01)

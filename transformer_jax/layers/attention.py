@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from transformer_jax.layers.attention_kernels import choose_kernel
 from transformer_jax.layers.attention_ops import dot_product_attention
 from transformer_jax.layers.dropout import Dropout
+from transformer_jax.layers.kept import keep
 from transformer_jax.layers.linear import Linear
 from transformer_jax.layers.masks import Mask
 from transformer_jax.placement import constrain
@@ -99,7 +100,7 @@ class MultiHeadAttention(nn.Module):
         Returns:
           The output and the cache with the new keys and values (None without one).
         """
-        query = constrain(self.query(x), "batch", "sequence", "heads", None)
+        query = keep(constrain(self.query(x), "batch", "sequence", "heads", None))
         new = context if isinstance(context, KeyValue) else self.project(x if context is None else context)
         if cache is not None:
             if positions is None:
@@ -112,7 +113,7 @@ class MultiHeadAttention(nn.Module):
 
         # A query sees keys of the whole sequence: where that is split they are gathered (Dubey et al. 2024,
         # "The Llama 3 Herd of Models", section 3.3.2). Any mask works so, and the large scores stay split.
-        new = jax.tree.map(lambda leaf: constrain(leaf, "batch", None, "heads", None), new)
+        new = jax.tree.map(lambda leaf: keep(constrain(leaf, "batch", None, "heads", None)), new)
 
         def on_weights(weights):
             self.sow("intermediates", "attention_weights", weights)
@@ -136,6 +137,7 @@ class MultiHeadAttention(nn.Module):
                 scale=self.scale,
                 on_weights=on_weights,
             )
+            heads = keep(heads)  # kernels mark what they keep, but for cuDNN, which runs once more
         heads = constrain(heads, "batch", "sequence", "heads", None)
         return self.output(heads), (new if cache is not None else None)
 

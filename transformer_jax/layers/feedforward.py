@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transformer_jax.layers.dropout import Dropout
+from transformer_jax.layers.kept import keep
 from transformer_jax.layers.linear import Linear
 from transformer_jax.placement import constrain
 
@@ -51,10 +52,11 @@ class FeedForward(nn.Module):
                 name=name,
             )
 
-        hidden = linear("hidden", d_model, self.d_feedforward, ("embed", "mlp"))(x)
+        hidden = keep(linear("hidden", d_model, self.d_feedforward, ("embed", "mlp"))(x))
         activation = ACTIVATIONS[self.activation.removeprefix(GATED)]
         if self.activation.startswith(GATED):
-            hidden = activation(linear("gate", d_model, self.d_feedforward, ("embed", "mlp"))(x)) * hidden
+            gate = keep(linear("gate", d_model, self.d_feedforward, ("embed", "mlp"))(x))
+            hidden = activation(gate) * hidden
         else:
             hidden = activation(hidden)
         hidden = constrain(hidden, "batch", "sequence", "mlp")

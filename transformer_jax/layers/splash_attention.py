@@ -14,6 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from transformer_jax.layers.kept import PRODUCTS, keep
 from transformer_jax.layers.kernel_inputs import kernel_inputs
 from transformer_jax.layers.masks import Mask
 from transformer_jax.placement import Placement, current_placement
@@ -80,6 +81,7 @@ def splash_attention(
             num_key_blocks=inputs.key.shape[2] // key_block,
             head_sizes=(query.shape[-1], value.shape[-1]),
         ),
+        residual_checkpoint_name=PRODUCTS,
         interpret=interpret,
     )
 
@@ -87,7 +89,7 @@ def splash_attention(
         if kernel is None:  # the mask hides nothing, so all parts have the same kernel
             full = kernel_masks.FullMask((query.shape[2], key.shape[2]))
             kernel = make_kernel(_of_heads(full, query), head_shards=1, q_seq_shards=1)
-        return jax.vmap(kernel)(query, key, value, segments)
+        return jax.vmap(kernel)(keep(query), keep(key), keep(value), segments)
 
     placement = current_placement()
     batch = heads = sequence = None

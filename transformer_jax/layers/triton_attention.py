@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.layers.attention_ops import MASKED_SCORE
+from transformer_jax.layers.kept import keep
 from transformer_jax.layers.kernel_inputs import KernelInputs, kernel_inputs
 from transformer_jax.layers.masks import Mask
 from transformer_jax.placement import current_placement
@@ -103,6 +104,7 @@ def _attend_forward(static, query, key, value, query_segments, key_segments, off
     result = jax.ShapeDtypeStruct((*query.shape[:3], value.shape[3]), query.dtype)
     log_sum = jax.ShapeDtypeStruct(query.shape[:3], jnp.float32)
     output, log_sums = _call(_forward_kernel, static, of_queries, of_keys, offset, (result, log_sum))
+    output, log_sums = keep(output), keep(log_sums)
     return output, (of_queries, of_keys, offset, output, log_sums)
 
 

@@ -10,6 +10,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.layers.attention import KeyValue, MultiHeadAttention
 from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.feedforward import FeedForward
+from transformer_jax.layers.kept import keep
 from transformer_jax.layers.masks import Mask
 from transformer_jax.layers.norms import NORMS
 from transformer_jax.placement import constrain
@@ -74,9 +75,9 @@ class Block(nn.Module):
             norm = NORMS[config.norm](config.norm_epsilon, jnp.dtype(config.dtype), name=name)
             dropout = Dropout(config.dropout)
             if config.norm_position == "pre":
-                x = x + dropout(sublayer(norm(x)), train=train)
+                x = keep(x + dropout(sublayer(norm(x)), train=train))
             else:
-                x = norm(x + dropout(sublayer(x), train=train))
+                x = norm(keep(x + dropout(sublayer(x), train=train)))
             return constrain(x, "batch", "sequence", None)
 
         def attend_self(x):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import TransformerConfig
+from transformer_jax.layers import kept
 from transformer_jax.layers.attention import KeyValue
 from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.masks import Mask
@@ -23,7 +24,8 @@ class Stack(nn.Module):
     """``num_layers`` blocks; with pre-norm, the norm that closes the residual stream; T5's position bias.
 
     With ``config.scan_layers`` the parameters of all layers are stacked on a leading axis ``layers`` and
-    the block is compiled once; with ``config.remat`` a layer keeps only its input for the backward pass.
+    the block is compiled once; with ``config.remat`` a layer keeps no more for the backward pass
+    than ``config.remat_keeps`` says.
     """
 
     config: TransformerConfig
@@ -114,7 +116,9 @@ class Stack(nn.Module):
             )
 
         if self.config.remat and train:
-            apply = nn.remat(apply, prevent_cse=not self.config.scan_layers)
+            apply = nn.remat(
+                apply, prevent_cse=not self.config.scan_layers, policy=kept.policy(self.config.remat_keeps)
+            )
         if self.config.scan_layers:
             layer_inputs = (context if isinstance(context, KeyValue) else None, cache)
             x, cache = self._scan(lambda block, x, layer: apply(block, x, *layer))(

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 
@@ -29,12 +29,16 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # a device
 LONG = 2048  # tokens; rows shorter than this are not split
 
 
+# What a layer keeps for its backward pass: all that it needs, or what ``remat_keeps`` says.
+Kept: TypeAlias = Literal["all", "products", "inputs"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """What is tried: sizes of mesh axes, rematerialisation, rows of a batch for each device."""
 
     mesh: tuple[tuple[str, int], ...]
-    remat: bool
+    kept: Kept
     rows: int
 
     def size(self, axis: str) -> int:
@@ -44,9 +48,14 @@ class Candidate:
     def apply(self, experiment: Experiment) -> Experiment:
         """The experiment with it."""
         mesh = dataclasses.replace(experiment.mesh, **dict(self.mesh))
-        model = dataclasses.replace(experiment.model, remat=self.remat)
+        model = dataclasses.replace(experiment.model, **self.model_fields)
         changed = dataclasses.replace(experiment, mesh=mesh, model=model)
         return with_rows(changed, self.rows, math.prod(size for _, size in self.mesh))
+
+    @property
+    def model_fields(self) -> dict[str, Any]:
+        """The fields of the model's config that say what its layers keep."""
+        return {"remat": False} if self.kept == "all" else {"remat": True, "remat_keeps": self.kept}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +135,14 @@ def search(
     waiting = list(candidates(experiment.model, experiment.data.max_length, len(devices), rows))
     sizes = model_sizes(experiment)
     count, results = len(waiting), list[Result]()
-    memory_scale = {False: 1.0, True: 1.0}
-    time_scale = {False: 1.0, True: 1.0}
+    memory_scale = dict.fromkeys(get_args(Kept), 1.0)
+    time_scale = dict(memory_scale)
+    seen = set[str]()
     while waiting and len(results) < most:
         found = [
             one
             for one in waiting
-            if expected_bytes(one, sizes) * memory_scale[one.remat] <= topology.device.memory_bytes
+            if expected_bytes(one, sizes) * memory_scale[one.kept] <= topology.device.memory_bytes
         ]
         if not found:  # the closed form may be wrong: the smallest is tried
             found = [min(waiting, key=lambda one: expected_bytes(one, sizes))] if not results else []
@@ -141,7 +151,7 @@ def search(
         best = max(
             found,
             key=lambda one: (
-                _speed(one, sizes, topology) / time_scale[one.remat],
+                _speed(one, sizes, topology) / time_scale[one.kept],
                 -expected_bytes(one, sizes),
             ),
         )
@@ -151,8 +161,11 @@ def search(
         progress(f"{len(results)} of at most {most}: {describe(result)}")
         if result.plan is not None:
             step = result.plan.steps[0]
-            memory_scale[best.remat] = step.memory.total / expected_bytes(best, sizes)
-            time_scale[best.remat] = step.estimate.seconds / expected_seconds(best, sizes, topology)
+            # What was not compiled yet errs, as far as is known, like what was.
+            for kept in {best.kept, *(set(get_args(Kept)) - seen)}:
+                memory_scale[kept] = step.memory.total / expected_bytes(best, sizes)
+                time_scale[kept] = step.estimate.seconds / expected_seconds(best, sizes, topology)
+            seen.add(best.kept)
         if not result.fits:
             waiting = [one for one in waiting if not _is_larger(one, best)]
     if not results:
@@ -164,7 +177,7 @@ def search(
 def candidates(
     model: TransformerConfig, length: int, num_devices: int, rows: tuple[int, ...] = ROWS
 ) -> Iterator[Candidate]:
-    """All that divides the model's sizes: meshes, with and without rematerialisation, rows."""
+    """All that divides the model's sizes: meshes, without and with rematerialisation, rows."""
     divisors = [size for size in range(1, num_devices + 1) if num_devices % size == 0]
     for fsdp, context, tensor in itertools.product(divisors, repeat=3):
         data, rest = divmod(num_devices, fsdp * context * tensor)
@@ -175,15 +188,15 @@ def candidates(
         if context > 1 and (model.image_shape or length < LONG or length % context):
             continue
         mesh = (("data", data), ("fsdp", fsdp), ("context", context), ("tensor", tensor))
-        for remat, each in itertools.product((False, True), rows):
-            yield Candidate(mesh, remat, each)
+        for kept, each in itertools.product(get_args(Kept), rows):
+            yield Candidate(mesh, kept, each)
 
 
 def describe(result: Result) -> str:
     """A result in one line."""
     one = result.candidate
     mesh = " x ".join(f"{name}={size}" for name, size in one.mesh)
-    what = f"{mesh}, {'with' if one.remat else 'without'} remat, {one.rows} rows a device"
+    what = f"{mesh}, layers keep {one.kept}, {one.rows} rows a device"
     if result.plan is None:
         return f"{what}: {result.error}"
     share = result.plan.steps[0].memory.total / result.plan.topology.device.memory_bytes
@@ -195,14 +208,18 @@ def expected_bytes(candidate: Candidate, sizes: Sizes) -> float:
 
     State and gradients are split over ``fsdp`` and ``tensor``. A layer keeps ``10 + 24 / t`` bytes for each
     element of its input and ``5 / t`` for each of its attention weights in 16 bits (equation 2 of
-    Korthikanti et al. 2022); with rematerialisation its input, and one layer at a time all of that.
+    Korthikanti et al. 2022). With rematerialisation it has all of that one layer at a time, and keeps its
+    input, or beside it ``4 + 16 / t`` bytes: two sums, queries, keys, values, what they attend to, and four
+    for the hidden units of the feed-forward network.
     """
     split, tensor = candidate.size("fsdp") * candidate.size("tensor"), candidate.size("tensor")
     # Rows a device are counted over all devices, so those along tensor hold each other's.
     tokens = candidate.rows * sizes.length * tensor
     layer = tokens * sizes.width * (10 + 24 / tensor)
     layer += 5 * tokens * sizes.heads / tensor * sizes.length
-    kept = tokens * sizes.width * 2 * sizes.layers + layer if candidate.remat else layer * sizes.layers
+    elements = tokens * sizes.width
+    each = {"all": layer, "products": elements * (6 + 16 / tensor), "inputs": elements * 2}
+    kept = each[candidate.kept] * sizes.layers + (0 if candidate.kept == "all" else layer)
     logits = 6 * tokens * sizes.vocab_size / tensor
     return (sizes.state_bytes + 4 * sizes.parameters) / split + kept + logits
 
@@ -210,7 +227,9 @@ def expected_bytes(candidate: Candidate, sizes: Sizes) -> float:
 def expected_seconds(candidate: Candidate, sizes: Sizes, topology: Topology) -> float:
     """Of a step, in closed form: products at their peak rate, and what axes of the mesh send."""
     device, tensor, fsdp = topology.device, candidate.size("tensor"), candidate.size("fsdp")
-    products = candidate.rows * sizes.flops_per_row * (4 / 3 if candidate.remat else 1) / device.peak_rate
+    # Elementwise work once more is little, but not nothing.
+    again = {"all": 1.0, "products": 1.02, "inputs": 4 / 3}[candidate.kept]
+    products = candidate.rows * sizes.flops_per_row * again / device.peak_rate
     sent = 0.0
     if candidate.size("data") * fsdp * candidate.size("context") > 1:
         sent += 2 * 2 * sizes.parameters / tensor  # gradients, in 16 bits
@@ -227,7 +246,7 @@ def _speed(candidate: Candidate, sizes: Sizes, topology: Topology) -> float:
 
 
 def _is_larger(one: Candidate, other: Candidate) -> bool:
-    return one.mesh == other.mesh and one.remat == other.remat and one.rows > other.rows
+    return one.mesh == other.mesh and one.kept == other.kept and one.rows > other.rows
 
 
 def _compile(

@@ -14,8 +14,8 @@ def search_json(search: Search) -> dict[str, Any]:
 
     Keys:
       what, config, topology, candidates (how many there are), compiled (how many of them were).
-      results: a list, the best first: mesh, remat, rows_per_device, fits, error (empty where it compiled),
-        and plan, as ``report.to_json`` has it, or null.
+      results: a list, the best first: mesh, kept (by a layer: all, products or inputs), rows_per_device,
+        fits, error (empty where it compiled), and plan, as ``report.to_json`` has it, or null.
     """
     return {
         "what": f"{WHAT_IT_IS} {len(search.results)} of {search.num_candidates} candidates {HOW}.",
@@ -26,7 +26,7 @@ def search_json(search: Search) -> dict[str, Any]:
         "results": [
             {
                 "mesh": dict(one.candidate.mesh),
-                "remat": one.candidate.remat,
+                "kept": one.candidate.kept,
                 "rows_per_device": one.candidate.rows,
                 "fits": one.fits,
                 "error": one.error,
@@ -40,7 +40,7 @@ def search_json(search: Search) -> dict[str, Any]:
 def search_text(search: Search) -> str:
     """The search as a table."""
     rows: list[tuple[str, ...]] = [
-        ("", "mesh", "remat", "rows a device", "GiB", "step, ms", "tokens a second", "utilization")
+        ("", "mesh", "layers keep", "rows a device", "GiB", "step, ms", "tokens a second", "utilization")
     ]
     for place, one in enumerate(search.results, 1):
         rows.append((f"{place}." if one.fits else "-", *_cells(one)))
@@ -57,10 +57,8 @@ def search_text(search: Search) -> str:
     best = search.results[0]
     if best.fits:
         flags = [f"--config.mesh.{name}={size}" for name, size in best.candidate.mesh]
-        flags += [
-            f"--config.model.remat={best.candidate.remat}",
-            f"--rows_per_device={best.candidate.rows}",
-        ]
+        flags += [f"--config.model.{name}={value}" for name, value in best.candidate.model_fields.items()]
+        flags.append(f"--rows_per_device={best.candidate.rows}")
         lines += [
             "",
             "the first, in full: the same command without --search and with",
@@ -77,7 +75,7 @@ def _mesh(one: Result) -> str:
 
 def _cells(one: Result) -> tuple[str, ...]:
     candidate = one.candidate
-    what = (_mesh(one), "yes" if candidate.remat else "no", str(candidate.rows))
+    what = (_mesh(one), candidate.kept, str(candidate.rows))
     if one.plan is None:
         return (*what, "", "", "", "not compiled")
     step = one.plan.steps[0]

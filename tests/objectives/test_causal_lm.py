@@ -43,9 +43,10 @@ def test_loss_is_that_of_numpy_and_the_model_gets_the_inputs_alone(rng):
     ]
     seen = {}
 
-    def apply(variables, **arguments):
+    def apply(variables, per_token, **arguments):
         seen.update(arguments)
-        return jnp.asarray(logits)
+        parts = [per_token(jnp.asarray(logits[:, part]), part) for part in (slice(0, 2), slice(2, 5))]
+        return jax.tree.map(lambda *both: jnp.concatenate(both, 1), *parts)
 
     loss, sums = CausalLM().loss(apply, {}, padded(examples, 5), jax.random.key(0))
     assert set(seen) == {"inputs", "inputs_positions", "inputs_segments", "train", "rngs"}

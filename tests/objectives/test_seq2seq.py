@@ -54,7 +54,12 @@ def test_only_real_tokens_count(rng):
     batch = {key: np.zeros((2, 4), np.int32) for key in BATCH_KEYS}
     batch["targets"] = rng.integers(0, 9, (2, 4)).astype(np.int32)
     batch["targets_segments"] = np.array([[1, 1, 2, 0], [0, 0, 0, 0]], np.int32)
-    loss, sums = objective.loss(lambda *_, **__: jnp.asarray(logits), {}, batch, None)
+
+    def apply(*_, per_token, **__):
+        parts = [per_token(jnp.asarray(logits[:, part]), part) for part in (slice(0, 1), slice(1, 4))]
+        return jax.tree.map(lambda *both: jnp.concatenate(both, 1), *parts)
+
+    loss, sums = objective.loss(apply, {}, batch, None)
     pairs = [definition(logits[0, i], batch["targets"][0, i], 0.1) for i in range(3)]
     np.testing.assert_allclose(loss, sum(pair[0] for pair in pairs), rtol=1e-5)
     assert float(sums["tokens"]) == 3
@@ -66,9 +71,9 @@ def test_only_real_tokens_count(rng):
 def test_dropout_is_on_only_with_a_key():
     seen = []
 
-    def apply(variables, **arguments):
+    def apply(variables, per_token, **arguments):
         seen.append((arguments["train"], arguments["rngs"]))
-        return jnp.zeros((1, 1, 5))
+        return per_token(jnp.zeros((1, 1, 5)), slice(0, 1))
 
     batch = {key: np.ones((1, 1), np.int32) for key in BATCH_KEYS}
     Seq2Seq().loss(apply, {}, batch, None)

@@ -134,7 +134,11 @@ def test_bad_fields_are_refused(fields, message):
 def test_loss_is_over_all_targets(rng):
     example = {"inputs": np.array([8, 9, 2], np.int32), "targets": np.array([11, 7, 2], np.int32)}
     logits = rng.normal(size=(2, 4, 12)).astype(np.float32)
-    loss, sums = SpanCorruption().loss(lambda *_, **__: jnp.asarray(logits), {}, padded([example], 4), None)
+
+    def apply(*_, per_token, **__):
+        return per_token(jnp.asarray(logits), slice(0, 4))
+
+    loss, sums = SpanCorruption().loss(apply, {}, padded([example], 4), None)
     wanted = -sum(log_softmax(logits)[0, i, t] for i, t in enumerate([11, 7, 2]))
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
     metrics = SpanCorruption().metrics(floats(sums))

@@ -9,8 +9,9 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.layers.masks import Mask
 from transformer_jax.models.cache import DecoderCache, PromptContext, empty_cache
 from transformer_jax.models.embed import EmbedTokens, token_embedding
-from transformer_jax.models.heads import TokenLogits
+from transformer_jax.models.heads import PerToken, TokenLogits
 from transformer_jax.models.stack import Stack
+from transformer_jax.types import PyTree
 
 
 class DecoderOnly(nn.Module):
@@ -32,7 +33,8 @@ class DecoderOnly(nn.Module):
         inputs_positions: Int[Array, "B L"] | None = None,
         inputs_segments: Int[Array, "B L"] | None = None,
         train: bool = False,
-    ) -> Float[Array, "B L V"]:
+        per_token: PerToken | None = None,
+    ) -> Float[Array, "B L V"] | PyTree:
         """Logits of the token after each one: ``logits[:, i]`` sees ``inputs[:, : i + 1]``.
 
         Args:
@@ -41,13 +43,15 @@ class DecoderOnly(nn.Module):
             no padding, for a language model may have no token for it.
           inputs_positions: places within the document; None means 0, 1, 2, …
           train: whether dropout is on; it needs ``rngs={"dropout": key}``.
+          per_token: makes of the logits of some tokens, and the slice that says which, what is returned
+            instead, arrays (B, L', ...) such as losses: large logits are made a stretch at a time then.
 
         Raises:
           ValueError: a sequence is longer than ``config.max_length``.
         """
         x = self.embed_inputs(inputs, inputs_positions, train=train)
         x, _ = self.decoder(x, mask=Mask(inputs_segments, inputs_segments, causal=True), train=train)
-        return self.logits(x, self.embedding)
+        return self.logits.per_token(x, self.embedding, per_token)
 
     def init_cache(self, batch_size: int, max_length: int) -> DecoderCache:
         """An empty cache for ``batch_size`` rows of up to ``max_length`` places; needs no parameters.

@@ -1,6 +1,11 @@
 """What turns the last block's vectors into predictions."""
 
+import itertools
+from collections.abc import Callable
+from typing import TypeAlias
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,7 +16,13 @@ from transformer_jax.layers.feedforward import ACTIVATIONS
 from transformer_jax.layers.linear import Linear
 from transformer_jax.layers.norms import NORMS
 from transformer_jax.layers.parameters import parameter
-from transformer_jax.placement import constrain
+from transformer_jax.placement import constrain, current_placement
+from transformer_jax.types import PyTree
+
+# Of the logits of tokens, and which of them: what is wanted of each token.
+PerToken: TypeAlias = Callable[[Float[Array, "B L V"], slice], PyTree]
+_STRETCH_BYTES = 2**28
+_MOST_STRETCHES = 4
 
 
 def dense(config: TransformerConfig, outputs: int, axis: str, name: str, *, use_bias: bool = True) -> Linear:
@@ -50,6 +61,37 @@ class TokenLogits(nn.Module):
             bias = parameter(self, "bias", zeros, (config.vocab_size,), ("vocab",))
             logits = logits + bias.reshape((1,) * (logits.ndim - 1) + bias.shape)
         return constrain(logits, "batch", *("sequence",) * (logits.ndim - 2), "vocab")
+
+    def per_token(
+        self, x: Float[Array, "B L D"], embedding: Embedding, function: PerToken | None
+    ) -> Float[Array, "B L V"] | PyTree:
+        """Logits, or what a function makes of them, stretch by stretch where they are large.
+
+        A stretch's logits are stored until its gradient is computed, and that for one stretch at a time.
+        """
+        if function is None:
+            return self(x, embedding)
+        length = x.shape[1]
+        count = num_stretches(x.shape[0], length, self.config.vocab_size)
+        ends = [length * number // count for number in range(count + 1)]
+        stretches = [slice(*pair) for pair in itertools.pairwise(ends)]
+        found = [function(self(x[:, stretch], embedding), stretch) for stretch in stretches]
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *found)
+
+
+def num_stretches(rows: int, length: int, vocab_size: int) -> int:
+    """Into how many stretches of tokens the logits are divided, from the bytes that a device has of them.
+
+    They stay whole where a mesh splits the sequence itself.
+    """
+    placement = current_placement()
+    shares = 1
+    if placement is not None:
+        if placement.parts("sequence") > 1:
+            return 1
+        shares = placement.parts("batch") * placement.parts("vocab")
+    size = 4 * rows * length * vocab_size // shares
+    return max(1, min(_MOST_STRETCHES, length, size // _STRETCH_BYTES))
 
 
 class MaskedTokens(nn.Module):

@@ -8,8 +8,9 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.layers.masks import Mask
 from transformer_jax.models.cache import DecoderCache, EncodedContext, empty_cache
 from transformer_jax.models.embed import EmbedTokens, check_length, token_embedding
-from transformer_jax.models.heads import TokenLogits
+from transformer_jax.models.heads import PerToken, TokenLogits
 from transformer_jax.models.stack import Stack
+from transformer_jax.types import PyTree
 
 
 class EncoderDecoder(nn.Module):
@@ -41,7 +42,8 @@ class EncoderDecoder(nn.Module):
         targets_positions: Int[Array, "B L"] | None = None,
         targets_segments: Int[Array, "B L"] | None = None,
         train: bool = False,
-    ) -> Float[Array, "B L V"]:
+        per_token: PerToken | None = None,
+    ) -> Float[Array, "B L V"] | PyTree:
         """Logits of each target token given the source and the target tokens before it.
 
         ``logits[:, i]`` is the prediction of ``targets[:, i]``: targets are shifted here, not by the caller.
@@ -53,6 +55,8 @@ class EncoderDecoder(nn.Module):
             means that what equals ``config.pad_id`` is padding and the rest is one example.
           inputs_positions, targets_positions: places within the example; None means 0, 1, 2, …
           train: whether dropout is on; it needs ``rngs={"dropout": key}``.
+          per_token: makes of the logits of some tokens, and the slice that says which, what is returned
+            instead, arrays (B, L', ...) such as losses: large logits are made a stretch at a time then.
 
         Raises:
           ValueError: a sequence is longer than ``config.max_length``.
@@ -73,7 +77,7 @@ class EncoderDecoder(nn.Module):
             context_mask=Mask(targets_segments, inputs_segments),
             train=train,
         )
-        return self.logits(x, self.target_embedding)
+        return self.logits.per_token(x, self.target_embedding, per_token)
 
     def encode(
         self,

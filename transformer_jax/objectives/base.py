@@ -23,7 +23,8 @@ __all__ = [
     "check_kinds",
 ]
 
-Apply: TypeAlias = Callable[..., Any]  # model.apply
+# ``model.apply``. A model of tokens is given ``per_token`` too, and returns what that makes of its logits.
+Apply: TypeAlias = Callable[..., Any]
 Sums: TypeAlias = dict[str, jax.Array]
 
 _LIST = "list of "

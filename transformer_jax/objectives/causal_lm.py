@@ -4,19 +4,12 @@ import dataclasses
 from typing import ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.config import check_types
 from transformer_jax.objectives.base import Apply, Sums
-from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.cutting import cut_evenly
-from transformer_jax.objectives.losses import (
-    smoothed_cross_entropy,
-    target_weights,
-    token_metrics,
-    token_sums,
-)
+from transformer_jax.objectives.losses import target_sums, token_metrics
 from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 
@@ -53,9 +46,7 @@ class CausalLM:
         self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
         """Cross-entropy over real targets, summed, in nats, and the sums of ``losses.token_sums``."""
-        logits = run_model(apply, params, side_arrays(batch, "inputs"), rng)
-        losses = smoothed_cross_entropy(logits, jnp.asarray(batch["targets"]), 0.0)
-        return token_sums(losses, target_weights(batch))
+        return target_sums(apply, params, batch, ("inputs",), rng, 0.0)
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Per token: ``loss`` and ``nll`` (the same), ``perplexity`` and ``accuracy``."""

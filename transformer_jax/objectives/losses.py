@@ -1,6 +1,7 @@
 """Losses over logits, one number a token; callers sum them and divide by the number of real tokens."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -86,6 +87,22 @@ def teacher_forced(
     Returns:
       The smoothed cross-entropy over real targets, summed, in nats, and the sums of ``token_sums``.
     """
-    logits = run_model(apply, params, side_arrays(batch, *SIDES), rng)
-    losses = smoothed_cross_entropy(logits, jnp.asarray(batch["targets"]), label_smoothing)
+    return target_sums(apply, params, batch, SIDES, rng, label_smoothing)
+
+
+def target_sums(
+    apply: Apply,
+    params: PyTree,
+    batch: Batch,
+    sides: Sequence[str],
+    rng: jax.Array | None,
+    label_smoothing: float,
+) -> tuple[jax.Array, Sums]:
+    """``token_sums`` of ``batch["targets"]``, each of which a model that gets these sides predicts."""
+    targets = jnp.asarray(batch["targets"])
+
+    def per_token(logits: Float[Array, "B L V"], tokens: slice) -> TokenLosses:
+        return smoothed_cross_entropy(logits, targets[:, tokens], label_smoothing)
+
+    losses = run_model(apply, params, {**side_arrays(batch, *sides), "per_token": per_token}, rng)
     return token_sums(losses, target_weights(batch))

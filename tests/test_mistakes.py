@@ -95,10 +95,13 @@ def test_a_test_pair_longer_than_the_model_is_found_before_training(corpus, tmp_
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        (dict(train=dict(gradient_accumulation_steps=3)), "tokens_per_batch=256 makes .* do not divide by"),
+        (
+            dict(train=dict(gradient_accumulation_steps=3)),
+            "tokens_per_batch=256 makes .* do not divide by .* would do",
+        ),
         (
             dict(data=dict(batch_size=9)),
-            "config.data.batch_size=9 makes batches of 9 rows .* do not divide by",
+            "config.data.batch_size=9 makes batches of 9 rows .* do not divide .* batch_size=8 or 16 would",
         ),
         (dict(checkpoint=dict(best_metric="los")), "best_metric='los' must be one of loss"),
         (dict(checkpoint=dict(best_metric="accuracy")), "'accuracy' needs config.checkpoint.best_mode='max'"),

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from transformer_jax import partitioning
 from transformer_jax.config import ConfigError
-from transformer_jax.data import rows_per_batch
+from transformer_jax.data import nearest_sizes, rows_per_batch
 from transformer_jax.experiment import Experiment
 from transformer_jax.models import build, example_inputs
 from transformer_jax.objectives.base import Apply, Sums
@@ -142,8 +142,10 @@ def _check_rows(experiment: Experiment, mesh: Mesh) -> None:
         rows = rows_per_batch(data.tokens_per_batch, length, data.batch_size)
         if rows % shares:
             given = "batch_size" if data.batch_size else "tokens_per_batch"
+            nearest = nearest_sizes(getattr(data, given), data.lengths, data.batch_size, shares)
             raise ConfigError(
                 f"config.data.{given}={getattr(data, given)} makes batches of {rows} rows of "
                 f"{length} tokens, which do not divide by {shares} = mesh.data x mesh.fsdp x "
                 "train.gradient_accumulation_steps: change one of these"
+                + (f"; {given}={' or '.join(map(str, nearest))} would do" if nearest else "")
             )

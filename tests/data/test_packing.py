@@ -9,6 +9,7 @@ from transformer_jax.data.examples import DataError
 from transformer_jax.data.packing import (
     BatchPlan,
     fill_batch,
+    nearest_sizes,
     plan_buckets,
     plan_packed,
     rows_per_batch,
@@ -178,3 +179,27 @@ def test_examples_can_be_read_back_from_packed_batches(lengths):
                 assert not batch[side][row][padding].any()
                 assert not batch[f"{side}_positions"][row][padding].any()
     assert sorted(seen) == list(range(len(lengths)))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "parts"),
+    [(25_600, (16, 32, 64, 128, 256), 16), (256, (16, 24, 48), 3), (900, (64,), 1), (100, (40, 24), 5)],
+)
+def test_the_nearest_sizes_of_batches_that_divide_are_those_of_trying_all(tokens, lengths, parts):
+    def divides(size):
+        return all(max(size // length // 8 * 8, 8) % parts == 0 for length in lengths)
+
+    def rows(size):
+        return [rows_per_batch(size, length) for length in lengths]
+
+    found = nearest_sizes(tokens, lengths, 0, parts)
+    below = next((size for size in range(tokens, 0, -1) if divides(size)), None)
+    more = range(tokens + 1, 8 * tokens)  # of more it says nothing
+    above = next((size for size in more if divides(size) and rows(size) != rows(tokens)), None)
+    assert [rows(size) for size in found] == [rows(size) for size in (below, above) if size is not None]
+    assert all(divides(size) for size in found)
+
+
+def test_the_nearest_numbers_of_rows_that_divide():
+    assert nearest_sizes(9, (64,), 9, 8) == [8, 16]
+    assert nearest_sizes(3, (64,), 3, 8) == [8]

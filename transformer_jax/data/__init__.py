@@ -8,7 +8,7 @@ from transformer_jax.data.evaluation import (
 )
 from transformer_jax.data.examples import DataError, MemorySource, Source, fingerprint
 from transformer_jax.data.image_files import read_image
-from transformer_jax.data.packing import rows_per_batch
+from transformer_jax.data.packing import nearest_sizes, rows_per_batch
 from transformer_jax.data.pipeline import (
     DataConfig,
     TrainingIterator,
@@ -53,6 +53,7 @@ __all__ = [
     "load_source",
     "load_sources",
     "read_image",
+    "nearest_sizes",
     "rows_per_batch",
     "train_tokenizer",
     "training_iterator",

@@ -6,6 +6,7 @@ process can plan the whole batch and fill in its own rows.
 
 import bisect
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,6 +35,31 @@ def rows_per_batch(tokens_per_batch: int, length: int, batch_size: int = 0) -> i
         return batch_size
     fitting = tokens_per_batch // length // ROWS_MULTIPLE * ROWS_MULTIPLE
     return max(fitting, ROWS_MULTIPLE)
+
+
+_MOST_TIMES = 8
+
+
+def nearest_sizes(size: int, lengths: Sequence[int], batch_size: int, parts: int) -> list[int]:
+    """The nearest values, below and above, that make batches of every length whose rows ``parts`` divide.
+
+    One that is more than eight times as large is not looked for.
+
+    Args:
+      size: ``batch_size``, or where that is 0 ``tokens_per_batch``, which has none.
+    """
+    if batch_size:
+        below = size // parts * parts
+        return [value for value in (below, below + parts) if value]
+    step = ROWS_MULTIPLE * math.gcd(*lengths)  # between such multiples no number of rows changes
+    first = size // step * step
+
+    def divides(tokens: int) -> bool:
+        return all(rows_per_batch(tokens, length) % parts == 0 for length in lengths)
+
+    below = next(filter(divides, range(first, 0, -step)), 0)
+    above = next(filter(divides, range(first + step, _MOST_TIMES * size, step)), 0)
+    return [value for value in (below, above) if value]
 
 
 def own_rows(rows: int, process_index: int, process_count: int) -> slice:

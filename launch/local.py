@@ -62,7 +62,11 @@ def free_port() -> int:
 
 
 def environments(
-    num_processes: int, devices_per_process: int | None, base: Mapping[str, str], port: int
+    num_processes: int,
+    devices_per_process: int | None,
+    base: Mapping[str, str],
+    port: int,
+    parallel: int = 1,
 ) -> list[dict[str, str]]:
     """The environment of each process of a run: ``base``, with who it is and which devices are its own.
 
@@ -71,6 +75,7 @@ def environments(
       devices_per_process: see the flag.
       base: the environment that they share.
       port: where the first of them will wait for the others.
+      parallel: runs at once, which share the cores.
     """
     common = {"PYTHONUNBUFFERED": "1", **base}  # or a pipe would keep back what they print
     is_set = _DEVICES_FLAG in base.get("XLA_FLAGS", "")
@@ -78,11 +83,12 @@ def environments(
     if devices_per_process or (num_processes > 1 and not is_set):
         # The last of two counts.
         common["XLA_FLAGS"] = f"{base.get('XLA_FLAGS', '')} {_DEVICES_FLAG}={devices}".strip()
+    if num_processes * parallel > 1 and devices == 1 and not is_set:
+        # Each would otherwise have a thread for every core, and they would take the cores from one another.
+        threads = (os.cpu_count() or 1) // (num_processes * parallel)
+        common.setdefault(CPU_THREADS_VARIABLE, str(max(1, threads)))
     if num_processes == 1:
         return [common]
-    if devices == 1 and not is_set:
-        # Each would otherwise have a thread for every core, and they would take the cores from one another.
-        common.setdefault(CPU_THREADS_VARIABLE, str(max(1, (os.cpu_count() or 1) // num_processes)))
     address = f"127.0.0.1:{port}"
     common |= {
         "JAX_COORDINATOR_ADDRESS": address,
@@ -126,7 +132,7 @@ def launch(
     """
 
     def make_environments() -> list[dict[str, str]]:
-        return environments(num_processes, devices_per_process, os.environ, free_port())
+        return environments(num_processes, devices_per_process, os.environ, free_port(), parallel)
 
     logs = [
         str(pathlib.Path(run.workdir) / launching.LOG_FILE) if label else None

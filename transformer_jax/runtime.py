@@ -57,7 +57,7 @@ def give_threads_to_devices() -> None:
     cores, some could wait for ever for others that have none left. What the environment says already stays.
     """
     told = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    devices = max(int(told[-1]) if told else 1, jax.config.jax_num_cpu_devices)
+    devices = max(int(told[-1]) if told else 1, cast(Any, jax.config).jax_num_cpu_devices)
     if devices > 1:
         threads = max(_THREADS_PER_DEVICE * devices, os.cpu_count() or 1)
         os.environ.setdefault(CPU_THREADS_VARIABLE, str(threads))

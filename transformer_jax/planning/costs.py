@@ -186,10 +186,21 @@ def _flops(program: Program, lines: Computation, line: Instruction) -> tuple[dic
         read = sum(lines[name].arrays[0].size for name in line.operands[: len(line.arrays)])
         return {}, max(read - size, 0), True
     if line.opcode == "reduce-window":
-        return {}, size * (math.prod(_window(line)["size"]) - 1), True
+        return {}, _windows_flops(lines, line), True
     if line.opcode in ("all-reduce", "reduce-scatter"):
         return {}, size, True
     return {}, 0, True
+
+
+def _windows_flops(lines: Computation, line: Instruction) -> int:
+    """All but one of its elements for each window; or as of one sum, where each window is the whole array.
+
+    So a TPU's compiler writes a sum that is put into all places that it came from.
+    """
+    array, extents = lines[line.operands[0]].arrays[0], _window(line)["size"]
+    if all(extent in (1, max(1, 2 * size - 1)) for extent, size in zip(extents, array.dims, strict=True)):
+        return array.size
+    return line.arrays[0].size * (math.prod(extents) - 1)
 
 
 def _operand_type(lines: Computation, line: Instruction) -> str:

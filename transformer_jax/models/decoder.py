@@ -44,14 +44,14 @@ class DecoderOnly(nn.Module):
           inputs_positions: places within the document; None means 0, 1, 2, …
           train: whether dropout is on; it needs ``rngs={"dropout": key}``.
           per_token: makes of the logits of some tokens, and the slice that says which, what is returned
-            instead, arrays (B, L', ...) such as losses: large logits are made a stretch at a time then.
+            instead, arrays (B, L', ...) such as losses: training makes large logits a stretch at a time then.
 
         Raises:
           ValueError: a sequence is longer than ``config.max_length``.
         """
         x = self.embed_inputs(inputs, inputs_positions, train=train)
         x, _ = self.decoder(x, mask=Mask(inputs_segments, inputs_segments, causal=True), train=train)
-        return self.logits.per_token(x, self.embedding, per_token)
+        return self.logits.per_token(x, self.embedding, per_token, train=train)
 
     def init_cache(self, batch_size: int, max_length: int) -> DecoderCache:
         """An empty cache for ``batch_size`` rows of up to ``max_length`` places; needs no parameters.

@@ -63,16 +63,16 @@ class TokenLogits(nn.Module):
         return constrain(logits, "batch", *("sequence",) * (logits.ndim - 2), "vocab")
 
     def per_token(
-        self, x: Float[Array, "B L D"], embedding: Embedding, function: PerToken | None
+        self, x: Float[Array, "B L D"], embedding: Embedding, function: PerToken | None, *, train: bool
     ) -> Float[Array, "B L V"] | PyTree:
-        """Logits, or what a function makes of them, stretch by stretch where they are large.
+        """Logits, or what a function makes of them, in training stretch by stretch where they are large.
 
         A stretch's logits are stored until its gradient is computed, and that for one stretch at a time.
         """
         if function is None:
             return self(x, embedding)
         length = x.shape[1]
-        count = num_stretches(x.shape[0], length, self.config.vocab_size)
+        count = num_stretches(x.shape[0], length, self.config.vocab_size) if train else 1
         ends = [length * number // count for number in range(count + 1)]
         stretches = [slice(*pair) for pair in itertools.pairwise(ends)]
         found = [function(self(x[:, stretch], embedding), stretch) for stretch in stretches]

@@ -56,7 +56,7 @@ class EncoderDecoder(nn.Module):
           inputs_positions, targets_positions: places within the example; None means 0, 1, 2, …
           train: whether dropout is on; it needs ``rngs={"dropout": key}``.
           per_token: makes of the logits of some tokens, and the slice that says which, what is returned
-            instead, arrays (B, L', ...) such as losses: large logits are made a stretch at a time then.
+            instead, arrays (B, L', ...) such as losses: training makes large logits a stretch at a time then.
 
         Raises:
           ValueError: a sequence is longer than ``config.max_length``.
@@ -77,7 +77,7 @@ class EncoderDecoder(nn.Module):
             context_mask=Mask(targets_segments, inputs_segments),
             train=train,
         )
-        return self.logits.per_token(x, self.target_embedding, per_token)
+        return self.logits.per_token(x, self.target_embedding, per_token, train=train)
 
     def encode(
         self,

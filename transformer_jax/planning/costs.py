@@ -180,23 +180,18 @@ def _flops(program: Program, lines: Computation, line: Instruction) -> tuple[dic
         return {_operand_type(lines, line): _convolution_flops(lines, line)}, 0, True
     if line.opcode == "custom-call":
         return _kernel_flops(lines, line)
-    if line.opcode in _ELEMENTWISE:
+    if line.opcode in _ELEMENTWISE or line.opcode in ("all-reduce", "reduce-scatter"):
         return {}, size, True
     if line.opcode == "reduce":
         read = sum(lines[name].arrays[0].size for name in line.operands[: len(line.arrays)])
         return {}, max(read - size, 0), True
     if line.opcode == "reduce-window":
         return {}, _windows_flops(lines, line), True
-    if line.opcode in ("all-reduce", "reduce-scatter"):
-        return {}, size, True
     return {}, 0, True
 
 
 def _windows_flops(lines: Computation, line: Instruction) -> int:
-    """All but one of its elements for each window; or as of one sum, where each window is the whole array.
-
-    So a TPU's compiler writes a sum that is put into all places that it came from.
-    """
+    """Of each window; of one if each is the whole array, as a TPU's compiler writes a sum for all places."""
     array, extents = lines[line.operands[0]].arrays[0], _window(line)["size"]
     if all(extent in (1, max(1, 2 * size - 1)) for extent, size in zip(extents, array.dims, strict=True)):
         return array.size

@@ -34,13 +34,13 @@ def test_each_process_is_told_who_it_is_and_which_devices_and_threads_are_its_ow
 
 
 def test_devices_are_added_to_the_flags_that_are_there_and_those_set_already_stay(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
     eight = "--a=b --xla_force_host_platform_device_count=8"
     told = local.environments(2, 3, {"XLA_FLAGS": eight}, 1)
     assert told[1]["XLA_FLAGS"] == f"{eight} --xla_force_host_platform_device_count=3"
     assert told[1]["JAX_LOCAL_DEVICE_IDS"] == "3,4,5"
     assert "PJRT_NPROC" not in told[1]  # several devices in a process need more; it counts them itself
     assert local.environments(20, None, {}, 1)[0]["PJRT_NPROC"] == "1"
-    monkeypatch.setattr(os, "cpu_count", lambda: 12)
     assert local.environments(2, None, {}, 1, parallel=3)[1]["PJRT_NPROC"] == "2"
     assert local.environments(1, None, {}, 1, parallel=4)[0]["PJRT_NPROC"] == "3"
     assert local.environments(2, None, {"PJRT_NPROC": "7"}, 1)[0]["PJRT_NPROC"] == "7"

@@ -89,8 +89,10 @@ def test_parts_add_up_to_the_step(plan: Plan) -> None:
         assert times.seconds == pytest.approx(
             sum(part.seconds for part in times.parts) + times.exposed_seconds
         )
-        assert times.least_seconds <= times.seconds * (1 + 1e-9)
-        assert 0 < plan.utilization(step) <= plan.most_utilization(step) * (1 + 1e-9) < 1
+        # Equal where memory bounds every part, but for rounding: sums of less than a thousand positive terms
+        # in another order differ by less than 1,000 x 2**-53 of them.
+        assert times.least_seconds <= times.seconds * (1 + 1e-12)
+        assert 0 < plan.utilization(step) <= plan.most_utilization(step) * (1 + 1e-12) < 1
     phases = {part.phase for part in plan.steps[0].estimate.parts}
     assert {"forward", "backward", "update"} <= phases
 

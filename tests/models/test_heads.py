@@ -63,6 +63,15 @@ def test_stretches_have_the_losses_and_gradients_of_whole_logits(name, monkeypat
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), parts, whole)
 
 
+def test_evaluation_makes_the_logits_whole(monkeypatch):
+    config, seen = CONFIGS["decoder"], []
+    model = tj.build(config)
+    variables = jax.jit(model.init)(jax.random.key(0), inputs=TOKENS)
+    monkeypatch.setattr(heads, "_STRETCH_BYTES", 8)
+    model.apply(variables, inputs=TOKENS, per_token=lambda logits, tokens: seen.append(tokens) or logits)
+    assert seen == [slice(0, 7)]
+
+
 def test_the_number_of_stretches_follows_from_what_a_device_has_of_the_logits():
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "context", "tensor"))
     assert heads.num_stretches(32, 256, 1000) == 1  # 31 MiB

@@ -9,15 +9,16 @@ of 37,000, bfloat16 products and Adam; nothing is run. The example (examples/wmt
 training step is replaced by stand-ins, and ``pmap`` by ``shard_map``. Ours has its layers unrolled, as the
 example's are, for XLA counts the body of a loop once.
 
-Measured on 2026-11-28, on 2 cores without an accelerator, libtpu of constraints/plan.txt, the example at
+Measured on 2026-11-29, on 2 cores without an accelerator, libtpu of constraints/plan.txt, the example at
 commit 18f8f31 of 2026-07-02:
 
                        peak GiB  allocated GiB  GB accessed   TFLOP  compiled in s
-    transformer_jax         6.59           6.76         74.1   10.57            235
-    flax examples/wmt       6.67           6.84         87.7   11.60            650
+    transformer_jax         6.02           6.21         79.7   10.57            127
+    flax examples/wmt       6.67           6.84         87.7   11.60            429
 
-XLA counts no operations within our attention kernels (with them it is 11.06 TFLOP, as ``plan`` says). Other
-work took one of the two cores meanwhile: alone, ours compiles in 113 s.
+XLA counts no operations within our attention kernels (with them it is 11.22 TFLOP, as ``plan`` says). Other
+work took one of the two cores meanwhile. Allocated is what JAX calls so: libtpu adds to what is in memory at
+the peak what it calls fragmentation, which its log counts as a part of it.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transformer_jax.layers import kept
 from transformer_jax.layers.attention_ops import dot_product_attention
 from transformer_jax.layers.masks import Mask
 from transformer_jax.layers.splash_attention import block_size, padded_shape, splash_attention
@@ -183,3 +184,14 @@ def test_padding_counts_the_parts_of_queries() -> None:
     assert padded_shape(197, 197) == (256, 256)
     with placed(Placement(make_mesh(FULL_SPLIT), {"sequence": ("context",)})):
         assert padded_shape(300, 300) == (512, 384)
+
+
+@pytest.mark.parametrize(("size", "count"), [(128, 5), (64, 3)])
+def test_results_that_would_be_padded_are_not_kept_on_tpus(
+    size: int, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attend = functools.partial(splash_attention, mask=Mask(causal=True), interpret=True)
+    remat = jax.checkpoint(lambda *arrays: attend(*arrays).sum(), policy=kept.policy("products"))
+    jax.ad_checkpoint.print_saved_residuals(remat, *[jnp.zeros((1, 128, 1, size))] * 3)
+    found = [line for line in capsys.readouterr().out.splitlines() if "from a constant" not in line]
+    assert len(found) == count  # query, key and value; and the result and its normalizer

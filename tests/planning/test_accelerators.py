@@ -6,7 +6,12 @@ the time or less, and makes slower programs.
 
 import dataclasses
 import importlib.util
+import json
+import os
 import pathlib
+import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -15,7 +20,7 @@ from transformer_jax.config import ConfigError
 from transformer_jax.experiment import Experiment, read_experiment
 from transformer_jax.partitioning import MeshConfig, make_mesh
 from transformer_jax.planning.costs import read_work, total
-from transformer_jax.planning.hardware import EXAMPLES, read_topology
+from transformer_jax.planning.hardware import EXAMPLES, GIB, read_topology
 from transformer_jax.planning.hlo import read_program
 from transformer_jax.planning.planner import make_plan, with_rows
 from transformer_jax.planning.programs import compile_steps, topology_devices
@@ -108,6 +113,27 @@ def test_loops_are_multiplied_out_and_the_rest_is_counted_as_xla_does() -> None:
     assert counted_once["flops"] < 0.9 * scanned.flops
     assert unrolled.flops == pytest.approx(counted["flops"], rel=0.01)
     assert unrolled.bytes_accessed == pytest.approx(counted["bytes accessed"], rel=0.05)
+
+
+def test_the_memory_is_what_the_compiler_says_in_its_log() -> None:
+    """Of scanned layers, where what JAX passes on of libtpu is a third more."""
+    command = [sys.executable, "-m", "transformer_jax.plan", f"--config={EXPERIMENTS}/wmt14_en_de.py:big"]
+    loud = {"TPU_STDERR_LOG_LEVEL": "0", "TPU_MIN_LOG_LEVEL": "0", "LIBTPU_INIT_ARGS": "--stderrthreshold=0"}
+    said = subprocess.run(
+        [*command, "--topology=v5e:4x4", "--rows_per_device=8", "--steps=train", "--json"],
+        env=os.environ | loud,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (wanted,) = (
+        sum(float(size) for size in found)
+        for found in re.findall(r"^ +program +([\d.]+)G *\n +arguments +([\d.]+)G", said.stderr, re.MULTILINE)
+    )
+    memory = json.loads(said.stdout)["steps"]["train"]["memory"]
+    # Two figures of two decimals; and what is allocated is up to 4 % more than the worst moment.
+    assert memory["total"] / GIB < wanted + 0.01
+    assert memory["total"] / GIB > wanted * 0.95
 
 
 def test_a_topology_that_the_compiler_refuses_is_an_error_with_some_that_it_takes() -> None:

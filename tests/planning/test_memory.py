@@ -1,6 +1,8 @@
 """What a program keeps from its forward to its backward pass, where that is known by construction."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +103,17 @@ def test_memory_adds_up_to_what_xla_plans() -> None:
         - planned.alias_size_in_bytes
         + planned.temp_size_in_bytes
     )
+
+
+def test_of_a_tpu_the_worst_moment_counts_and_not_what_libtpu_adds_to_it() -> None:
+    sizes = {"argument": 1000, "output": 700, "alias": 600, "temp": 5000, "generated_code": 30}
+    planned = {f"{name}_size_in_bytes": size for name, size in sizes.items()} | {"peak_memory_in_bytes": 4100}
+    program = jax.jit(lambda x: x).lower(1.0).compile()
+    text = read_program(program.as_text())
+    with mock.patch.object(program, "memory_analysis", lambda: SimpleNamespace(**planned), create=True):
+        assert read_memory(program, text, ()).peak == 1000 + 100 + 5000
+        found = read_memory(program, text, (), platform="tpu")
+    assert (found.peak, found.total) == (4100, 4130)
 
 
 def test_bytes_of_a_shard() -> None:

@@ -132,6 +132,16 @@ def test_what_does_not_fit_is_said(plan: Plan) -> None:
     assert "DOES NOT FIT" in to_text(tight)
 
 
+def test_what_fills_the_memory_may_not_fit(plan: Plan) -> None:
+    need = max(step.memory.total for step in plan.steps)
+    full = dataclasses.replace(TOPOLOGY.device, platform="tpu", memory_bytes=need)
+    tight = dataclasses.replace(plan, topology=dataclasses.replace(TOPOLOGY, device=full))
+    assert not tight.fits
+    assert "MAY NOT FIT" in to_text(tight)
+    roomy = dataclasses.replace(full, memory_bytes=need * 100 // 94 + 2)
+    assert dataclasses.replace(plan, topology=dataclasses.replace(TOPOLOGY, device=roomy)).fits
+
+
 def test_an_encoder_alone_does_not_decode() -> None:
     experiment = experiment_of()
     model = families.bert.config(

@@ -21,7 +21,7 @@ class Memory:
         tiles add to them.
       outputs: that do not take the place of an argument.
       activations: what the forward pass leaves in memory for the backward pass.
-      temporaries: all else that the compiler allocates at its worst moment: gradients and working space.
+      temporaries: all else that is in memory at the worst moment: gradients and working space.
       code: of the program.
     """
 
@@ -35,7 +35,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """All but the code: what XLA reports as arguments, outputs and temporaries."""
+        """All but the code."""
         return sum(dataclasses.astuple(self)) - self.code
 
     @property
@@ -45,26 +45,40 @@ class Memory:
 
 
 def read_memory(
-    compiled: jax.stages.Compiled, program: Program, params: PyTree, optimizer: PyTree = ()
+    compiled: jax.stages.Compiled,
+    program: Program,
+    params: PyTree,
+    optimizer: PyTree = (),
+    platform: str = "cpu",
 ) -> Memory:
     """The compiler's own plan of a device's memory, taken apart.
+
+    Of a TPU's program it is what is in memory at the worst moment. ``temp_size_in_bytes``, which elsewhere is
+    what is allocated for temporaries, is there what is allocated and, once more, what of that libtpu calls
+    fragmentation, which with scanned layers is half of it. What is allocated was 0.2 to 4 % more than the
+    worst moment in programs whose allocation libtpu told in its log.
 
     Args:
       compiled: the program.
       program: its text, read.
       params: shapes with shardings of the parameters among its arguments.
       optimizer: and of the optimizer's state.
+      platform: of the devices.
     """
     found: Any = compiled.memory_analysis()
     parameters, state = shard_bytes(params), shard_bytes(optimizer)
-    activations = min(activation_bytes(program), found.temp_size_in_bytes)
+    outputs = max(0, found.output_size_in_bytes - found.alias_size_in_bytes)
+    temporary = found.temp_size_in_bytes
+    if platform == "tpu" and hasattr(found, "peak_memory_in_bytes"):  # JAX 0.7.2 does not have it yet
+        temporary = min(temporary, found.peak_memory_in_bytes - found.argument_size_in_bytes - outputs)
+    activations = min(activation_bytes(program), temporary)
     return Memory(
         parameters=parameters,
         optimizer=state,
         other_arguments=max(0, found.argument_size_in_bytes - parameters - state),
-        outputs=max(0, found.output_size_in_bytes - found.alias_size_in_bytes),
+        outputs=outputs,
         activations=activations,
-        temporaries=found.temp_size_in_bytes - activations,
+        temporaries=temporary - activations,
         code=found.generated_code_size_in_bytes,
     )
 

@@ -57,8 +57,8 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether every step fits into a device's memory."""
-        return all(step.memory.total <= self.topology.device.memory_bytes for step in self.steps)
+        """Whether every step fits into what a device's memory has for it."""
+        return all(step.memory.total <= self.topology.device.usable_bytes for step in self.steps)
 
     def utilization(self, step: StepPlan) -> float:
         """Model FLOPs utilization, from 0 to 1: operations that the model needs of those possible."""
@@ -166,8 +166,9 @@ def to_text(plan: Plan) -> str:
 
 def _step_lines(plan: Plan, step: StepPlan) -> list[str]:
     memory, times, device = step.memory, step.estimate, plan.topology.device
-    share = memory.total / device.memory_bytes
-    verdict = "fits" if share <= 1 else "DOES NOT FIT"
+    verdict = "fits" if memory.total <= device.usable_bytes else "DOES NOT FIT"
+    if device.usable_bytes < memory.total <= device.memory_bytes:
+        verdict = f"MAY NOT FIT, for no more than {device.usable_bytes / GIB:.4g} GiB are sure to be there"
     unit = "images" if step.rows == step.tokens and step.name != "decode" else "tokens"
     sizes = (
         "parameters", "optimizer", "other_arguments", "outputs", "activations", "temporaries", "code",

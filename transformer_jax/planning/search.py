@@ -142,7 +142,7 @@ def search(
         found = [
             one
             for one in waiting
-            if expected_bytes(one, sizes) * memory_scale[one.kept] <= topology.device.memory_bytes
+            if expected_bytes(one, sizes) * memory_scale[one.kept] <= topology.device.usable_bytes
         ]
         if not found:  # the closed form may be wrong: the smallest is tried
             found = [min(waiting, key=lambda one: expected_bytes(one, sizes))] if not results else []

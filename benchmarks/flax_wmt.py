@@ -12,13 +12,12 @@ example's are, for XLA counts the body of a loop once.
 Measured on 2026-11-29, on 2 cores without an accelerator, libtpu of constraints/plan.txt, the example at
 commit 18f8f31 of 2026-07-02:
 
-                       peak GiB  allocated GiB  GB accessed   TFLOP  compiled in s
-    transformer_jax         6.02           6.21         79.7   10.57            127
-    flax examples/wmt       6.67           6.84         87.7   11.60            429
+                       peak GiB  GB accessed   TFLOP  compiled in s
+    transformer_jax         6.02         79.7   10.57            127
+    flax examples/wmt       6.67         87.7   11.60            429
 
 XLA counts no operations within our attention kernels (with them it is 11.22 TFLOP, as ``plan`` says). Other
-work took one of the two cores meanwhile. Allocated is what JAX calls so: libtpu adds to what is in memory at
-the peak what it calls fragmentation, which its log counts as a part of it.
+work took one of the two cores meanwhile.
 """
 
 import dataclasses
@@ -127,7 +126,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: flags begin with --")
     devices = topology_devices(read_topology("v5e:4x4"))
-    print(f"{'':18}{'peak GiB':>10}{'allocated GiB':>15}{'GB accessed':>13}{'TFLOP':>8}{'compiled in s':>15}")
+    print(f"{'':18}{'peak GiB':>10}{'GB accessed':>13}{'TFLOP':>8}{'compiled in s':>15}")
     for name, compile_step in (
         ("transformer_jax", compile_ours),
         (
@@ -140,9 +139,8 @@ def main(argv: list[str]) -> None:
         seconds = time.monotonic() - began
         memory: Any = compiled.memory_analysis()
         cost: Any = compiled.cost_analysis()
-        allocated = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         print(
-            f"{name:18}{memory.peak_memory_in_bytes / GIB:10.2f}{allocated / GIB:15.2f}"
+            f"{name:18}{memory.peak_memory_in_bytes / GIB:10.2f}"
             f"{cost['bytes accessed'] / 1e9:13.1f}{cost['flops'] / 1e12:8.2f}{seconds:15.0f}",
             flush=True,
         )

@@ -84,7 +84,7 @@ class TransformerConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
     scan_layers: bool = False  # one compiled layer, looped over
     remat: bool = False  # recompute activations in the backward pass, from
-    remat_keeps: Literal["inputs", "products"] = "inputs"  # of layers, and of products as well
+    remat_keeps: Literal["inputs", "products"] = "inputs"  # of layers, and what layers/kept.py marks as well
 
     def __post_init__(self) -> None:
         check_types(self, "model")

@@ -186,7 +186,7 @@ def test_padding_counts_the_parts_of_queries() -> None:
         assert padded_shape(300, 300) == (512, 384)
 
 
-@pytest.mark.parametrize(("size", "count"), [(128, 5), (64, 3)])
+@pytest.mark.parametrize(("size", "count"), [(192, 5), (128, 5), (64, 3)])
 def test_results_that_would_be_padded_are_not_kept_on_tpus(
     size: int, count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

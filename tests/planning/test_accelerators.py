@@ -7,7 +7,6 @@ the time or less, and makes slower programs.
 import dataclasses
 import importlib.util
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -115,25 +114,27 @@ def test_loops_are_multiplied_out_and_the_rest_is_counted_as_xla_does() -> None:
     assert unrolled.bytes_accessed == pytest.approx(counted["bytes accessed"], rel=0.05)
 
 
-def test_the_memory_is_what_the_compiler_says_in_its_log() -> None:
-    """Of scanned layers, where what JAX passes on of libtpu is a third more."""
+def test_the_memory_is_what_the_compiler_says_in_its_log(
+    single_device_environment: dict[str, str],
+) -> None:
+    """Of scanned layers, for which JAX gives a third more."""
     command = [sys.executable, "-m", "transformer_jax.plan", f"--config={EXPERIMENTS}/wmt14_en_de.py:big"]
     loud = {"TPU_STDERR_LOG_LEVEL": "0", "TPU_MIN_LOG_LEVEL": "0", "LIBTPU_INIT_ARGS": "--stderrthreshold=0"}
     said = subprocess.run(
         [*command, "--topology=v5e:4x4", "--rows_per_device=8", "--steps=train", "--json"],
-        env=os.environ | loud,
+        env=single_device_environment | loud,
         capture_output=True,
         text=True,
-        check=True,
+        timeout=300,
     )
-    (wanted,) = (
-        sum(float(size) for size in found)
-        for found in re.findall(r"^ +program +([\d.]+)G *\n +arguments +([\d.]+)G", said.stderr, re.MULTILINE)
-    )
-    memory = json.loads(said.stdout)["steps"]["train"]["memory"]
-    # Two figures of two decimals; and what is allocated is up to 4 % more than the worst moment.
-    assert memory["total"] / GIB < wanted + 0.01
-    assert memory["total"] / GIB > wanted * 0.95
+    assert said.returncode == 0, said.stderr[-2000:]
+    # Program and arguments, in GiB to two decimals.
+    sizes = re.findall(r"^ +program +([\d.]+)G *\n +arguments +([\d.]+)G", said.stderr, re.MULTILINE)
+    assert len(sizes) == 1, said.stderr[-2000:]
+    wanted = sum(map(float, sizes[0]))
+    total = json.loads(said.stdout)["steps"]["train"]["memory"]["total"] / GIB
+    # What is allocated is more than the worst moment, of this program by 4 %; ``usable_bytes`` grants 5 %.
+    assert (wanted - 0.01) / 1.05 < total < wanted + 0.01
 
 
 def test_a_topology_that_the_compiler_refuses_is_an_error_with_some_that_it_takes() -> None:

@@ -91,7 +91,7 @@ def test_memory_adds_up_to_what_xla_plans() -> None:
     params = jax.ShapeDtypeStruct(
         (LAYERS, WIDTH, WIDTH), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
     )
-    found = read_memory(program, read_program(program.as_text()), params)
+    found = read_memory(program, read_program(program.as_text()), params, platform="cpu")
     planned = program.memory_analysis()
     assert found.parameters == LAYERS * WIDTH * WIDTH * 4
     assert found.other_arguments == ONE
@@ -105,15 +105,20 @@ def test_memory_adds_up_to_what_xla_plans() -> None:
     )
 
 
-def test_of_a_tpu_the_worst_moment_counts_and_not_what_libtpu_adds_to_it() -> None:
+@pytest.mark.parametrize(
+    ("platform", "peak", "wanted"),
+    [("tpu", 4100, 4100), ("tpu", 0, 6100), ("tpu", 6200, 6100), ("tpu", 1000, 1100), ("cuda", 4100, 6100)],
+)
+def test_of_a_tpu_the_worst_moment_counts_and_not_what_libtpu_adds_to_it(
+    platform: str, peak: int, wanted: int
+) -> None:
     sizes = {"argument": 1000, "output": 700, "alias": 600, "temp": 5000, "generated_code": 30}
-    planned = {f"{name}_size_in_bytes": size for name, size in sizes.items()} | {"peak_memory_in_bytes": 4100}
+    planned = {f"{name}_size_in_bytes": size for name, size in sizes.items()} | {"peak_memory_in_bytes": peak}
     program = jax.jit(lambda x: x).lower(1.0).compile()
     text = read_program(program.as_text())
-    with mock.patch.object(program, "memory_analysis", lambda: SimpleNamespace(**planned), create=True):
-        assert read_memory(program, text, ()).peak == 1000 + 100 + 5000
-        found = read_memory(program, text, (), platform="tpu")
-    assert (found.peak, found.total) == (4100, 4130)
+    with mock.patch.object(program, "memory_analysis", lambda: SimpleNamespace(**planned)):
+        found = read_memory(program, text, (), platform=platform)
+    assert (found.peak, found.total) == (wanted, wanted + 30)
 
 
 def test_bytes_of_a_shard() -> None:

@@ -137,7 +137,7 @@ class MultiHeadAttention(nn.Module):
                 scale=self.scale,
                 on_weights=on_weights,
             )
-            heads = keep(heads)  # kernels mark what they keep, but for cuDNN, which runs once more
+            heads = keep(heads)  # kernels mark what they keep themselves, if they do
         heads = constrain(heads, "batch", "sequence", "heads", None)
         return self.output(heads), (new if cache is not None else None)
 

@@ -3,8 +3,8 @@
 With ``config.remat`` a layer's forward pass is done once more in the backward pass (Chen et al. 2016,
 "Training Deep Nets with Sublinear Memory Cost"), from what it kept: its inputs alone, or also what is marked
 here, results of products (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer
-Models", section 5). Then norms, activations, dropout and the scores of attention are done again; a kernel's
-result is kept, unless that is in an array padded to twice its size.
+Models", section 5). Then norms, activations and dropout are done again, and attention where its result is not
+kept: plain attention's scores, cuDNN's kernel, and with small heads that of TPUs (``splash_attention``).
 """
 
 from collections.abc import Callable

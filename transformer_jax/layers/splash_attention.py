@@ -81,8 +81,7 @@ def splash_attention(
             num_key_blocks=inputs.key.shape[2] // key_block,
             head_sizes=(query.shape[-1], value.shape[-1]),
         ),
-        # A result with heads of 64 is padded to twice its size where it is kept: the kernel runs once more.
-        residual_checkpoint_name=None if value.shape[-1] % LANES else PRODUCTS,
+        residual_checkpoint_name=PRODUCTS if _keeps_results(value.shape[-1]) else None,
         interpret=interpret,
     )
 
@@ -119,6 +118,14 @@ def splash_attention(
         )
     heads_first = cast(jax.Array, attend(kernel, inputs.query, inputs.key, inputs.value, segments))
     return heads_first[:, :, :length].swapaxes(1, 2)
+
+
+def _keeps_results(head_size: int) -> bool:
+    """Whether ``remat_keeps="products"`` keeps them: with heads of 64 or less the kernel runs once more.
+
+    They lie in memory as the kernel writes them, the last axis padded to the lanes: twice as large or more.
+    """
+    return head_size + -head_size % LANES < 2 * head_size
 
 
 def _of_heads(mask: kernel_masks.Mask, query: Float[Array, "B H L K"]) -> kernel_masks.MultiHeadMask:

@@ -21,7 +21,7 @@ class Memory:
         tiles add to them.
       outputs: that do not take the place of an argument.
       activations: what the forward pass leaves in memory for the backward pass.
-      temporaries: all else that is in memory at the worst moment: gradients and working space.
+      temporaries: all else that there is at the worst moment, or is allocated: gradients and working space.
       code: of the program.
     """
 
@@ -49,28 +49,31 @@ def read_memory(
     program: Program,
     params: PyTree,
     optimizer: PyTree = (),
-    platform: str = "cpu",
+    *,
+    platform: str,
 ) -> Memory:
     """The compiler's own plan of a device's memory, taken apart.
 
-    Of a TPU's program it is what is in memory at the worst moment. ``temp_size_in_bytes``, which elsewhere is
-    what is allocated for temporaries, is there what is allocated and, once more, what of that libtpu calls
-    fragmentation, which with scanned layers is half of it. What is allocated was 0.2 to 4 % more than the
-    worst moment in programs whose allocation libtpu told in its log.
+    Of temporaries it is what is allocated, ``temp_size_in_bytes``, but of a TPU's program what is in memory
+    at the worst moment. There ``temp_size_in_bytes`` is what libtpu's log calls "HLO temp" and, once more,
+    the part of it that the log calls fragmentation. Of a training step of Transformer big with scanned layers
+    and 8 rows a chip, the log had 1.54 GiB, of which 0.58 of "fragmentation"; JAX has 2.12, and 1.39 at the
+    worst moment. With the 2.39 GiB of arguments that is 4 % less than what is allocated.
 
     Args:
       compiled: the program.
       program: its text, read.
       params: shapes with shardings of the parameters among its arguments.
       optimizer: and of the optimizer's state.
-      platform: of the devices.
+      platform: of the devices that the program is for.
     """
     found: Any = compiled.memory_analysis()
     parameters, state = shard_bytes(params), shard_bytes(optimizer)
     outputs = max(0, found.output_size_in_bytes - found.alias_size_in_bytes)
     temporary = found.temp_size_in_bytes
-    if platform == "tpu" and hasattr(found, "peak_memory_in_bytes"):  # JAX 0.7.2 does not have it yet
-        temporary = min(temporary, found.peak_memory_in_bytes - found.argument_size_in_bytes - outputs)
+    if platform == "tpu" and found.peak_memory_in_bytes:  # 0 of a plugin that does not tell it
+        worst = found.peak_memory_in_bytes - found.argument_size_in_bytes - outputs
+        temporary = min(temporary, max(0, worst))
     activations = min(activation_bytes(program), temporary)
     return Memory(
         parameters=parameters,

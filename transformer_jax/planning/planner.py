@@ -75,7 +75,9 @@ def _read_step(step: CompiledStep, experiment: Experiment, mesh: Mesh, topology:
         name=step.name,
         rows=rows,
         tokens=tokens,
-        memory=read_memory(step.compiled, program, template.params, optimizer, topology.device.platform),
+        memory=read_memory(
+            step.compiled, program, template.params, optimizer, platform=mesh.devices.flat[0].platform
+        ),
         cost=total(work),
         estimate=estimate(program, work, collectives, mesh_coords(mesh), topology),
         model_flops=needed,

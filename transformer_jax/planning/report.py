@@ -78,8 +78,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
     Keys:
       what: that it is an estimate. config, topology, mesh (sizes by axis), fits.
-      device: name, count, memory_bytes, peak_flops (a second, by type), memory_rate and link_rate (bytes a
-        second), source.
+      device: name, count, memory_bytes, usable_bytes (what is counted on), peak_flops (a second, by type),
+        memory_rate and link_rate (bytes a second), source.
       steps: by name: rows and tokens (of a batch, all devices), memory (bytes: parameters, optimizer,
         other_arguments, outputs, activations, temporaries, code, peak, total), flops (product, other),
         memory_traffic_bytes, bytes_accessed (XLA's measure), collectives (a list: kind, axes, dtype,
@@ -100,6 +100,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "name": device.name,
             "count": plan.num_devices,
             "memory_bytes": device.memory_bytes,
+            "usable_bytes": device.usable_bytes,
             "peak_flops": dict(device.product_rates),
             "memory_rate": device.memory_rate,
             "link_rate": device.link_rate,
@@ -166,9 +167,12 @@ def to_text(plan: Plan) -> str:
 
 def _step_lines(plan: Plan, step: StepPlan) -> list[str]:
     memory, times, device = step.memory, step.estimate, plan.topology.device
-    verdict = "fits" if memory.total <= device.usable_bytes else "DOES NOT FIT"
-    if device.usable_bytes < memory.total <= device.memory_bytes:
-        verdict = f"MAY NOT FIT, for no more than {device.usable_bytes / GIB:.4g} GiB are sure to be there"
+    if memory.total <= device.usable_bytes:
+        verdict = "fits"
+    elif memory.total <= device.memory_bytes:
+        verdict = f"MAY NOT FIT, for {device.usable_bytes / GIB:.4g} GiB are counted on"
+    else:
+        verdict = "DOES NOT FIT"
     unit = "images" if step.rows == step.tokens and step.name != "decode" else "tokens"
     sizes = (
         "parameters", "optimizer", "other_arguments", "outputs", "activations", "temporaries", "code",

@@ -209,7 +209,7 @@ def expected_bytes(candidate: Candidate, sizes: Sizes) -> float:
     State and gradients are split over ``fsdp`` and ``tensor``. A layer keeps ``10 + 24 / t`` bytes for each
     element of its input and ``5 / t`` for each of its attention weights in 16 bits (equation 2 of
     Korthikanti et al. 2022). With rematerialisation it has all of that one layer at a time, and keeps its
-    input, or beside it ``4 + 16 / t`` bytes: two sums, queries, keys, values, what they attend to, and four
+    input, or beside it ``4 + 16 / t`` bytes: two sums, queries, keys, values, what a kernel gives, and four
     for the hidden units of the feed-forward network.
     """
     split, tensor = candidate.size("fsdp") * candidate.size("tensor"), candidate.size("tensor")
@@ -227,7 +227,7 @@ def expected_bytes(candidate: Candidate, sizes: Sizes) -> float:
 def expected_seconds(candidate: Candidate, sizes: Sizes, topology: Topology) -> float:
     """Of a step, in closed form: products at their peak rate, and what axes of the mesh send."""
     device, tensor, fsdp = topology.device, candidate.size("tensor"), candidate.size("fsdp")
-    # Elementwise work once more is little, but not nothing.
+    # Elementwise work once more, and attention with some kernels, is little, but not nothing.
     again = {"all": 1.0, "products": 1.02, "inputs": 4 / 3}[candidate.kept]
     products = candidate.rows * sizes.flops_per_row * again / device.peak_rate
     sent = 0.0

@@ -85,5 +85,5 @@ def _cells(one: Result) -> tuple[str, ...]:
         f"{step.memory.total / GIB:.2f}",
         f"{seconds * 1e3:,.1f}",
         f"{step.tokens / seconds:,.0f}",
-        f"{one.utilization:.1%}" if one.fits else "does not fit",
+        f"{one.utilization:.1%}" if one.fits else "too much memory",
     )

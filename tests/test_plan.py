@@ -25,6 +25,7 @@ def run(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedPro
         ((CONFIG, "--topology=v5e:4x4", "--config.mesh.model=2"), "its axes are data, fsdp, context, tensor"),
         ((CONFIG, "--topology=v5e:4x4", "--steps=train,score"), "'score' is none of train, evaluate, decode"),
         ((CONFIG, "--topology=v5e:4x4", "--config.model.d_modle=2"), "d_modle"),
+        ((CONFIG, "--topology=v5e:4x4", "--rows_per_device=0"), "--rows_per_device=0: 0 is not a positive"),
         ((CONFIG, "--topology=h100:8"), "make plan-env"),
     ],
 )

@@ -89,9 +89,9 @@ def _define_flags() -> None:
     )
     flags.DEFINE_integer(
         "rows_per_device",
-        0,
+        None,
         "Rows of a batch for each device, instead of those that config.data says.",
-        lower_bound=0,
+        lower_bound=1,
     )
     flags.DEFINE_list("steps", list(STEPS), f"Which steps to compile, of {', '.join(STEPS)}.")
     flags.DEFINE_bool("json", False, "Print JSON instead of tables.")

@@ -65,6 +65,8 @@ TESTED_IN_PARTS = (
     "bert_sst2.py",
     "bert_trec.py",
     "multi30k_en_de.py",
+    "number_words.py",
+    "qa_spans.py",
     "t5_multi30k.py",
     "t5_spans.py",
 )

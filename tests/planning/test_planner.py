@@ -265,6 +265,18 @@ def test_a_search_that_finds_nothing_says_so(plan: Plan, monkeypatch: pytest.Mon
     assert "none of them fits" in search_text(found)
 
 
+def test_a_search_tries_no_more_than_is_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Plan:
+        raise ConfigError("refused")
+
+    monkeypatch.setattr("transformer_jax.planning.search.make_plan", refuse)
+    monkeypatch.setattr("transformer_jax.planning.search.expected_bytes", lambda one, _: one.rows)
+    device = dataclasses.replace(TOPOLOGY.device, memory_bytes=64)  # of which 48 are counted on
+    topology = dataclasses.replace(TOPOLOGY, device=device)
+    found = search(experiment_of(), topology, devices=jax.devices(), most=1000)
+    assert max(one.candidate.rows for one in found.results) == 32
+
+
 def test_what_the_compiler_refuses_is_said(plan: Plan) -> None:
     candidate = Candidate((("data", 4), ("fsdp", 1), ("context", 1), ("tensor", 2)), "all", 8)
     refused = Result(candidate, None, "two is too many")

@@ -2,27 +2,28 @@
 
     python -m transformer_jax.train --config=experiments/bart_summaries.py --workdir=runs/bart_cnn
 
-Data: TFDS ``cnn_dailymail``, 287,113 articles with highlights to train on, 13,368 to validate, 11,490 to
-test, to be prepared once in the ``array_record`` format, which needs ``pip install -e '.[tfds]'``; the
-error that training gives without it has the command.
+Data: TFDS ``cnn_dailymail``, 287,113 articles with highlights for training, 13,368 for validation and 11,490
+for testing. Prepare it once in the ``array_record`` format, which needs ``pip install -e '.[tfds]'``; if the
+data is missing, the error message of the training program contains the command.
 
-The checkpoint is facebook/bart-large, fetched from the hub; ``--config.train.init_from=...`` takes a folder
-of it (with safetensors: weights in PyTorch's own format are refused, and the error says how to convert
-them).
+The checkpoint, facebook/bart-large, is downloaded from the hub. ``--config.train.init_from=...`` takes a
+local folder instead, with weights in the safetensors format (weights in PyTorch's own format are refused, and
+the error says how to convert them).
 
-Articles longer than the model's 1,024 tokens are cut, as the paper's are, because most of what a summary
-needs stands at the beginning. How many is said: ``pairs_cut`` of the first epoch, ``inputs_cut`` of what is
-scored.
+Articles longer than the model's 1,024 tokens are truncated, as in the paper, because the beginning of an
+article holds most of what a summary needs. The run reports how many: ``pairs_cut`` counts the truncated
+articles of the first training epoch, ``inputs_cut`` those of the evaluated split.
 
-Published: ROUGE-1 44.16, ROUGE-2 21.28, ROUGE-L 40.90 (Table 3). ROUGE is not measured here: BLEU and chrF
-are, and the summaries are in ``translations_test.txt``, one a line in the order of the split, for a program
-that does. fairseq's recipe is followed, 20,000 steps of 65,536 tokens; not its decoding, which lets a
-summary have 55 to 140 tokens and no three of them twice.
+Published: ROUGE-1 44.16, ROUGE-2 21.28, ROUGE-L 40.90 (Table 3). This library does not compute ROUGE. It
+computes BLEU and chrF, and writes the summaries to ``translations_test.txt``, one per line in the order of
+the split, from which another program can compute ROUGE. The training follows fairseq's recipe, 20,000 steps
+of 65,536 tokens. The decoding does not: fairseq restricts a summary to 55 to 140 tokens and lets no three
+consecutive tokens occur in it twice.
 
-Rows of summaries are as long as those of their articles, most of it padding.
+The rows of summaries are as long as those of their articles, so most of their tokens are padding.
 
-Measured here: nothing, for want of the data. tests/test_experiments.py trains it shrunk, on records with
-the same features.
+Measured here: nothing, because the data is not available here. tests/test_experiments.py trains a shrunk
+version on generated records with the same features.
 """
 
 import ml_collections
@@ -35,7 +36,7 @@ from transformer_jax.optimizers import OptimizerConfig
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """BART large, with fairseq's rate, clipping and label smoothing."""
+    """Returns the config: BART large with fairseq's learning rate, gradient clipping and label smoothing."""
     return experiment.Experiment(
         model=families.bart.config("large"),
         objective=Seq2Seq(label_smoothing=0.1, cut_long=True),

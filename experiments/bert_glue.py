@@ -2,26 +2,27 @@
 
     python -m transformer_jax.train --config=experiments/bert_glue.py:mrpc --workdir=runs/bert_mrpc
 
-or ``:sst2``, ``:qqp``, ``:mnli``, ``:qnli``, ``:rte``, ``:wnli``, ``:cola``. GLUE's ninth task, STS-B, is
-left out: its labels are numbers from 0 to 5, to be told as numbers, and there is no objective for that here.
+Other tasks: ``:sst2``, ``:qqp``, ``:mnli``, ``:qnli``, ``:rte``, ``:wnli``, ``:cola``. GLUE's ninth task,
+STS-B, is not included: it is a regression to scores from 0 to 5, and the library has no regression objective.
 
-Data: TFDS ``glue/mrpc`` and so on, to be prepared once in the ``array_record`` format, which needs ``pip
-install -e '.[tfds]'``; the error that training gives without it has the command. The labels of GLUE's test
-splits are not public (TFDS has -1): the validation split is what is scored, the matched one of MNLI.
+Data: TFDS ``glue/mrpc`` and so on. Prepare it once in the ``array_record`` format, which needs ``pip install
+-e '.[tfds]'``; if the data is missing, the error message of the training program contains the command. The
+labels of GLUE's test splits are not public (TFDS has -1), so the validation split is evaluated; for MNLI it
+is the matched one.
 
-The checkpoint is google-bert/bert-base-uncased, fetched from the hub; ``--config.train.init_from=...``
-takes a folder of it, or a run of ``experiments/bert_wikipedia.py``.
+The checkpoint, google-bert/bert-base-uncased, is downloaded from the hub. ``--config.train.init_from=...``
+takes a local folder of it, or a run of ``experiments/bert_wikipedia.py``.
 
-Published for base, per cent: SST-2 93.5, MRPC 88.9, QQP 71.2, MNLI 84.6, QNLI 90.5, RTE 66.4, CoLA 52.1 on
-the test splits (Table 1), where MRPC and QQP are F1 and CoLA Matthews' correlation; accuracy on the
-validation splits, which are what is scored here: SST-2 92.7, MRPC 86.7, MNLI 84.4, QNLI 88.4 (Table 5). F1
-and Matthews' correlation are measured as well where there are two classes. The paper takes the best of four
-rates, 2e-5 to 5e-5. It has no WNLI, on which no system had yet done better than the commonest class, 65.1.
+Published for base, per cent, on the test splits (Table 1): SST-2 93.5, MRPC 88.9, QQP 71.2, MNLI 84.6, QNLI
+90.5, RTE 66.4, CoLA 52.1; MRPC and QQP are F1, CoLA is Matthews' correlation. Accuracy on the validation
+splits, which are evaluated here (Table 5): SST-2 92.7, MRPC 86.7, MNLI 84.4, QNLI 88.4. F1 and Matthews'
+correlation are computed here too for tasks with two classes. The paper reports the best of four learning
+rates from 2e-5 to 5e-5. It omits WNLI, on which no system had yet beaten the most frequent class (65.1).
 
-Longer texts than 128 tokens are cut as the release cuts them, and counted.
+Texts longer than 128 tokens are truncated as in the original release, and counted.
 
-Measured here: nothing, for want of the data. tests/test_experiments.py trains it shrunk, on records with
-the same features.
+Measured here: nothing, because the data is not available here. tests/test_experiments.py trains a shrunk
+version on generated records with the same features.
 """
 
 from typing import NamedTuple
@@ -40,11 +41,11 @@ BATCH_SIZE, EPOCHS = 32, 3
 
 
 class Task(NamedTuple):
-    """One of GLUE's."""
+    """Describes one task of GLUE."""
 
-    examples: int  # in its training split
-    texts: tuple[str, ...]  # TFDS's names of one text, or two
-    labels: tuple[str, ...]  # in the order of TFDS's numbers
+    examples: int  # number of examples in the training split
+    texts: tuple[str, ...]  # TFDS's feature names of the one or two texts
+    labels: tuple[str, ...]  # class names, in the order of TFDS's label ids
     validation: str = "validation"
 
 
@@ -63,7 +64,10 @@ TASKS = {
 
 
 def get_config(name: str = "mrpc") -> ml_collections.ConfigDict:
-    """``name``: sst2, mrpc, qqp, mnli, qnli, rte, wnli or cola. Three epochs of AdamW, section A.3."""
+    """Returns the config of a task: three epochs of AdamW (Devlin et al. 2019, section A.3).
+
+    Args: name: sst2, mrpc, qqp, mnli, qnli, rte, wnli or cola.
+    """
     if name not in TASKS:
         raise ConfigError(f"there is no task {name!r} here: {nearest(name, TASKS)}")
     task = TASKS[name]

@@ -1,19 +1,21 @@
-"""BERT's masked language model on the English captions of Multi30k and tiny Shakespeare.
+"""Trains BERT's masked language model on the English captions of Multi30k and on tiny Shakespeare.
 
     python -m transformer_jax.train --config=experiments/bert_mlm.py --workdir=runs/bert_mlm
     python -m transformer_jax.train --config=experiments/bert_mlm.py:minilm --workdir=runs/bert_mlm_minilm
 
-``scratch`` draws all parameters; ``minilm`` has MiniLM's, but for the head, which its checkpoint lacks. Both
-have its vocabulary, so their losses can be compared. Held out are captions of Multi30k.
+``scratch`` (the default) initializes all parameters randomly. ``minilm`` starts from MiniLM's parameters;
+only the head is random, because the checkpoint has none. Both use MiniLM's vocabulary, so their losses are
+comparable. The held-out texts are captions of Multi30k.
 
-Data: as of ``experiments/multi30k_en_de.py`` and ``experiments/gpt2_chars.py``; the checkpoint as of
+Data: see ``experiments/multi30k_en_de.py`` and ``experiments/gpt2_chars.py``. Checkpoint: see
 ``experiments/bert_sst2.py``.
 
 Published: nothing on these texts.
 
 Measured here with the commands above (one core of a shared Intel Xeon with AVX-512, beside other work, jax
-0.10.2, 2026-11-23), on the masked tokens of test2016: 4.969 nats and 24.83 % right from scratch, 3.264 nats
-and 43.47 % from MiniLM. Guessing by frequency (``benchmarks/masked_unigrams.py``) has 5.944 and 12.44 %.
+0.10.2, 2026-11-23), on the masked tokens of test2016: 4.969 nats and 24.83 % correct from scratch, 3.264 nats
+and 43.47 % from MiniLM. Always predicting by token frequency (``benchmarks/masked_unigrams.py``) gives 5.944
+nats and 12.44 %.
 """
 
 import ml_collections
@@ -28,9 +30,12 @@ CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
-    """Whole words are masked; captions and lines are packed into rows of 64 tokens."""
+    """Returns the config: whole words are masked; captions and lines are packed into rows of 64 tokens.
+
+    Args: variant: scratch or minilm.
+    """
     if variant not in ("scratch", "minilm"):
-        raise ValueError(f"there is no variant {variant!r}: it is 'scratch' or 'minilm'")
+        raise ValueError(f"unknown variant {variant!r}: use 'scratch' or 'minilm'")
     is_scratch = variant == "scratch"
     return experiment.Experiment(
         model=families.bert.config("minilm", head="masked_tokens"),

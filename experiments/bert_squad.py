@@ -3,19 +3,20 @@
     python -m transformer_jax.train --config=experiments/bert_squad.py:base --workdir=runs/bert_squad
     python -m transformer_jax.train --config=experiments/bert_squad.py:large --workdir=runs/bert_large_squad
 
-Data: TFDS ``squad/v1.1``, 87,599 questions to train on and 10,570 to validate (Rajpurkar et al. 2016), to
-be prepared once in the ``array_record`` format, which needs ``pip install -e '.[tfds]'``; the error that
-training gives without it has the command. The test split is not public: the validation split is what is
-scored.
+Data: TFDS ``squad/v1.1``, 87,599 questions for training and 10,570 for validation (Rajpurkar et al. 2016).
+Prepare it once in the ``array_record`` format, which needs ``pip install -e '.[tfds]'``; if the data is
+missing, the error message of the training program contains the command. The test split is not public, so the
+validation split is evaluated.
 
-The checkpoints are google-bert/bert-base-uncased and bert-large-uncased, fetched from the hub;
-``--config.train.init_from=...`` takes a folder of them.
+The checkpoints, google-bert/bert-base-uncased and bert-large-uncased, are downloaded from the hub;
+``--config.train.init_from=...`` takes a local folder of one of them.
 
-Published: 80.8 exact match and 88.5 F1 (base), 84.1 and 90.9 (large) on the validation split (Table 2), of
-one model, trained on SQuAD alone. Scored as the official script does, over all answers of a question.
+Published: 80.8 exact match and 88.5 F1 (base), 84.1 and 90.9 (large) on the validation split (Table 2), for a
+single model trained on SQuAD alone. The scores are computed as in the official script: the best over all
+reference answers of a question.
 
-Measured here: nothing, for want of the data. tests/test_experiments.py trains it shrunk, on records with
-the same features.
+Measured here: nothing, because the data is not available here. tests/test_experiments.py trains a shrunk
+version on generated records with the same features.
 """
 
 import ml_collections
@@ -26,12 +27,15 @@ from transformer_jax.data import SQUAD_FEATURES, DataConfig, SourceConfig
 from transformer_jax.objectives import QuestionAnswering
 from transformer_jax.optimizers import fine_tuning
 
-WINDOWS = 88_500  # of the training split: few contexts need more than one
+WINDOWS = 88_500  # windows of the training split; few contexts need more than one
 BATCH_SIZE, EPOCHS = 32, 3
 
 
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
-    """``variant``: base or large. 384 tokens, windows 128 apart, three epochs, as in the release."""
+    """Returns the config: 384 tokens, windows 128 tokens apart, three epochs, as in the original release.
+
+    Args: variant: base or large.
+    """
     num_steps = EPOCHS * WINDOWS // BATCH_SIZE
     return experiment.Experiment(
         model=families.bert.config(variant, head="spans"),

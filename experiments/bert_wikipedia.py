@@ -1,23 +1,24 @@
-"""BERT's pretraining on English Wikipedia: masked words, and what follows what (Devlin et al. 2019).
+"""Pretrains BERT on English Wikipedia: masked words and next-sentence prediction (Devlin et al. 2019).
 
     python -m transformer_jax.train --config=experiments/bert_wikipedia.py:base --workdir=runs/bert_base
     python -m transformer_jax.train --config=experiments/bert_wikipedia.py:large --workdir=runs/bert_large
 
-Data: TFDS ``wikipedia/20230601.en``, 6.7 million articles, to be prepared once in the ``array_record``
-format, which needs ``pip install -e '.[tfds]'``; the error that training gives without it has the command.
-The last 5,000 articles are held out.
+Data: TFDS ``wikipedia/20230601.en``, 6.7 million articles. Prepare it once in the ``array_record`` format,
+which needs ``pip install -e '.[tfds]'``; if the data is missing, the error message of the training program
+contains the command. The last 5,000 articles are held out.
 
-Published: perplexity 3.99 of masked words on held-out text for the shape of base, 3.23 for that of large
-(Table 6). It is of other tokens: the paper has BooksCorpus too, and a WordPiece vocabulary of lower-case
-words, where 30,522 byte pairs with case are trained here. GLUE's average is 79.6 and 82.1 after fine-tuning
-(Table 1): ``experiments/bert_glue.py`` starts from such a run with
+Published: perplexity of masked words on held-out text 3.99 for the shape of base and 3.23 for that of large
+(Table 6). These values are not directly comparable: the paper also trains on BooksCorpus and uses a
+lower-case WordPiece vocabulary, whereas this experiment trains 30,522 cased byte pairs. The average on GLUE
+after fine-tuning is 79.6 and 82.1 (Table 1). To fine-tune such a run, start ``experiments/bert_glue.py`` with
 ``--config.train.init_from=runs/bert_base``.
 
-Where the paper differs: nine tenths of its steps have sequences of 128 tokens. Here all have up to 512, one
-pair of texts to a row, for a label cannot be packed; rows of similar length share a batch.
+Difference from the paper: the paper uses sequences of 128 tokens for nine tenths of its steps. Here sequences
+have up to 512 tokens in all steps. Each row holds one pair of texts, because an example with a label cannot
+be packed with others; rows of similar length are batched together.
 
-Measured here: nothing, for want of the data and the hardware. tests/test_experiments.py trains it shrunk,
-on records with the same features.
+Measured here: nothing, because neither the data nor the hardware is available here. tests/test_experiments.py
+trains a shrunk version on generated records with the same features.
 """
 
 import ml_collections
@@ -30,7 +31,10 @@ from transformer_jax.optimizers import OptimizerConfig
 
 
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
-    """``variant``: base, large, or a smaller one of ``families.bert``. Section A.2."""
+    """Returns the config of the pretraining in section A.2.
+
+    Args: variant: base, large, or a smaller one of ``families.bert``.
+    """
     return experiment.Experiment(
         model=families.bert.config(variant, head="pretraining", scan_layers=True, dtype="bfloat16"),
         objective=MaskedLM(next_sentence=True),

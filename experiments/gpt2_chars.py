@@ -1,17 +1,18 @@
-"""GPT-2 on tiny Shakespeare, character by character, in the shape that nanoGPT trains on a CPU.
+"""Trains GPT-2 on tiny Shakespeare, character by character, in the shape that nanoGPT trains on a CPU.
 
     python -m transformer_jax.train --config=experiments/gpt2_chars.py --workdir=runs/gpt2_chars
 
-Data: data/tinyshakespeare/input.txt of github.com/karpathy/char-rnn, gzipped, in ``tinyshakespeare/`` within
-``$TRANSFORMER_JAX_DATA`` or ``data/``; the last tenth is held out, as nanoGPT does.
+Data: data/tinyshakespeare/input.txt of github.com/karpathy/char-rnn. Gzip it and store it as
+``tinyshakespeare/input.txt.gz`` under ``$TRANSFORMER_JAX_DATA`` or ``data/``. The last tenth is held out, as
+in nanoGPT.
 
-Published: 1.88 nats a character on the held-out tenth (nanoGPT's README, the same shape and steps).
+Published: 1.88 nats per character on the held-out tenth (nanoGPT's README, same shape and number of steps).
 
-Measured here, in one round of ``benchmarks/language_model.py --cpu_devices=1`` on 2 cores of a shared Intel
-Xeon (jax 0.10.2, torch 2.13.0, 2026-11-22): 1.818 after 79 s of updates. nanoGPT's own code has 1.898 on the
-same blocks (1.886 by its own estimate, from 20 batches) after 56 s: it is the faster one, 28.2 ms an update
-against 39.5 here. In another round, on 2 cores of a shared AMD EPYC (2026-11-28): 1.819 here and 1.898 there,
-47.0 ms an update here and 43.4 there.
+Measured here in one round of ``benchmarks/language_model.py --cpu_devices=1`` on 2 cores of a shared Intel
+Xeon (jax 0.10.2, torch 2.13.0, 2026-11-22): 1.818 nats after 79 s of updates. nanoGPT's own code reaches
+1.898 on the same blocks (1.886 by its own estimate, from 20 batches) after 56 s. It is faster: 28.2 ms per
+update, against 39.5 ms here. In another round, on 2 cores of a shared AMD EPYC (2026-11-28): 1.819 nats here
+and 1.898 for nanoGPT, 47.0 ms per update here and 43.4 ms for nanoGPT.
 """
 
 import ml_collections
@@ -22,11 +23,11 @@ from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import CausalLM
 from transformer_jax.optimizers import OptimizerConfig
 
-NUM_BYTES = 260  # the text has 65 different characters, all of one byte; and four special tokens
+NUM_BYTES = 260  # 256 bytes and four special tokens; the text has 65 different characters of one byte each
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """4 layers, 4 heads, width 128, context 64, batch 12, 2,000 steps, no dropout."""
+    """Returns the config: 4 layers, 4 heads, width 128, context 64, batch 12, 2,000 steps, no dropout."""
     return experiment.Experiment(
         model=families.gpt2.config(
             "small",

@@ -1,11 +1,11 @@
-"""GPT-2 (Radford et al. 2019) on OpenWebText (Gokaslan and Cohen 2019), by nanoGPT's recipe.
+"""Trains GPT-2 (Radford et al. 2019) on OpenWebText (Gokaslan and Cohen 2019) with nanoGPT's recipe.
 
     python -m transformer_jax.train --config=experiments/gpt2_openwebtext.py:small --workdir=runs/gpt2_small
 
-or ``:medium``, ``:large``, ``:xl``.
+Other variants: ``:medium``, ``:large``, ``:xl``.
 
-Data: 8,013,769 documents of the hub's Skylion007/openwebtext, to be prepared once through TFDS in the
-``array_record`` format. After ``pip install -e '.[tfds]' datasets``, in Python:
+Data: the 8,013,769 documents of Skylion007/openwebtext on the hub. Prepare them once through TFDS in the
+``array_record`` format: run ``pip install -e '.[tfds]' datasets``, then in Python
 
     import tensorflow_datasets as tfds
     tfds.dataset_builders.HuggingfaceDatasetBuilder(
@@ -15,23 +15,23 @@ Data: 8,013,769 documents of the hub's Skylion007/openwebtext, to be prepared on
         file_format="array_record",
     ).download_and_prepare()
 
-which TFDS files as ``skylion007__openwebtext/plain_text``; that this is what it is called is read from
-TFDS's code, not tried. The last 4,000 documents are held out, about as many as nanoGPT holds out.
+TFDS stores the result as ``skylion007__openwebtext/plain_text``. (This name was read from TFDS's code; the
+preparation itself has not been tried.) The last 4,000 documents are held out, about as many as in nanoGPT.
 
-Published: about 2.85 nats a token for small after this recipe, and for OpenAI's own checkpoints, untuned,
-3.12, 2.84, 2.67 and 2.54 from small to xl on held-out documents (nanoGPT's README).
+Published, in nats per token on held-out documents (nanoGPT's README): about 2.85 for small trained with this
+recipe; 3.12, 2.84, 2.67 and 2.54 for OpenAI's own checkpoints from small to xl, without fine-tuning.
 
-These are of GPT-2's vocabulary. Byte pairs trained here are other tokens, so that only a run with GPT-2's
-tokenizer.json can be compared:
+These losses are per token of GPT-2's vocabulary. By default this experiment trains its own byte pairs, whose
+losses are not comparable; for a comparison, use GPT-2's tokenizer.json:
 
     --config.data.tokenizer.path=PATH/tokenizer.json
     --config.model.pad_id=50256 --config.model.decoder_start_id=50256 --config.model.eos_id=50256
 
-Otherwise than there, a row's documents do not see each other, and linear maps and norms have biases. The
-recipe is that of small; the larger ones are published with no other.
+Differences from nanoGPT: documents packed into the same row do not attend to one another, and linear maps and
+norms have biases. The recipe is the one for small; nanoGPT publishes none for the larger variants.
 
-Measured here: nothing, for want of the data and the hardware. tests/test_experiments.py trains it shrunk,
-on records with the same features.
+Measured here: nothing, because neither the data nor the hardware is available here. tests/test_experiments.py
+trains a shrunk version on generated records with the same features.
 """
 
 import ml_collections
@@ -44,7 +44,10 @@ from transformer_jax.optimizers import OptimizerConfig
 
 
 def get_config(variant: str = "small") -> ml_collections.ConfigDict:
-    """``variant``: small (124 million parameters), medium, large or xl; 480 rows of 1,024 tokens a step."""
+    """Returns the config, with 480 rows of 1,024 tokens per step.
+
+    Args: variant: small (124 million parameters), medium, large or xl.
+    """
     return experiment.Experiment(
         model=families.gpt2.config(
             variant,

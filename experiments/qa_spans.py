@@ -1,14 +1,15 @@
-"""Answers to questions about captions of Multi30k, as spans of them: MiniLM fine-tuned as BERT is for SQuAD.
+"""Fine-tunes MiniLM, as BERT for SQuAD, to answer questions about captions with spans of the captions.
 
     python -m transformer_jax.train --config=experiments/qa_spans.py --workdir=runs/qa_spans
 
-Data: ``caption_questions``, made on first use from the English captions of Multi30k (see
-``experiments/multi30k_en_de.py``): 37,878 questions to learn from, 1,403 and 1,419 held out, each with one
-exact answer in a context of three to five captions. The checkpoint is that of ``experiments/bert_sst2.py``.
+Data: ``caption_questions``, generated on first use from the English captions of Multi30k (see
+``experiments/multi30k_en_de.py``): 37,878 questions for training, 1,403 for validation and 1,419 for testing,
+each with exactly one answer in a context of three to five captions. Checkpoint: see
+``experiments/bert_sst2.py``.
 
-Published: nothing, for the questions are made here. Choosing the sentence with most of the question's words
-and in it the nearest span of the right kind has 72.16 exact match and 85.57 F1
-(``benchmarks/caption_questions.py``).
+Published: nothing, because the questions are generated here. A baseline without learning chooses the sentence
+that shares most words with the question, and in it the nearest span of the right kind; it reaches 72.16 exact
+match and 85.57 F1 (``benchmarks/caption_questions.py``).
 
 Measured here with the commands above and below (one core of a shared Intel Xeon with AVX-512, beside other
 work, jax 0.10.2, 2026-11-23): 99.01 exact match and 99.45 F1 on the test split, after 500 updates.
@@ -28,7 +29,10 @@ CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """AdamW as in section A.3 of Devlin et al. 2019; 500 batches of 32, less than half of the questions."""
+    """Returns the config: 500 updates of 32 questions, which are less than half of the training split.
+
+    AdamW is set as in Devlin et al. 2019, section A.3.
+    """
     num_steps = 500
     return experiment.Experiment(
         model=families.bert.config("minilm", head="spans"),

@@ -1,27 +1,28 @@
-"""T5's pretraining: spans cut out of web pages (Raffel et al. 2020; version 1.1: Shazeer 2020).
+"""Pretrains T5 on web pages with span corruption (Raffel et al. 2020; version 1.1: Shazeer 2020).
 
     python -m transformer_jax.train --config=experiments/t5_c4.py:base --workdir=runs/t5_base
     python -m transformer_jax.train --config=experiments/t5_c4.py:1.1-base --workdir=runs/t5_1.1_base
 
-or ``:small``, ``:large``, ``:3b``, ``:11b``, ``:1.1-small``, ``:1.1-large``, ``:1.1-xl``, ``:1.1-xxl``. The
-largest need their parameters split over devices: ``--config.mesh.fsdp=...``.
+Other variants: ``:small``, ``:large``, ``:3b``, ``:11b``, ``:1.1-small``, ``:1.1-large``, ``:1.1-xl``,
+``:1.1-xxl``. The parameters of the largest must be sharded over devices: ``--config.mesh.fsdp=...``.
 
-Data: TFDS ``c4/en``, 365 million pages, 800 GB, to be prepared once in the ``array_record`` format, which
-needs ``pip install -e '.[tfds]' apache-beam`` and a cluster, since it begins with Common Crawl itself; the
-error that training gives without it has the command. 5,000 pages of its validation split are evaluated.
+Data: TFDS ``c4/en``, 365 million pages, 800 GB. Prepare it once in the ``array_record`` format, which needs
+``pip install -e '.[tfds]' apache-beam`` and a cluster, because the preparation starts from Common Crawl; if
+the data is missing, the error message of the training program contains the command. Evaluation uses 5,000
+pages of the validation split.
 
-Published: log-perplexity 1.677 on held-out pages for the shape of base, 1.633 for that of 1.1-base, both
-without dropout, after these 2**19 steps of 128 x 512 tokens (Shazeer 2020, Table 1). GLUE's average for
-base is 83.28 after fine-tuning (Raffel et al. 2020, Table 1).
+Published: log-perplexity on held-out pages 1.677 for the shape of base and 1.633 for that of 1.1-base, both
+without dropout, after the same 2**19 steps of 128 x 512 tokens (Shazeer 2020, Table 1). The average on GLUE
+after fine-tuning base is 83.28 (Raffel et al. 2020, Table 1).
 
-Otherwise than there, pages are packed whole or in pieces of at most 512 tokens and do not see each other,
-the vocabulary of 32,000 unigrams and 100 sentinels is trained here on English alone, and Shazeer's rate
-falls to 0 over the last tenth of the steps. Targets have rows of 512 tokens too, where the paper has 114:
-the same batch costs more. ``:base`` and its like have the first paper's dropout of 0.1, ``:1.1-...`` none;
-the released ones have seen many more pages.
+Differences from the papers: pages are packed whole or in pieces of at most 512 tokens and do not attend to
+one another; the vocabulary of 32,000 unigrams and 100 sentinels is trained here on English alone; Shazeer's
+learning rate falls to 0 over the last tenth of the steps, the one here does not. The targets are rows of 512
+tokens too, where the paper has 114, so a batch costs more. ``:base`` and the other variants of the first
+paper have its dropout of 0.1, ``:1.1-...`` have none. The released checkpoints have seen many more pages.
 
-Measured here: nothing, for want of the data and the hardware. tests/test_experiments.py trains it shrunk,
-on records with the same features.
+Measured here: nothing, because neither the data nor the hardware is available here. tests/test_experiments.py
+trains a shrunk version on generated records with the same features.
 """
 
 import ml_collections
@@ -33,18 +34,21 @@ from transformer_jax.objectives import SpanCorruption
 from transformer_jax.optimizers import OptimizerConfig
 
 SENTINELS = tuple(f"<extra_id_{i}>" for i in range(100))
-WARMUP_STEPS = 10_000  # k of the rate 1 / sqrt(max(n, k)), section 3.1.2
+WARMUP_STEPS = 10_000  # k in the learning rate 1 / sqrt(max(n, k)), section 3.1.2
 
 
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
-    """``variant``: as in ``families.t5``. Sections 3.1.2 to 3.1.4."""
+    """Returns the config of the pretraining in sections 3.1.2 to 3.1.4 of Raffel et al.
+
+    Args: variant: any of ``families.t5``.
+    """
     dropouts = ("dropout", "attention_dropout", "feedforward_dropout")
     is_large = variant in ("large", "3b", "11b", "1.1-large", "1.1-xl", "1.1-xxl")
     return experiment.Experiment(
         model=families.t5.config(
             variant,
             **(dict.fromkeys(dropouts, 0.0) if variant.startswith("1.1") else {}),
-            eos_id=2,  # of the project's own tokenizers
+            eos_id=2,  # the id that this library's own tokenizers use
             dtype="bfloat16",
             scan_layers=True,
             remat=is_large,

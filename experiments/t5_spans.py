@@ -1,14 +1,15 @@
-"""T5's span corruption on the captions of Multi30k, English and German, small enough for two cores.
+"""Pretrains T5 with span corruption on the English and German captions of Multi30k, for two CPU cores.
 
     python -m transformer_jax.train --config=experiments/t5_spans.py --workdir=runs/t5_spans
 
-What ``experiments/t5_multi30k.py`` starts from. Data: as of ``experiments/multi30k_en_de.py``.
+``experiments/t5_multi30k.py`` starts from this run. Data: see ``experiments/multi30k_en_de.py``.
 
-Published: nothing at this size; Raffel et al. 2020 pretrain on 34 billion tokens, this on about 0.8 million.
+Published: nothing at this size. Raffel et al. 2020 pretrain on 34 billion tokens, this experiment on about
+0.8 million.
 
 Measured here with the command above (one core of a shared Intel Xeon with AVX-512, beside other work, jax
-0.10.2, 2026-11-23): 1.806 nats a token of the targets of test2016, English, and 72.20 % of them right, the
-sentinels among them.
+0.10.2, 2026-11-23), on the targets of the English captions of test2016: 1.806 nats per token, and 72.20 % of
+the tokens predicted correctly, sentinels included.
 """
 
 from typing import Any
@@ -27,7 +28,7 @@ VOCAB_SIZE = 6144
 
 
 def model() -> TransformerConfig:
-    """T5 1.1 with width 256 and 3 + 3 layers, and the ids of the project's own tokenizers."""
+    """Returns a T5 1.1 with width 256, 3 + 3 layers and the ids of this library's own tokenizers."""
     return families.t5.config(
         "1.1-small",
         vocab_size=VOCAB_SIZE,
@@ -47,20 +48,20 @@ def model() -> TransformerConfig:
 
 
 def tokenizer() -> TokenizerConfig:
-    """Byte pairs of both languages, and the sentinels."""
+    """Returns the config of a byte-pair tokenizer for both languages, with the sentinels."""
     sentinels = tuple(f"<extra_id_{i}>" for i in range(NUM_SENTINELS))
     return TokenizerConfig(kind="bpe", vocab_size=VOCAB_SIZE, special_tokens=sentinels)
 
 
 def captions(language: str) -> SourceConfig:
-    """The captions of one language."""
+    """Returns the source of the captions in one language, en or de."""
     names = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
     splits: dict[str, Any] = {split: (f"multi30k/{name}.{language}.gz",) for split, name in names.items()}
     return SourceConfig(kind="text", features=(("inputs", ""),), **splits)
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Twelve hundred updates: about twice through the captions of both languages."""
+    """Returns the config: 1,200 updates, about two epochs of the captions in both languages."""
     return experiment.Experiment(
         model=model(),
         objective=SpanCorruption(),

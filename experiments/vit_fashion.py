@@ -1,18 +1,18 @@
-"""A small Vision Transformer on Fashion-MNIST (Xiao et al. 2017): 70,000 photographs of clothes, ten classes.
+"""Trains a small Vision Transformer on Fashion-MNIST: 70,000 images of clothes (Xiao et al. 2017).
 
     python -m transformer_jax.train --config=experiments/vit_fashion.py --workdir=runs/vit_fashion
 
-Data: the idx files of Debian's package dataset-fashion-mnist, or of github.com/zalandoresearch/fashion-mnist
-(data/fashion), in ``fashion-mnist/`` within ``$TRANSFORMER_JAX_DATA`` or ``data/``. The last 1,000 training
-images are for validation.
+Data: the idx files of Debian's package dataset-fashion-mnist or of github.com/zalandoresearch/fashion-mnist
+(data/fashion), in ``fashion-mnist/`` under ``$TRANSFORMER_JAX_DATA`` or ``data/``. The last 1,000 training
+images are the validation split.
 
 Published: 96.7 % with a wide residual network of 8.9 million parameters, 93.4 % with two convolutions and
-half a million, both on shifted and mirrored images (the data set's README).
+half a million parameters, both trained on shifted and mirrored images (README of the data set).
 
-Measured here with the command above (2 cores of a shared AMD EPYC, jax 0.10.2, 2026-11-28): 91.07 % of the
-test images after 1,673 s of training. On a shared Intel Xeon, 2026-11-23: 91.37 % after 1,884 s with
-``--config.train.num_steps=19500`` beside other work, 90.72 % after 1,572 s with 55,000 images, 13,000 steps
-and no smoothing on one core, and 90.31 % with a width of 192 and dropout of 0.1.
+Measured here with the command above (2 cores of a shared AMD EPYC, jax 0.10.2, 2026-11-28): 91.07 % test
+accuracy after 1,673 s of training. On a shared Intel Xeon, 2026-11-23: 91.37 % after 1,884 s with
+``--config.train.num_steps=19500`` beside other work; 90.72 % after 1,572 s on one core with 55,000 images,
+13,000 steps and no label smoothing; and 90.31 % with width 192 and dropout 0.1.
 """
 
 import ml_collections
@@ -38,12 +38,12 @@ LABELS = (
 
 
 def images(part: str, slice: str = "") -> tuple[str, ...]:
-    """The two files of a part, images and labels."""
+    """Returns the names of the image and label files of a part (train or t10k), with a slice."""
     return tuple(f"fashion-mnist/{part}-{name}-ubyte.gz{slice}" for name in ("images-idx3", "labels-idx1"))
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Patches of 7 x 7 pixels, width 128, 4 layers; images shifted by a pixel and mirrored."""
+    """Returns the config: patches of 7 x 7 pixels, width 128, 4 layers; images are shifted and mirrored."""
     return experiment.Experiment(
         model=families.vit.config(
             "Ti/16",

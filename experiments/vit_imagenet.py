@@ -1,27 +1,26 @@
-"""Vision Transformers on ImageNet alone (Dosovitskiy et al. 2021; Ti and S: Touvron et al. 2021, "DeiT").
+"""Trains Vision Transformers on ImageNet (Dosovitskiy et al. 2021; Ti and S: Touvron et al. 2021, "DeiT").
 
     python -m transformer_jax.train --config=experiments/vit_imagenet.py:B/16 --workdir=runs/vit_b16
 
-or ``:Ti/16``, ``:S/16``, ``:B/32``, ``:L/16`` and any other of ``families.vit``; what follows the colon may
-have a slash.
+Other variants: ``:Ti/16``, ``:S/16``, ``:B/32``, ``:L/16`` and every other one of ``families.vit``.
 
-Data: TFDS ``imagenet2012``, 1,281,167 photographs to train on and 50,000 to validate, to be prepared once
-in the ``array_record`` format, which needs ``pip install -e '.[tfds]'`` and the files of image-net.org in
-``downloads/manual`` within the data folder; the error that training gives without it has the command. The
-labels of its test split are not public: as everywhere, the validation split is what is scored. The host
-keeps its 50,000 images ready, 7.5 GB, twice that while it makes batches of them. One thread of each process
-decodes all images and cuts parts out, for which a fast accelerator will have to wait.
+Data: TFDS ``imagenet2012``, 1,281,167 images for training and 50,000 for validation. Prepare it once in the
+``array_record`` format, which needs ``pip install -e '.[tfds]'`` and the files of image-net.org in
+``downloads/manual`` under the data folder; if the data is missing, the error message of the training program
+contains the command. The labels of the test split are not public, so the validation split is evaluated. The
+host keeps its 50,000 images in memory: 7.5 GB, and twice as much while it makes batches of them. In each
+process one thread decodes and crops all images, so a fast accelerator will wait for it.
 
-Published: 77.9 % for B/16 and 76.5 % for L/16, trained so but with batches of 4,096, and fine-tuned on
-images of 384 pixels (Dosovitskiy et al. 2021, Tables 3 and 5). DeiT has 72.2 % (Ti), 79.8 % (S) and 81.8 %
-(B) at 224 pixels, with augmentations that are not here: RandAugment, Mixup, CutMix, random erasing,
-repeated augmentation, stochastic depth. Less than that is to be expected.
+Published: 77.9 % for B/16 and 76.5 % for L/16, with this recipe but batches of 4,096, after fine-tuning on
+images of 384 pixels (Dosovitskiy et al. 2021, Tables 3 and 5). DeiT reaches 72.2 % (Ti), 79.8 % (S) and 81.8
+% (B) at 224 pixels, with augmentations that this library does not have: RandAugment, Mixup, CutMix, random
+erasing, repeated augmentation, stochastic depth. Expect lower accuracy here.
 
-Batches are a quarter of the paper's, and so is the rate; the warm-up has four times its 10,000 steps. The
-head is one linear map, where the paper pretrains with a hidden layer.
+The batch size and the learning rate are a quarter of the paper's, and the warm-up has four times its 10,000
+steps. The head is one linear map; the paper pretrains with a hidden layer in the head.
 
-Measured here: nothing, for want of the data and the hardware. tests/test_experiments.py trains it shrunk,
-on photographs of many sizes in records with the same features.
+Measured here: nothing, because neither the data nor the hardware is available here. tests/test_experiments.py
+trains a shrunk version on generated images of many sizes with the same features.
 """
 
 import ml_collections
@@ -36,14 +35,17 @@ IMAGES, EPOCHS, BATCH_SIZE, SIDE = 1_281_167, 300, 1024, 224
 
 
 def get_config(variant: str = "B/16") -> ml_collections.ConfigDict:
-    """``variant``: size and patch, such as B/16. Random parts of images, mirrored or not; Table 3."""
+    """Returns the config of Table 3: randomly cropped images, half of them mirrored.
+
+    Args: variant: size and patch, such as B/16.
+    """
     return experiment.Experiment(
         model=families.vit.config(
             variant,
             image_shape=(SIDE, SIDE, 3),
             num_labels=1000,
             dropout=0.1,
-            feedforward_dropout=0.1,  # within the MLP too, as in the released code
+            feedforward_dropout=0.1,  # inside the feed-forward network too, as in the released code
             dtype="bfloat16",
             scan_layers=True,
             remat=variant[0] in "LH",
@@ -59,7 +61,7 @@ def get_config(variant: str = "B/16") -> ml_collections.ConfigDict:
                 test=(),
             ),
             batch_size=BATCH_SIZE,
-            window=2 * BATCH_SIZE,  # these are in memory as they were photographed
+            window=2 * BATCH_SIZE,  # small, because images wait here in their original size
         ),
         optimizer=OptimizerConfig(
             name="adamw",

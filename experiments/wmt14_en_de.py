@@ -1,17 +1,18 @@
-"""WMT 2014 English to German: the paper's own experiment (Vaswani et al. 2017, sections 5 and 6.1).
+"""Translates WMT 2014 English to German, the paper's own experiment (Vaswani et al. 2017, sections 5, 6.1).
 
     python -m transformer_jax.train --config=experiments/wmt14_en_de.py:base --workdir=runs/wmt14_base
     python -m transformer_jax.train --config=experiments/wmt14_en_de.py:big --workdir=runs/wmt14_big
 
-Data: TFDS ``wmt14_translate/de-en``, 4.5 million pairs, to be prepared once in the ``array_record`` format,
-which needs ``pip install -e '.[tfds]'``; the error that training gives without it has the command.
+Data: TFDS ``wmt14_translate/de-en``, 4.5 million pairs. Prepare it once in the ``array_record`` format, which
+needs ``pip install -e '.[tfds]'``; if the data is missing, the error message of the training program contains
+the command.
 
-Published: newstest2014 BLEU 27.3 (base, 100,000 steps) and 28.4 (big, 300,000 steps), Table 2, on tokenised
-text; not the same measure as sacreBLEU on raw text, which is what is reported here. There each batch held
-about 25,000 source and 25,000 target tokens; here 24,576 a side, padding included.
+Published: newstest2014 BLEU 27.3 (base, 100,000 steps) and 28.4 (big, 300,000 steps), Table 2. These are of
+tokenised text; evaluation here reports sacreBLEU on raw text, a different measure. A batch of the paper holds
+about 25,000 source and 25,000 target tokens; here 24,576 of each, padding included.
 
-Measured here: nothing, for want of the data and the hardware. tests/test_experiments.py trains it shrunk, on
-records with the same features.
+Measured here: nothing, because neither the data nor the hardware is available here. tests/test_experiments.py
+trains a shrunk version on generated records with the same features.
 """
 
 import ml_collections
@@ -28,7 +29,10 @@ WARMUP_STEPS = 4_000
 
 
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
-    """The paper's run of ``base``, ``big``, or any row of its Table 3, such as ``C-layers-2``."""
+    """Returns the config of one of the paper's models.
+
+    Args: variant: base, big, or any row of Table 3, such as C-layers-2.
+    """
     model = transformer.config(
         variant,
         vocab_size=VOCAB_SIZE,
@@ -36,7 +40,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
         dtype="bfloat16",
         **(dict(remat=True, remat_keeps="products") if variant == "big" else {}),
     )
-    # Sections 5.2 and 6.1. Rows of Table 3 were trained like base, and scored without averaging.
+    # Sections 5.2 and 6.1. The rows of Table 3 are trained like base; their checkpoints are not averaged.
     num_steps, average_last = {"base": (100_000, 5), "big": (300_000, 20)}.get(variant, (100_000, 1))
     return Experiment(
         model=model,
@@ -48,7 +52,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             tokenizer=TokenizerConfig(kind="bpe", vocab_size=VOCAB_SIZE),
             max_length=256,
             buckets=(16, 32, 64, 128),
-            tokens_per_batch=24_576,  # 96 rows of the longest, 1,536 of the shortest, which 16 devices share
+            tokens_per_batch=24_576,  # 96 rows of the longest bucket, 1,536 of the shortest: 16 divides both
             window=65_536,
         ),
         optimizer=OptimizerConfig(

@@ -1,11 +1,11 @@
-"""What counting shared words gives on ``caption_questions``, beside which a model's figures are to be read.
+"""Measures two baselines without learning on ``caption_questions``, for comparison with a model's scores.
 
     python benchmarks/caption_questions.py --folder=data
 
-Two baselines that learn nothing. ``lexical`` takes the sentence that shares most words with the question, and
-in it the span of the type that the question's words ask for ("How many": a number), the nearest to the
-shared words where there are several. ``first sentence`` takes the first such span of the context, whatever
-else the question says: what is known without reading it.
+``lexical`` chooses the sentence that shares most words with the question, and in it the span of the type that
+the question asks for ("How many": a number). If there are several such spans, it takes the one nearest to the
+shared words. ``first sentence`` takes the first span of that type in the context and ignores the rest of the
+question; it shows what can be scored without reading the question.
 
 Measured on the test split, 1,419 questions (2026-11-22): exact match 72.16 and F1 85.57 for ``lexical``,
 18.11 and 22.99 for ``first sentence``.
@@ -36,7 +36,7 @@ _BEGINNINGS = re.compile(r"^.*?(?= is | are | \w+(?:ing|s) |\.$)")
 _THINGS = re.compile(
     r"(?<=ing )(?:an? |the |his |her |their )?[^.,]*?(?= in | on | at | with | while | and |[.,])"
 )
-_TYPES = {  # of answers, by words of the question; the first that is in it counts
+_TYPES = {  # words of a question -> pattern of its answers; the first entry found in the question applies
     "What colour": _COLOURS,
     "How many": _NUMBERS,
     "Where": _PLACES,
@@ -49,34 +49,42 @@ _TYPES = {  # of answers, by words of the question; the first that is in it coun
 
 
 def lexical_answer(question: str, context: str) -> str:
-    """The nearest span of the right type in the sentence with most of the question's words; or all of it."""
-    wanted = _content(question)
-    sentence = max(_sentences(context), key=lambda text: len(wanted & _content(text)))
-    places = [match.start() for match in re.finditer(r"[\w'-]+", sentence) if _content(match[0]) & wanted]
+    """Returns the nearest span of the right type in the sentence that shares most words with the question.
+
+    Returns the whole sentence if it has no such span.
+    """
+    question_words = _content(question)
+    sentence = max(_sentences(context), key=lambda text: len(question_words & _content(text)))
+    words = re.finditer(r"[\w'-]+", sentence)
+    starts = [match.start() for match in words if _content(match[0]) & question_words]
     spans = list(_TYPES[asked_for(question)].finditer(sentence))
     if not spans:
         return sentence
-    middle = sum(places) / len(places) if places else 0
+    middle = sum(starts) / len(starts) if starts else 0
     return min(spans, key=lambda span: abs(span.start() - middle))[0]
 
 
 def first_sentence_answer(question: str, context: str) -> str:
-    """The first span of the right type in the context; or the first sentence."""
+    """Returns the first span of the right type in the context, or else the first sentence."""
     sentences = _sentences(context)
     pattern = _TYPES[asked_for(question)]
     return next((match[0] for text in sentences for match in pattern.finditer(text)), sentences[0])
 
 
 def asked_for(question: str) -> str:
-    """The words of a question that say of which type its answer is."""
+    """Returns the words of a question that determine the type of its answer, a key of ``_TYPES``."""
     return next(text for text in _TYPES if text in question)
 
 
 def scores(answer: Callable[[str, str], str], examples: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Exact match and F1, in per cent."""
+    """Returns exact match and F1 in per cent.
+
+    Args: answer: returns an answer to a question (first argument) from its context (second). examples: the
+    examples of ``caption_questions``.
+    """
     predictions = [answer(example["inputs"], example["context"]) for example in examples]
-    found = squad_scores(predictions, [example["answers"] for example in examples])
-    return found["exact_match"], found["f1"]
+    figures = squad_scores(predictions, [example["answers"] for example in examples])
+    return figures["exact_match"], figures["f1"]
 
 
 def _sentences(context: str) -> list[str]:
@@ -84,7 +92,7 @@ def _sentences(context: str) -> list[str]:
 
 
 def _content(text: str) -> set[str]:
-    """The words of a text by their beginnings, so that "sits" and "sitting" are the same."""
+    """Returns the content words of a text, stemmed so that "sits" and "sitting" are equal."""
     found = re.findall(r"[\w'-]+", text.lower())
     return {
         re.sub(r"(?:'s|ing|es|s|e)$", "", word)[:6] for word in found if not _SAYS_NOTHING.fullmatch(word)
@@ -95,7 +103,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", default="", help="data folder; else $TRANSFORMER_JAX_DATA, else data")
+    parser.add_argument(
+        "--folder", default="", help="data folder (default: $TRANSFORMER_JAX_DATA, else data)"
+    )
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     arguments = parser.parse_args()
     source = load_source(dataclasses.replace(SOURCE, folder=arguments.folder), arguments.split)

@@ -1,26 +1,28 @@
-"""Accuracy of fine-tuning a BERT checkpoint to classify texts, in PyTorch with Hugging Face transformers.
+"""Measures the accuracy of a BERT checkpoint fine-tuned to classify texts with PyTorch and transformers.
 
     python benchmarks/finetune_peer.py --task=sst2 --model=FOLDER
     python benchmarks/finetune_peer.py --task=trec --model=FOLDER --rates=2e-4 --seeds=0,1,2
 
-This is what the project's own fine-tuning experiments are held against: the same checkpoint, data and recipe
+The project's own fine-tuning experiments are compared with this program: the same checkpoint, data and recipe
 in the implementation most people use. It needs torch and transformers (the environment of ``make parity``)
 and nothing of this project. ``--model`` is a folder with config.json, model.safetensors and a tokenizer.
 
-The recipe is that of BERT (Devlin et al. 2019, section 4.1 and appendix A.3): AdamW with decay 0.01 of all
-but biases and LayerNorms, linear warm-up over a tenth of the updates and linear decay to 0, batches of 32,
-dropout 0.1, gradients clipped to norm 1, texts cut to 96 tokens, 3 epochs of SST-2 and 5 of TREC, the head on
-the pooled [CLS] drawn from N(0, 0.02). All in float32. Batches are made of texts of about one length.
+The recipe is that of BERT (Devlin et al. 2019, section 4.1 and appendix A.3): AdamW with weight decay 0.01 on
+everything except biases and LayerNorms, linear warm-up over the first tenth of the updates and linear decay
+to 0, batches of 32, dropout 0.1, gradients clipped to norm 1, texts truncated to 96 tokens, 3 epochs of SST-2
+and 5 of TREC, and a head on the pooled [CLS] initialized from N(0, 0.02). Everything is float32. A batch
+holds texts of similar length.
 
-Given several ``--rates``, each is tried with the first seed and fewer epochs (1 of SST-2, 2 of TREC, warm-up
-and decay shrunk with them), and the best on held-out texts is taken: SST-2's own validation split, or TREC's
-last 452 training questions, which the final models learn from too.
+If ``--rates`` lists several learning rates, the program trains with each of them on the first seed for fewer
+epochs (1 of SST-2, 2 of TREC, with a warm-up and decay of the same proportions) and keeps the one with the
+best held-out accuracy. The held-out texts are SST-2's validation split, or the last 452 training questions of
+TREC, on which the final models train too.
 
-Beside the seconds of a training stands the processor time of all its threads, on which other work on the
-machine has less influence.
+For each training the program prints the elapsed seconds and the processor time of all threads. Other work on
+the machine affects the processor time less.
 
 Data, in ``--data`` or $TRANSFORMER_JAX_DATA: ``sst2/{train,dev,test}.txt.gz``, lines "label text", and
-``trec/{train,test}.txt.gz``, in Latin-1, lines "COARSE:fine text", of which the coarse label is learned.
+``trec/{train,test}.txt.gz`` in Latin-1, lines "COARSE:fine text", of which the coarse label is the target.
 """
 
 import argparse
@@ -41,10 +43,11 @@ TREC_HELD_OUT = 452  # questions at the end of the training set
 POOL = 50 * BATCH_SIZE  # texts sorted by length together
 
 Examples = list[tuple[str, str]]  # text, label
-Encoded = list[tuple[list[int], int]]  # token ids, number of the label
+Encoded = list[tuple[list[int], int]]  # token ids, label id
 
 
 def read_split(folder: pathlib.Path, task: str, split: str) -> Examples:
+    """Returns the texts and labels of a split."""
     encoding = {"sst2": "utf-8", "trec": "latin-1"}[task]
     with gzip.open(folder / task / f"{split}.txt.gz", "rt", encoding=encoding) as file:
         lines = [line.strip().split(" ", 1) for line in file]
@@ -52,7 +55,7 @@ def read_split(folder: pathlib.Path, task: str, split: str) -> Examples:
 
 
 def encode(examples: Examples, labels: list[str], tokenizer: transformers.PreTrainedTokenizerBase) -> Encoded:
-    """[CLS] text [SEP], cut to 96 tokens, which is said."""
+    """Encodes each text as [CLS] text [SEP], truncated to 96 tokens; prints how many were truncated."""
     texts = [text for text, _ in examples]
     cut = sum(len(ids) > MAX_LENGTH for ids in tokenizer(texts, verbose=False)["input_ids"])
     if cut:
@@ -62,7 +65,7 @@ def encode(examples: Examples, labels: list[str], tokenizer: transformers.PreTra
 
 
 def collate(rows: Encoded) -> dict[str, torch.Tensor]:
-    """A batch as wide as its longest text."""
+    """Returns a batch padded to its longest text."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
     lengths = torch.tensor([len(ids) for ids, _ in rows])
@@ -71,7 +74,7 @@ def collate(rows: Encoded) -> dict[str, torch.Tensor]:
 
 
 def epoch_batches(examples: Encoded, rng: np.random.Generator) -> list[Encoded]:
-    """Every example once, in random order but for neighbours of about one length in a batch."""
+    """Returns the batches of one epoch, in random order; a batch holds texts of similar length."""
     order, batches = rng.permutation(len(examples)), []
     for start in range(0, len(order), POOL):
         pool = sorted((examples[i] for i in order[start : start + POOL]), key=lambda row: len(row[0]))
@@ -80,6 +83,7 @@ def epoch_batches(examples: Encoded, rng: np.random.Generator) -> list[Encoded]:
 
 
 def make_optimizer(model: torch.nn.Module, rate: float) -> torch.optim.AdamW:
+    """Returns AdamW with weight decay on everything except biases and LayerNorms."""
     decayed, kept = [], []
     for name, parameter in model.named_parameters():
         (kept if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
@@ -88,21 +92,23 @@ def make_optimizer(model: torch.nn.Module, rate: float) -> torch.optim.AdamW:
 
 
 def rate_factor(update: int, updates: int) -> float:
-    """Of update number ``update``, from 1: up over the first tenth, then down to 0 at the last."""
+    """Returns the factor of the learning rate at ``update``, counted from 1: rises, then falls to 0."""
     warmup = math.ceil(WARMUP * updates)
     return update / warmup if update < warmup else (updates - update) / (updates - warmup)
 
 
 class Trained(NamedTuple):
+    """Holds a fine-tuned model and what its training took."""
+
     model: torch.nn.Module
     seconds: float
     processor_seconds: float
 
 
 def fine_tune(folder: str, train: Encoded, num_labels: int, epochs: int, rate: float, seed: int) -> Trained:
-    """One training, from reading the checkpoint to the last update."""
+    """Trains once, from reading the checkpoint to the last update."""
     start, processor_start = time.perf_counter(), time.process_time()
-    torch.manual_seed(seed)  # the head and dropout
+    torch.manual_seed(seed)  # seeds the head and dropout
     rng = np.random.default_rng(seed)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=num_labels, dtype=torch.float32
@@ -127,7 +133,7 @@ def fine_tune(folder: str, train: Encoded, num_labels: int, epochs: int, rate: f
 
 
 def accuracy(model: torch.nn.Module, examples: Encoded) -> float:
-    """Percentage of examples told rightly."""
+    """Returns the percentage of examples that the model classifies correctly."""
     model.eval()
     rows, correct = sorted(examples, key=lambda row: len(row[0])), 0
     with torch.inference_mode():
@@ -143,7 +149,9 @@ def main() -> None:
     parser.add_argument("--task", choices=tuple(EPOCHS), required=True)
     parser.add_argument("--model", required=True, help="folder of the checkpoint")
     parser.add_argument("--data", default=os.environ.get("TRANSFORMER_JAX_DATA", "data"))
-    parser.add_argument("--rates", default="5e-5,1e-4,2e-4", help="peak learning rates; one is not searched")
+    parser.add_argument(
+        "--rates", default="5e-5,1e-4,2e-4", help="peak learning rates; several are compared first"
+    )
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()

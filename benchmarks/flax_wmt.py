@@ -1,23 +1,23 @@
-"""Transformer big's training step for v5e:4x4 beside that of Flax's own example, as XLA counts both.
+"""Compares the compiled training step of Transformer big for v5e:4x4 with that of Flax's WMT example.
 
     git clone https://github.com/google/flax FLAX
     .venv-plan/bin/python -m benchmarks.flax_wmt --flax=FLAX
 
-Both are compiled ahead of time for the same slice, with 32 rows of 256 tokens a side and chip, a vocabulary
-of 37,000, bfloat16 products and Adam; nothing is run. The example (examples/wmt) is taken as it is, with its
-0.1 of attention dropout, which the paper does not have; what it needs of TensorFlow and CLU around its
-training step is replaced by stand-ins, and ``pmap`` by ``shard_map``. Ours has its layers unrolled, as the
-example's are, for XLA counts the body of a loop once.
+Both steps are compiled ahead of time for the same slice, and nothing is executed: 32 rows of 256 tokens on
+each side per chip, a vocabulary of 37,000, bfloat16 products and Adam. The example (examples/wmt) is used
+unmodified, with its attention dropout of 0.1, which the paper does not have. Stand-ins replace the parts of
+TensorFlow and CLU that it imports around its training step, and ``shard_map`` replaces ``pmap``. Our layers
+are unrolled, as the example's are, because XLA counts the body of a loop only once.
 
-Measured on 2026-11-29, on 2 cores without an accelerator, libtpu of constraints/plan.txt, the example at
-commit 18f8f31 of 2026-07-02:
+Measured on 2026-11-29 on 2 cores without an accelerator, with the libtpu of constraints/plan.txt and the
+example at commit 18f8f31 of 2026-07-02:
 
                        peak GiB  GB accessed   TFLOP  compiled in s
     transformer_jax         6.02         79.7   10.57            127
     flax examples/wmt       6.67         87.7   11.60            429
 
-XLA counts no operations within our attention kernels (with them it is 11.22 TFLOP, as ``plan`` says). Other
-work took one of the two cores meanwhile.
+XLA does not count the operations inside our attention kernels; with them our step has 11.22 TFLOP, as
+``plan`` reports. Other work used one of the two cores meanwhile.
 """
 
 import dataclasses
@@ -45,13 +45,13 @@ from transformer_jax.planning.hardware import GIB, read_topology
 from transformer_jax.planning.planner import with_rows
 from transformer_jax.planning.programs import compile_steps, topology_devices
 
-ROWS, LENGTH = 32, 256  # a chip
+ROWS, LENGTH = 32, 256  # per chip
 STAND_INS = ("clu", "tensorflow", "bleu", "decode", "input_pipeline")
 SIDES = ("inputs", "targets")
 
 
 def compile_ours(devices: Any) -> jax.stages.Compiled:
-    """``experiments/wmt14_en_de.py:big`` without loops."""
+    """Compiles the training step of ``experiments/wmt14_en_de.py:big`` with unrolled layers."""
     experiment = with_rows(read_experiment(wmt14_en_de.get_config("big")), ROWS, len(devices))
     unrolled = dataclasses.replace(experiment.model, scan_layers=False)
     experiment = dataclasses.replace(experiment, model=unrolled)
@@ -60,17 +60,17 @@ def compile_ours(devices: Any) -> jax.stages.Compiled:
 
 
 def import_example(folder: pathlib.Path) -> tuple[Any, Any]:
-    """The modules ``models`` and ``train`` of ``examples/wmt``."""
+    """Returns the modules ``models`` and ``train`` of ``examples/wmt``."""
     if not (folder / "train.py").is_file():
-        raise app.UsageError(f"--flax: there is no {folder}/train.py; it must be a checkout of google/flax")
+        raise app.UsageError(f"--flax must be a checkout of google/flax: {folder}/train.py does not exist")
     sys.path.insert(0, str(folder))
-    importlib.import_module("flax.training.checkpoints")  # before the stand-ins, which it would use
+    importlib.import_module("flax.training.checkpoints")  # first, so that it imports no stand-ins
     with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in STAND_INS}):
         return importlib.import_module("models"), importlib.import_module("train")
 
 
 def compile_flax(devices: Any, folder: pathlib.Path) -> jax.stages.Compiled:
-    """The example's ``train_step`` with its default configuration, but for the vocabulary."""
+    """Compiles the example's ``train_step`` with its default configuration except for the vocabulary."""
     models, train = import_example(folder)
     config = models.TransformerConfig(
         vocab_size=wmt14_en_de.VOCAB_SIZE,
@@ -149,5 +149,5 @@ def main(argv: list[str]) -> None:
 FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
-    flags.DEFINE_string("flax", None, "A checkout of google/flax.", required=True)
+    flags.DEFINE_string("flax", None, "Folder of a checkout of google/flax.", required=True)
     app.run(main)

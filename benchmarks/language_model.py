@@ -1,28 +1,28 @@
-"""Seconds and loss of a small GPT on Shakespeare, here and in nanoGPT, alternating on one machine.
+"""Compares speed and loss of a small GPT on Shakespeare with nanoGPT, in alternating runs on one machine.
 
     git clone https://github.com/karpathy/nanoGPT
     python benchmarks/language_model.py --nanogpt=nanoGPT --python=PYTHON_WITH_TORCH --rounds=3
 
-nanoGPT's side is the command that its README gives for a computer without a GPU, run with its own train.py:
-4 layers, 4 heads, 128 wide, 12 blocks of 64 characters a step, 2,000 steps, no dropout. This project's is
-experiments/gpt2_chars.py on one device that has all cores, or on as many as ``--cpu_devices`` says, which
-share the batch and the cores (XLA has been seen to hang so, in the sums over devices). Each run is a process
-of its own with all cores, and they take turns. Where the two should differ in nothing but the implementation,
-``--nanogpt_flags`` changes nanoGPT's settings, such as
+nanoGPT runs the command that its README gives for a computer without a GPU, with its own train.py: 4 layers,
+4 heads, width 128, 12 blocks of 64 characters per step, 2,000 steps, no dropout. This project runs
+experiments/gpt2_chars.py on one CPU device that uses all cores. ``--cpu_devices`` sets another number of
+devices, which share the batch and the cores (XLA has been seen to hang then, in the sums over devices). Each
+run is a process of its own with all cores, and the two projects take turns. ``--nanogpt_flags`` changes
+nanoGPT's settings, for example to compare the implementations with equal hyperparameters:
 ``--nanogpt_flags="--learning_rate=2e-3 --min_lr=2e-4 --bias=True"``.
 
-Three figures, because they answer different questions:
+The program prints three figures, because they answer different questions:
 
-* the time of a step, the median over windows of 50 steps in which there was no evaluation, so that it does
-  not matter how much each side evaluates, and compiling is left out;
-* the whole command from start to end, with imports, compiling, checkpoints and each side's own evaluations,
-  every 250 steps: nanoGPT's on 40 random batches, this project's on the whole validation text;
-* the loss in nats on the last tenth of the text, after the last step, in blocks of 64 characters, one after
-  the other and each seeing nothing before it. nanoGPT's last checkpoint is scored so too, beside its own
-  estimate from 20 random batches.
+* the time per step: the median over windows of 50 steps without an evaluation, so neither compilation nor the
+amount of evaluation affects it;
+* the time of the whole command, including imports, compilation, checkpoints and each side's own evaluations
+every 250 steps: nanoGPT evaluates 40 random batches, this project the whole validation text;
+* the loss in nats on the last tenth of the text after the last step, in consecutive blocks of 64 characters,
+each without context from earlier blocks. nanoGPT's last checkpoint is evaluated in the same way, and its own
+estimate from 20 random batches is printed beside the result.
 
-The text is ``tinyshakespeare/input.txt.gz`` in ``--data`` or $TRANSFORMER_JAX_DATA. ``--python`` needs torch
-and NumPy only, which may be in another environment than this project. Nothing is written to nanoGPT's folder.
+The text is ``tinyshakespeare/input.txt.gz`` in ``--data`` or $TRANSFORMER_JAX_DATA. ``--python`` needs only
+torch and NumPy and may belong to another environment. Nothing is written to nanoGPT's folder.
 """
 
 import argparse
@@ -44,7 +44,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, EVALUATE_EVERY, WINDOW, BLOCK, ROWS = 2000, 250, 50, 64, 12
-# The README's command, and a checkpoint of the last step even where an earlier one was better.
+# The README's command; it also stores the last step's checkpoint if an earlier one was better.
 NANOGPT_FLAGS = (
     f"--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size={BLOCK} --batch_size={ROWS} "
     f"--n_layer=4 --n_head=4 --n_embd=128 --max_iters={STEPS} --lr_decay_iters={STEPS} --dropout=0.0 "
@@ -59,11 +59,11 @@ JAX_FLAGS = [
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one training took and reached."""
+    """Holds the times and the loss of one training."""
 
-    step: float  # seconds, median
-    command: float  # seconds
-    loss: float  # nats a character, of the whole validation text
+    step: float  # median seconds per step
+    command: float  # seconds of the whole command
+    loss: float  # nats per character, on the whole validation text
     parameters: int
     remark: str = ""
 
@@ -78,7 +78,10 @@ class Run:
 def run_command(
     command: list[str], folder: pathlib.Path, data: str, environment: dict[str, str] | None = None
 ) -> tuple[str, float]:
-    """What it printed, and its seconds; the end of the output and an exit where it failed."""
+    """Runs a command and returns its output and its seconds.
+
+    If the command fails, prints the end of its output and exits.
+    """
     start = time.perf_counter()
     result = subprocess.run(
         command,
@@ -94,7 +97,10 @@ def run_command(
 
 
 def write_nanogpt_data(text: str, folder: pathlib.Path) -> None:
-    """The files that nanoGPT reads: ids of the sorted characters, nine tenths of the text and the rest."""
+    """Writes the files that nanoGPT reads: train.bin (nine tenths), val.bin (the rest) and meta.pkl.
+
+    Ids are the indices of the sorted characters.
+    """
     folder.mkdir(parents=True)
     characters = sorted(set(text))
     ids = {character: number for number, character in enumerate(characters)}
@@ -107,6 +113,7 @@ def write_nanogpt_data(text: str, folder: pathlib.Path) -> None:
 
 
 def run_nanogpt(arguments: argparse.Namespace, folder: pathlib.Path) -> Run:
+    """Trains nanoGPT once and evaluates its last checkpoint."""
     checkout = pathlib.Path(arguments.nanogpt).resolve()
     with gzip.open(pathlib.Path(arguments.data, "tinyshakespeare", "input.txt.gz"), "rt") as file:
         write_nanogpt_data(file.read(), folder / "data" / "shakespeare_char")
@@ -119,7 +126,7 @@ def run_nanogpt(arguments: argparse.Namespace, folder: pathlib.Path) -> Run:
     )
     times = {int(n): 1e-3 * float(t) for n, t in re.findall(r"^iter (\d+): .* time ([\d.]+)ms", output, re.M)}
     windows = [
-        np.mean([times[n] for n in range(start + 1, start + WINDOW)])  # without the first, which may evaluate
+        np.mean([times[n] for n in range(start + 1, start + WINDOW)])  # the first step may evaluate
         for start in range(WINDOW, STEPS, WINDOW)
     ]
     estimates = dict(re.findall(r"^step (\d+): .* val loss ([\d.]+)", output, re.M))
@@ -130,7 +137,10 @@ def run_nanogpt(arguments: argparse.Namespace, folder: pathlib.Path) -> Run:
 
 
 def score_nanogpt(checkout: str, folder: pathlib.Path) -> None:
-    """Prints the loss of the checkpoint in ``folder`` on all blocks, as JSON; runs where torch is."""
+    """Prints the loss of the checkpoint in ``folder`` on all blocks, as JSON.
+
+    Runs in the Python that has torch.
+    """
     import torch  # pyright: ignore[reportMissingImports]  # an extra: not in every environment
 
     sys.path.insert(0, checkout)
@@ -155,6 +165,7 @@ def score_nanogpt(checkout: str, folder: pathlib.Path) -> None:
 
 
 def run_jax(arguments: argparse.Namespace, folder: pathlib.Path) -> Run:
+    """Trains ``experiments/gpt2_chars.py`` once."""
     config = ROOT / "experiments" / "gpt2_chars.py"
     command = [sys.executable, "-m", "transformer_jax.train", f"--config={config}", f"--workdir={folder}"]
     devices = {"JAX_NUM_CPU_DEVICES": str(arguments.cpu_devices)}
@@ -167,7 +178,7 @@ def run_jax(arguments: argparse.Namespace, folder: pathlib.Path) -> Run:
     windows = [
         (times[start + WINDOW] - times[start]) / WINDOW
         for start in range(WINDOW, STEPS, WINDOW)
-        if start not in losses  # evaluated after its line was written
+        if start not in losses  # the window begins with an evaluation
     ]
     parameters = json.loads((folder / "summary.json").read_text())["parameters"]
     return Run(float(np.median(windows)), seconds, losses[STEPS], parameters)
@@ -176,12 +187,12 @@ def run_jax(arguments: argparse.Namespace, folder: pathlib.Path) -> Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--nanogpt", help="folder of a checkout of karpathy/nanoGPT", required=True)
-    parser.add_argument("--nanogpt_flags", default="", help="more flags for its train.py, in one string")
+    parser.add_argument("--nanogpt_flags", default="", help="further flags of its train.py, in one string")
     parser.add_argument("--python", default=sys.executable, help="Python that has torch")
     parser.add_argument("--data", default=os.environ.get("TRANSFORMER_JAX_DATA", "data"))
-    parser.add_argument("--cpu_devices", type=int, default=1, help="devices of this project's side")
-    parser.add_argument("--rounds", type=int, default=3, help="trainings of each side")
-    parser.add_argument("--sides", default="nanogpt,jax", help="one of them, or both")
+    parser.add_argument("--cpu_devices", type=int, default=1, help="CPU devices of this project's side")
+    parser.add_argument("--rounds", type=int, default=3, help="number of trainings of each side")
+    parser.add_argument("--sides", default="nanogpt,jax", help="nanogpt, jax, or both")
     parser.add_argument("--score", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.score:
@@ -189,7 +200,7 @@ def main() -> None:
     arguments.data = os.path.abspath(arguments.data)
     python = shutil.which(arguments.python)
     if python is None:
-        sys.exit(f"error: --python={arguments.python} is no program; name a Python that has torch")
+        sys.exit(f"error: --python={arguments.python} was not found; name a Python that has torch")
     arguments.python = os.path.abspath(python)  # nanoGPT runs in a folder of its own
     sides = {"nanogpt": run_nanogpt, "jax": run_jax}
     runs: dict[str, list[Run]] = {side: [] for side in arguments.sides.split(",")}

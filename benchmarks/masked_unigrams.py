@@ -1,9 +1,9 @@
-"""What guessing by frequency alone has on a masked language model's held-out tokens: a floor for its figures.
+"""Measures a masked language model that predicts by token frequency alone, as a baseline for a run's figures.
 
     python benchmarks/masked_unigrams.py --workdir=runs/bert_mlm --split=test
 
-The tokens are those that the run's own evaluation masks. Each is given the share that it has among the
-training tokens, one added to every count; the guess is always the most frequent one.
+It is evaluated on the tokens that the run's own evaluation masks. The probability of a token is its share of
+the training tokens, with one added to every count; the prediction is always the most frequent token.
 """
 
 import argparse
@@ -24,13 +24,16 @@ def main() -> None:
     arguments = parser.parse_args()
     experiment = load_config(arguments.workdir)
     if not isinstance(experiment.objective, MaskedLM):
-        parser.error(f"--workdir={arguments.workdir}: its objective is {experiment.objective.name}")
+        parser.error(
+            f"--workdir={arguments.workdir} is a run with the objective {experiment.objective.name}; "
+            "it must be one with masked_lm"
+        )
     loss, accuracy, count = score(experiment, arguments.workdir, arguments.split)
     print(f"{count:,} masked tokens of {arguments.split}: loss {loss:.4f}, accuracy {100 * accuracy:.2f} %")
 
 
 def score(experiment: Experiment, workdir: pathlib.Path, split: str) -> tuple[float, float, int]:
-    """Mean loss in nats, accuracy, and of how many tokens."""
+    """Returns the mean loss in nats, the accuracy (from 0 to 1) and the number of masked tokens."""
     tokenizer = load_tokenizer(workdir, experiment)
     training = load_sources(experiment.data.sources, "train")
     counts = np.ones(tokenizer.vocab_size)

@@ -1,18 +1,18 @@
-"""Seconds per train step of the encoder–decoder here and in PyTorch eager, alternating on one machine.
+"""Compares the seconds per train step of an encoder–decoder here and in PyTorch eager, on one machine.
 
     make benchmark          # or: python benchmarks/train_step.py --rounds=8
 
 Both train the same shape (d_model 512, 6 + 6 layers, 8 heads, feed-forward 2,048, dropout 0.1, vocabulary
-8,192 shared three ways, batch 16 x 64 tokens a side, float32, label smoothing 0.1, Adam) on the same random
-tokens; the peer is ``torch.nn.Transformer`` with ``torch.optim.Adam`` in eager mode. Each runs in a
-process of its own, as its users run it, and they take turns: while one makes its steps the other waits. The
-figure is the ratio of the median step times; other work on the machine falls on both alike.
+8,192 shared three ways, batch 16 x 64 tokens on each side, float32, label smoothing 0.1, Adam) on the same
+random tokens. The peer is ``torch.nn.Transformer`` with ``torch.optim.Adam`` in eager mode. Each side runs in
+its own process, and the sides take turns: while one executes its steps, the other waits. The result is the
+ratio of the median step times, so other work on the machine affects both sides alike.
 
-A third process makes nothing but the step's matrix products, in JAX, forwards and backwards: no
-implementation on top of the same products can be faster than that.
+A third process computes only the matrix products of the step in JAX, forward and backward. They are a lower
+bound: no implementation that uses the same products can be faster.
 
 ``--same_malloc`` gives PyTorch's process the memory settings that this project's trainer makes
-(transformer_jax/runtime.py), which eager PyTorch does not make by itself.
+(``keep_freed_memory``), which eager PyTorch does not make by itself.
 """
 
 import argparse
@@ -33,13 +33,17 @@ SIDES = ("jax", "torch", "products")
 
 
 def random_tokens() -> tuple[np.ndarray, np.ndarray]:
+    """Returns input and target tokens, int32 arrays (ROWS, LENGTH)."""
     rng = np.random.default_rng(0)
     inputs, targets = rng.integers(4, VOCAB_SIZE, (2, ROWS, LENGTH)).astype(np.int32)
     return inputs, targets
 
 
 def jax_step() -> tuple[Callable[[], float], dict[str, object]]:
-    """This project's own trainer step; returns the loss, which waits for it."""
+    """Returns a function that executes this project's train step, and facts to print.
+
+    The function returns the loss, for which it waits.
+    """
     import jax
 
     from transformer_jax import partitioning
@@ -57,7 +61,7 @@ def jax_step() -> tuple[Callable[[], float], dict[str, object]]:
             "base",
             vocab_size=VOCAB_SIZE,
             max_length=MAX_LENGTH,
-            # What torch.nn.Transformer does with one dropout and by default.
+            # The defaults of torch.nn.Transformer, which has a single dropout rate.
             dropout=DROPOUT,
             attention_dropout=DROPOUT,
             feedforward_dropout=DROPOUT,
@@ -87,14 +91,17 @@ def jax_step() -> tuple[Callable[[], float], dict[str, object]]:
 
 
 def products_step() -> tuple[Callable[[], float], dict[str, object]]:
-    """The matrix products of a step: ``x W``, ``dy W^T``, ``x^T dy`` of each map, and those of attention."""
+    """Returns a function that computes the matrix products of a step, and facts to print.
+
+    The products are ``x W``, ``dy W^T`` and ``x^T dy`` of each linear map, and those of attention.
+    """
     import jax
 
     from transformer_jax.runtime import keep_freed_memory
 
     keep_freed_memory()
     rows, head_size, attentions = ROWS * LENGTH, D_MODEL // NUM_HEADS, 3 * NUM_LAYERS
-    maps = {  # inputs, outputs: how many; encoder and decoder
+    maps = {  # (inputs, outputs): number of such maps in encoder and decoder
         (D_MODEL, D_MODEL): 4 * attentions,
         (D_MODEL, D_FEEDFORWARD): 2 * NUM_LAYERS,
         (D_FEEDFORWARD, D_MODEL): 2 * NUM_LAYERS,
@@ -108,7 +115,7 @@ def products_step() -> tuple[Callable[[], float], dict[str, object]]:
         multiplications += count * 3 * rows * inputs * outputs
     for _ in range(attentions):
         heads = rng.random((4, ROWS * NUM_HEADS, LENGTH, head_size), np.float32)  # Q, K, V, gradient
-        weights = rng.random((2, ROWS * NUM_HEADS, LENGTH, LENGTH), np.float32)  # and gradient
+        weights = rng.random((2, ROWS * NUM_HEADS, LENGTH, LENGTH), np.float32)  # weights and their gradient
         head_arrays.append((*heads, *weights))
         multiplications += 6 * ROWS * NUM_HEADS * LENGTH**2 * head_size
 
@@ -132,7 +139,10 @@ def products_step() -> tuple[Callable[[], float], dict[str, object]]:
 
 
 def torch_step() -> tuple[Callable[[], float], dict[str, object]]:
-    """The same step in eager PyTorch, the causal mask given as a hint so that it may use its fast path."""
+    """Returns a function that executes the same step in eager PyTorch, and facts to print.
+
+    The causal mask is also given as a hint (``tgt_is_causal``), so that PyTorch may use its fast path.
+    """
     import torch  # pyright: ignore[reportMissingImports]  # an extra: not in every environment
     from torch import nn  # pyright: ignore[reportMissingImports]
 
@@ -181,13 +191,13 @@ def torch_step() -> tuple[Callable[[], float], dict[str, object]]:
 
 
 def worker(side: str, same_malloc: bool) -> None:
-    """Makes as many steps as each line of standard input says, and prints their seconds as JSON."""
+    """Executes as many steps as each line of standard input says, and prints their seconds as JSON."""
     if side == "torch" and same_malloc:
         from transformer_jax.runtime import keep_freed_memory
 
         keep_freed_memory()
     run, facts = {"jax": jax_step, "torch": torch_step, "products": products_step}[side]()
-    losses = [run() for _ in range(3)]  # compiled, memory touched
+    losses = [run() for _ in range(3)]  # warm-up: compiles, and touches all memory
     print(json.dumps(facts | {"first_losses": losses}), flush=True)
     for line in sys.stdin:
         seconds = []
@@ -200,9 +210,11 @@ def worker(side: str, same_malloc: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=8, help="turns that each side gets")
-    parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
-    parser.add_argument("--same_malloc", action="store_true", help="the trainer's memory settings for both")
+    parser.add_argument("--rounds", type=int, default=8, help="number of turns of each side")
+    parser.add_argument("--steps", type=int, default=3, help="steps per turn")
+    parser.add_argument(
+        "--same_malloc", action="store_true", help="use the trainer's memory settings for PyTorch too"
+    )
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

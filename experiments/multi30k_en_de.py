@@ -2,8 +2,8 @@
 
     python -m transformer_jax.train --config=experiments/multi30k_en_de.py --workdir=runs/multi30k
 
-Data: the files named in ``get_config``, from github.com/multi30k/dataset (data/task1/raw). Gzip them and store
-them in ``multi30k/`` under ``$TRANSFORMER_JAX_DATA`` or ``data/``.
+Data: the files named in ``get_config``, from github.com/multi30k/dataset (data/task1/raw). Gzip them and
+store them in ``multi30k/`` under ``$TRANSFORMER_JAX_DATA`` or ``data/``.
 
 Published: a text-only Transformer with 4 layers, width 128 and 2.6 million parameters reaches about 41.0 BLEU
 on test2016, lower-cased and tokenised (Wu et al. 2021, "Good for Misconceived Reasons"). Reported to us, not

@@ -4,17 +4,17 @@
         --config=experiments/wmt14_en_de.py:big --workdir=/mnt/runs/big --config.mesh.fsdp=16
     python launch/gke.py --name=big --gpus=h100:8 --nodes=2 ...
     python launch/gke.py --dry_run ...                     # prints the manifests and applies nothing
-    python launch/gke.py --sweep --wait ...                # one JobSet a member, and a table at the end
+    python launch/gke.py --sweep --wait ...                # one JobSet per member, and a table at the end
 
-All other flags are those of ``transformer_jax.train``, passed on as they are. Run folders are files, so
-``--workdir`` lies in ``--mount_path``, where a bucket (``--bucket``, by the Cloud Storage FUSE driver) or
-a volume that all hosts can write (``--claim``) is mounted. The same command again leaves what is there as
-it is: with ``--wait`` it waits for what was started before.
+The flags listed below belong to this launcher; it passes all others to ``transformer_jax.train`` unchanged.
+Every pod mounts a bucket (``--bucket``, with the Cloud Storage FUSE driver) or a volume that all hosts can
+write (``--claim``) at ``--mount_path``. Run folders are ordinary files, so ``--workdir`` must lie there.
+Repeating a command leaves existing JobSets as they are; with ``--wait`` it waits for those that it started
+before.
 
-A run that is told to stop, because its node is drained or preempted, saves and ends with a status of its
-own, whereupon JobSet starts it again, however often. After ``--max_restarts`` other failures it has
-failed. JobSet (https://jobset.sigs.k8s.io) must be installed in the cluster; docs/gke.md goes through it
-all.
+When a node is drained or preempted, the run saves, and exits with a status that makes JobSet restart it; such
+restarts are not limited. After ``--max_restarts`` other failures the JobSet fails. JobSet
+(https://jobset.sigs.k8s.io) must be installed in the cluster. docs/gke.md explains every step.
 """
 
 import collections
@@ -45,18 +45,18 @@ from transformer_jax.tpu_slices import parse_slice
 
 JOBSETS = "jobsets.jobset.x-k8s.io"
 POLL_SECONDS = 30.0
-MOST_FAILED_POLLS = 10  # one after the other
+MOST_FAILED_POLLS = 10  # consecutive failures of kubectl before waiting is given up
 STATES = {"Completed": 0, "Failed": 1}  # a JobSet's terminal states, as exit statuses
 
 FLAGS = flags.FLAGS
 
 
 class KubectlError(ValueError):
-    """What kubectl said, where it did not do what it was asked for."""
+    """Reports a command of kubectl that failed, with kubectl's own message."""
 
 
 def kubectl_command(*arguments: str) -> list[str]:
-    """A command of kubectl for the cluster that the flags choose."""
+    """Returns a kubectl command for the cluster and namespace that the flags select."""
     chosen = [f"--context={FLAGS.context}"] * bool(FLAGS.context)
     chosen += [f"--namespace={FLAGS.namespace}"] * bool(FLAGS.namespace)
     return ["kubectl", *chosen, *arguments]
@@ -65,47 +65,45 @@ def kubectl_command(*arguments: str) -> list[str]:
 def kubectl(*arguments: str, text: str | None = None) -> str:
     """Runs kubectl and returns its output.
 
-    Args:
-      text: its standard input.
+    Args: *arguments: the arguments of kubectl. text: the standard input of kubectl.
 
-    Raises:
-      KubectlError: it failed, or is not installed.
+    Raises: KubectlError: kubectl failed or is not installed.
     """
     command = kubectl_command(*arguments)
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True)
     except FileNotFoundError:
         raise KubectlError(
-            "kubectl is not installed (https://kubernetes.io/docs/tasks/tools/), or not on the path; "
-            "--dry_run needs none"
+            "kubectl is not on the path: install it (https://kubernetes.io/docs/tasks/tools/), or use "
+            "--dry_run, which does not need it"
         ) from None
     if done.returncode:
-        said = done.stderr.strip() or f"it ended with status {done.returncode}"
-        raise KubectlError(f"{shlex.join(command)}: {said}")
+        reason = done.stderr.strip() or f"it ended with status {done.returncode}"
+        raise KubectlError(f"{shlex.join(command)}: {reason}")
     return done.stdout
 
 
 def read_hardware() -> jobsets.Hardware:
-    """The machines that the flags ask for.
+    """Returns the machines that the flags request.
 
-    Raises:
-      ConfigError: there are no such machines, or flags do not go together.
+    Raises: ConfigError: no such machines exist, or two flags exclude each other.
     """
     if bool(FLAGS.topology) == bool(FLAGS.gpus):
-        raise ConfigError("name either a --topology of TPUs, such as v5e:4x4, or --gpus, such as h100:8")
+        raise ConfigError("give either --topology, such as v5e:4x4, or --gpus, such as h100:8")
     for name in ("nodes",) if FLAGS.topology else ("slices", "chips_per_host"):
         if FLAGS[name].present:
-            raise ConfigError(f"--{name} goes with {'--gpus' if FLAGS.topology else '--topology'} alone")
+            raise ConfigError(
+                f"--{name} can only be used with {'--gpus' if FLAGS.topology else '--topology'}"
+            )
     if FLAGS.topology:
         return jobsets.tpu_hardware(parse_slice(FLAGS.topology), FLAGS.slices, FLAGS.chips_per_host)
     return jobsets.gpu_hardware(FLAGS.gpus, FLAGS.nodes)
 
 
 def read_cluster() -> jobsets.Cluster:
-    """Where the flags say that it runs.
+    """Returns where the flags say that the run executes.
 
-    Raises:
-      ConfigError: a value cannot be used.
+    Raises: ConfigError: a flag has an invalid value.
     """
     names = [field.name for field in dataclasses.fields(jobsets.Cluster) if field.name != "env"]
     values: dict[str, Any] = {name: FLAGS[name].value for name in names}
@@ -113,10 +111,9 @@ def read_cluster() -> jobsets.Cluster:
 
 
 def check_workdir(run: Run, mount_path: str) -> None:
-    """Makes sure that a run folder is on what outlives a pod.
+    """Checks that a run folder is on storage that outlives a pod.
 
-    Raises:
-      ConfigError: it is not.
+    Raises: ConfigError: the folder does not lie in ``mount_path``.
     """
     workdir = pathlib.PurePosixPath(posixpath.normpath(run.workdir))
     if pathlib.PurePosixPath(mount_path) not in workdir.parents:
@@ -127,7 +124,11 @@ def check_workdir(run: Run, mount_path: str) -> None:
 
 
 def training_command(run: Run, hardware: jobsets.Hardware) -> list[str]:
-    """What runs on each host; those with TPUs find one another, those with GPUs are told."""
+    """Returns the command that runs on each host.
+
+    On TPUs the processes find one another with ``--distributed``; on GPUs the JobSet sets the variables that
+    JAX reads.
+    """
     own = [f"--stopped_status={jobsets.STOPPED_STATUS}"]
     if hardware.resource == jobsets.TPU and hardware.replicas * hardware.hosts > 1:
         own += ["--distributed"]
@@ -135,10 +136,10 @@ def training_command(run: Run, hardware: jobsets.Hardware) -> list[str]:
 
 
 def results_command(run: Run, members: Sequence[Member], states: Sequence[str]) -> list[str]:
-    """What prints the table of a sweep in the cluster, where its folder is.
+    """Returns the command that prints the table of a sweep, executed in the cluster, where its folder is.
 
-    Args:
-      states: terminal states of the members' JobSets.
+    Args: run: the run whose folder holds the sweep. members: the members of the sweep. states: terminal
+    states of the members' JobSets, in the same order.
     """
     with tempfile.TemporaryDirectory() as folder:
         begin_sweep(dataclasses.replace(run, workdir=folder), members)
@@ -155,20 +156,21 @@ def results_command(run: Run, members: Sequence[Member], states: Sequence[str]) 
 
 
 def as_yaml(manifests: Sequence[Mapping[str, Any]]) -> str:
-    """Manifests as one text that ``kubectl apply --filename=-`` takes."""
+    """Returns manifests as one YAML text for ``kubectl apply --filename=-``."""
     return "---\n".join(yaml.safe_dump(manifest, sort_keys=False, width=110) for manifest in manifests)
 
 
 def apply(manifests: Sequence[Mapping[str, Any]]) -> None:
-    """Has the cluster make JobSets; those that are there already stay as they are."""
+    """Creates JobSets in the cluster; existing ones stay as they are."""
     say(kubectl("apply", "--filename=-", text=as_yaml(manifests)).strip())
 
 
 def wait_for(names: Sequence[str]) -> list[str]:
-    """Waits until JobSets have ended, says what happens meanwhile, and returns their terminal states.
+    """Waits until JobSets have ended, and prints restarts and ends meanwhile.
 
-    Raises:
-      KubectlError: kubectl failed several times one after the other.
+    Returns: The terminal state of each JobSet.
+
+    Raises: KubectlError: kubectl failed ``MOST_FAILED_POLLS`` times in a row.
     """
     seen: dict[str, tuple[str, int]] = collections.defaultdict(lambda: ("", 0))
     failed_polls = 0
@@ -187,7 +189,7 @@ def wait_for(names: Sequence[str]) -> list[str]:
             name, status = item["metadata"]["name"], item.get("status", {})
             now = status.get("terminalState", ""), status.get("restarts", 0)
             if now[1] > seen[name][1]:
-                say(f"{name}: started again, for the {now[1]}. time")
+                say(f"{name}: restarted ({now[1]} restarts so far)")
             if now[0] and not seen[name][0]:
                 say(f"{name}: {now[0]}")
             seen[name] = now
@@ -197,18 +199,19 @@ def wait_for(names: Sequence[str]) -> list[str]:
 
 
 def _logs(name: str) -> list[str]:
-    """Of the first process, which says what there is to say."""
+    """Returns kubectl's arguments for the output of process 0, which prints the progress of the run."""
     first = f"jobset.sigs.k8s.io/job-index=0,{jobsets.COMPLETION_INDEX}=0"
     selector = f"--selector=jobset.sigs.k8s.io/jobset-name={name},{first}"
     return ["logs", f"--container={jobsets.CONTAINER}", selector]
 
 
 def launch(arguments: Sequence[str]) -> int:
-    """Does what the flags say, and returns the exit status.
+    """Does what the flags request and returns the exit status.
 
-    Raises:
-      ConfigError: a flag, the config or the sweep cannot be used; nothing was submitted.
-      KubectlError: the cluster did not take it.
+    Args: arguments: the flags of ``transformer_jax.train``.
+
+    Raises: ConfigError: a flag, the config or the sweep is invalid; nothing was submitted. KubectlError: the
+    cluster refused the JobSets.
     """
     cluster, hardware, run = read_cluster(), read_hardware(), read_run(arguments)
     remote_runs.check_config_file(run)
@@ -244,36 +247,41 @@ def launch(arguments: Sequence[str]) -> int:
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """The flags of this program."""
+    """Defines the flags of this launcher."""
     string = functools.partial(flags.DEFINE_string, flag_values=flag_values)
     boolean = functools.partial(flags.DEFINE_bool, flag_values=flag_values)
     integer = functools.partial(flags.DEFINE_integer, flag_values=flag_values)
-    string("name", None, "Of the JobSet; those of a sweep are NAME-0, NAME-1, …", required=True)
-    string("image", "", "Container image with this checkout and what it needs: see docs/gke.md.")
+    string("name", None, "Name of the JobSet; a sweep has JobSets NAME-0, NAME-1, …", required=True)
+    string("image", "", "Container image with this checkout and its dependencies; see docs/gke.md.")
     string("topology", "", "TPU slice, such as v5e:4x4, v5p:2x2x2 or v6e:16x16.")
-    integer("slices", 1, "TPU slices, joined over the data centre's network.")
-    integer("chips_per_host", None, "Of v5e:2x4 and v6e:2x4, which exist as one host of 8 too.")
-    string("gpus", "", "Kind and number of GPUs of a node, such as h100:8.")
-    integer("nodes", 1, "Nodes with GPUs; one process each.")
-    string("bucket", "", "Cloud Storage bucket to mount; the service account must have access.")
-    string("claim", "", "Instead of --bucket: a persistent volume claim that all hosts write.")
-    string("mount_path", "/mnt/runs", "Where that is mounted; --workdir lies in it.")
-    string("image_folder", "/transformer_jax", "Where the checkout is in the image.")
-    string("namespace", "", "Of Kubernetes; by default what kubectl is set to.")
-    string("context", "", "Of kubectl: which cluster; by default the one it is set to.")
-    string("service_account", "", "Of Kubernetes, with access to the bucket.")
-    string("priority_class", "", "Of the pods.")
-    string("queue", "", "Of Kueue, where the cluster has it.")
-    boolean("spot", False, "On Spot machines, which may be preempted: then it starts again.")
-    boolean("host_network", False, "Pods use their host's network: faster between slices of v6e.")
-    integer("max_restarts", 3, "Failures after which it is given up; preemptions do not count.")
-    integer("grace_seconds", 300, "Time to save in after SIGTERM; Spot machines have less.")
+    integer("slices", 1, "Number of TPU slices, which communicate over the data centre's network.")
+    integer("chips_per_host", None, "TPU chips per host; v5e:2x4 and v6e:2x4 also exist as one host of 8.")
+    string("gpus", "", "Type and number of GPUs per node, such as h100:8.")
+    integer("nodes", 1, "Number of GPU nodes, with one process each.")
+    string("bucket", "", "Cloud Storage bucket to mount; the service account must have access to it.")
+    string("claim", "", "Persistent volume claim to mount instead of --bucket; all hosts must write to it.")
+    string("mount_path", "/mnt/runs", "Where the bucket or the claim is mounted; --workdir must lie in it.")
+    string("image_folder", "/transformer_jax", "Folder of the checkout in the image.")
+    string("namespace", "", "Namespace of Kubernetes. Default: kubectl's current one.")
+    string("context", "", "Context of kubectl, which selects the cluster. Default: kubectl's current one.")
+    string("service_account", "", "Service account of Kubernetes with access to the bucket.")
+    string("priority_class", "", "Priority class of the pods.")
+    string("queue", "", "Queue of Kueue, if the cluster uses Kueue.")
+    boolean("spot", False, "Use Spot machines; a run that is preempted restarts.")
+    boolean("host_network", False, "Pods use their host's network, which is faster between slices of v6e.")
+    integer("max_restarts", 3, "Number of failures after which the JobSet fails; preemptions do not count.")
+    integer("grace_seconds", 300, "Seconds to save in after SIGTERM; Spot machines allow less.")
     flags.DEFINE_multi_string(
-        "env", [], "KEY=VALUE for all processes; may be given several times.", flag_values=flag_values
+        "env",
+        [],
+        "Environment variable KEY=VALUE of all processes; may be given several times.",
+        flag_values=flag_values,
     )
-    boolean("sweep", False, "One JobSet for each member of the experiment's sweep().")
-    boolean("wait", False, "Wait for the end, and print a sweep's table; exit status 1 if it failed.")
-    boolean("dry_run", False, "Print the manifests, for kubectl apply, and do nothing else.")
+    boolean("sweep", False, "Start one JobSet for each member of the experiment's sweep().")
+    boolean(
+        "wait", False, "Wait for the end and print a sweep's table; the exit status is 1 if a run failed."
+    )
+    boolean("dry_run", False, "Print the manifests for kubectl apply, and apply nothing.")
 
 
 def main(argv: Sequence[str]) -> None:

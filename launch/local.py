@@ -1,18 +1,18 @@
-"""Trains on several processes of this machine, which form one mesh over jax.distributed.
+"""Trains on one machine, in one or several processes that form one mesh over jax.distributed.
 
     python launch/local.py -n 4 --config=experiments/number_words.py --workdir=runs/numbers
     python launch/local.py -n 2 --devices_per_process=2 --config=... --workdir=...
     python launch/local.py --sweep --parallel=2 --config=experiments/number_words.py --workdir=runs/rates
 
-All other flags are those of ``transformer_jax.train``, passed on as they are. Each line of output begins
-with the number of the process that wrote it. When one fails, the others are ended, and what it said last is
-shown once more at the end; the exit status is its own. Ctrl-C or SIGTERM is passed on once, as SIGTERM, so
-that the run saves and stops; a second Ctrl-C kills it. Where this program is killed itself, Linux kills
-what it started.
+The flags listed below belong to this launcher; it passes all others to ``transformer_jax.train`` unchanged.
+Each line of output begins with the number of the process that wrote it. If a process fails, the launcher ends
+the others, repeats the last output of the failed one, and exits with its status. The launcher passes Ctrl-C
+or SIGTERM on once, as SIGTERM, so that the run saves and stops; a second Ctrl-C kills the run. If the
+launcher itself is killed, Linux kills the processes that it started.
 
-With ``--sweep`` each member of the experiment's ``sweep()`` is a run of its own in ``WORKDIR/MEMBER``, its
-output also in ``log.txt`` there, and a table of the results comes last. The same command goes on where a
-sweep was stopped.
+With ``--sweep``, each member of the experiment's ``sweep()`` is a run of its own in ``WORKDIR/MEMBER``. Its
+output is also in ``log.txt`` there, and the launcher prints a table of the results at the end. The same
+command continues a sweep that was stopped.
 """
 
 import os
@@ -31,31 +31,31 @@ from transformer_jax.runtime import CPU_THREADS_VARIABLE
 from transformer_jax.sweep_results import has_failures, report_results
 
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
-Command = Callable[[launching.Run], Sequence[str]]  # what is started for a run
+Command = Callable[[launching.Run], Sequence[str]]  # returns the command that each process of a run executes
 
 
 def define_flags() -> None:
-    """The launcher's own flags."""
-    flags.DEFINE_integer("num_processes", 1, "Processes of a run.", lower_bound=1, short_name="n")
+    """Defines the flags of this launcher."""
+    flags.DEFINE_integer("num_processes", 1, "Number of processes per run.", lower_bound=1, short_name="n")
     flags.DEFINE_integer(
         "devices_per_process",
         None,
-        "Devices of each process: so many virtual ones of the CPU, or the next so many GPUs. "
-        "By default 1 for several processes, and for one process whatever there is.",
+        "Devices per process: virtual CPU devices, or consecutive GPUs. Default: 1 if there are several "
+        "processes; a single process uses all devices.",
         lower_bound=1,
     )
-    flags.DEFINE_bool("sweep", False, "One run a member of the experiment's sweep().")
-    flags.DEFINE_integer("parallel", 1, "Members of a sweep at once.", lower_bound=1)
+    flags.DEFINE_bool("sweep", False, "Train each member of the experiment's sweep() as a run of its own.")
+    flags.DEFINE_integer("parallel", 1, "Number of sweep members to train at the same time.", lower_bound=1)
     flags.DEFINE_float(
         "stop_timeout",
         60.0,
-        "Seconds that a process may take to save and end, before it is killed.",
+        "Seconds that a process has to save and exit before it is killed.",
         lower_bound=0.0,
     )
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Returns a TCP port of this machine that no program listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -68,23 +68,22 @@ def environments(
     port: int,
     parallel: int = 1,
 ) -> list[dict[str, str]]:
-    """The environment of each process of a run: ``base``, with who it is and which devices are its own.
+    """Returns the environment variables of each process of a run.
 
-    Args:
-      num_processes: of the run.
-      devices_per_process: see the flag.
-      base: the environment that they share.
-      port: where the first of them will wait for the others.
-      parallel: runs at once, which share the cores.
+    They are ``base`` with the process's rank, the coordinator's address and the process's own devices.
+
+    Args: num_processes: number of processes of the run. devices_per_process: see the flag. base: the
+    environment that all processes share. port: where process 0 waits for the others. parallel: number of runs
+    at the same time, which share the cores.
     """
-    common = {"PYTHONUNBUFFERED": "1", **base}  # or a pipe would keep back what they print
+    common = {"PYTHONUNBUFFERED": "1", **base}  # otherwise Python buffers output that goes to a pipe
     is_set = _DEVICES_FLAG in base.get("XLA_FLAGS", "")
     devices = devices_per_process or 1
     if devices_per_process or (num_processes > 1 and not is_set):
-        # The last of two counts.
+        # XLA uses the last of two equal flags, so this one overrides the user's.
         common["XLA_FLAGS"] = f"{base.get('XLA_FLAGS', '')} {_DEVICES_FLAG}={devices}".strip()
     if num_processes * parallel > 1 and devices == 1 and not is_set:
-        # Each would otherwise have a thread for every core, and they would take the cores from one another.
+        # Otherwise each process would start one thread per core and they would compete for the cores.
         threads = (os.cpu_count() or 1) // (num_processes * parallel)
         common.setdefault(CPU_THREADS_VARIABLE, str(max(1, threads)))
     if num_processes == 1:
@@ -92,14 +91,14 @@ def environments(
     address = f"127.0.0.1:{port}"
     common |= {
         "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_COORDINATOR_BIND_ADDRESS": address,  # not for other machines
+        "JAX_COORDINATOR_BIND_ADDRESS": address,  # other machines cannot connect
         "JAX_NUM_PROCESSES": str(num_processes),
     }
     return [
         {
             **common,
             "JAX_PROCESS_ID": str(rank),
-            # Of GPUs; a CPU has no use for it.
+            # Selects GPUs; JAX ignores it on a CPU.
             "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, range(rank * devices, (rank + 1) * devices))),
         }
         for rank in range(num_processes)
@@ -116,19 +115,16 @@ def launch(
     stop_timeout: float = 60.0,
     command: Command = launching.Run.command,
 ) -> list[int | None]:
-    """Trains each run on processes of its own.
+    """Trains each run in processes of its own.
 
-    Args:
-      runs: what to train, in this order.
-      labels: what stands before the numbers of each run's processes; a run with one writes a log as well.
-      num_processes: of each run.
-      devices_per_process: see the flag.
-      parallel: runs at once.
-      stop_timeout: seconds to save and end in.
-      command: what each process of a run is.
+    Args: runs: the runs, in the order in which they start. labels: one per run; printed before the process
+    number on each line of output. A run with a non-empty label
+        also writes its output to a log file.
+    num_processes: number of processes per run. devices_per_process: see the flag. parallel: number of runs at
+    the same time. stop_timeout: seconds that a process has to save and exit before it is killed. command:
+    returns the command that each process of a run executes.
 
-    Returns:
-      The exit status of each run; None for one that was not started, because a signal came before.
+    Returns: The exit status of each run; None for a run that was not started because a signal came first.
     """
 
     def make_environments() -> list[dict[str, str]]:
@@ -155,10 +151,12 @@ def launch(
 
 
 def launch_sweep(run: launching.Run, members: Sequence[sweeps.Member], **settings: Any) -> bool:
-    """Trains the members that are not finished yet, and prints the table; see ``launch`` for the settings.
+    """Trains the unfinished members of a sweep and prints the table of results.
 
-    Returns:
-      Whether a member failed.
+    Args: run: the run that the flags describe. members: all members of the sweep. **settings: keyword
+    arguments of ``launch``.
+
+    Returns: True if a member failed.
     """
     left = sweeps.begin_sweep(run, members)
     launch([member.run for member in left], [member.name for member in left], **settings)
@@ -172,7 +170,9 @@ def main(argv: Sequence[str]) -> None:
     }
     with reported_errors():
         if FLAGS.parallel > 1 and not FLAGS.sweep:
-            raise ValueError("--parallel is how many members of a --sweep run at once: add --sweep")
+            raise ValueError(
+                f"--parallel={FLAGS.parallel} sets how many members of a sweep run at once: add --sweep"
+            )
         run = launching.read_run(argv[1:])
         if FLAGS.sweep:
             status = int(launch_sweep(run, sweeps.read_members(run), **settings))

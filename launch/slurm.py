@@ -1,17 +1,19 @@
-"""Trains on a Slurm cluster: writes the batch script and submits it.
+"""Trains on a Slurm cluster: writes a batch script and submits it.
 
     python launch/slurm.py --nodes=2 --gpus_per_node=8 --time=24:00:00 --requeue \\
         --config=experiments/wmt14_en_de.py:big --workdir=/shared/runs/big
-    python launch/slurm.py --dry_run ...                  # prints the script, and submits nothing
+    python launch/slurm.py --dry_run ...                  # prints the script and submits nothing
     python launch/slurm.py --sweep ...                    # a job for each member, and one for the table
 
-All other flags are those of ``transformer_jax.train``, passed on as they are. The script is
-``WORKDIR/slurm.sh``, its output ``WORKDIR/slurm-JOB.out``; WORKDIR and the checkout must be where all nodes
-see them. The processes find each other through what Slurm tells them.
+The flags listed below belong to this launcher; it passes all others to ``transformer_jax.train`` unchanged.
+The script is ``WORKDIR/slurm.sh`` and its output ``WORKDIR/slurm-JOB.out``. WORKDIR and the checkout must be
+in a file system that all nodes share. JAX finds the coordinator and the ranks in Slurm's environment
+variables.
 
-Before the time limit (``--warn_before``) the processes are told to save and stop. With ``--requeue`` the
-job then queues again and goes on where it was, as it does when Slurm takes its nodes away; it ends with the
-same bits as one that was left alone. Without, submitting it again does the same.
+``--warn_before`` seconds before the time limit, Slurm sends the processes SIGTERM, and they save and stop.
+With ``--requeue`` the job then returns to the queue and resumes from its checkpoint; the same happens when
+Slurm preempts its nodes. The result is bit-identical to that of an uninterrupted run. Without ``--requeue``,
+submit the script again to resume.
 """
 
 import dataclasses
@@ -38,35 +40,34 @@ SCRIPT_FILE = "slurm.sh"
 TABLE_SCRIPT_FILE = "slurm_results.sh"
 _TABLE_MINUTES = 15
 _SECONDS_TO_SUBMIT = 120
-_TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")  # as man sbatch has it
+_TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")  # the formats in man sbatch
 _GPUS = re.compile(r"(?:[\w.-]+:)?(\d+)")  # [TYPE:]NUMBER
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a job asks for.
+    """Describes the resources and options of a job.
 
-    Raises:
-      ValueError: a setting that Slurm or JAX would not understand.
+    Raises: ValueError: Slurm or JAX would not accept a setting.
     """
 
     nodes: int = 1
     gpus_per_node: str = "0"  # [TYPE:]NUMBER
-    tasks_per_node: int | None = None  # processes; by default one a GPU, or one a node without GPUs
+    tasks_per_node: int | None = None  # processes; default: one per GPU, or one per node without GPUs
     cpus_per_task: int | None = None
     time: str | None = None
     partition: str | None = None
     account: str | None = None
     requeue: bool = False
     warn_before: int = 180  # seconds before the time limit
-    sbatch: tuple[str, ...] = ()  # more options of sbatch
-    setup: tuple[str, ...] = ()  # lines of the script before training
+    sbatch: tuple[str, ...] = ()  # further options of sbatch
+    setup: tuple[str, ...] = ()  # lines of the script that run before training
 
     def __post_init__(self) -> None:
         if not _GPUS.fullmatch(self.gpus_per_node):
             raise ValueError(
-                f"--gpus_per_node={self.gpus_per_node} must be a number such as 8, or a kind and a number "
-                "such as h100:8"
+                f"--gpus_per_node={self.gpus_per_node} must be a number such as 8, or a GPU type and a "
+                "number such as h100:8"
             )
         if self.time is not None and not _TIME.fullmatch(self.time):
             raise ValueError(
@@ -75,8 +76,8 @@ class Settings:
             )
         if self.num_gpus and self.num_tasks not in (1, self.num_gpus):
             raise ValueError(
-                f"--tasks_per_node={self.tasks_per_node} must be {self.num_gpus}, a process for each GPU "
-                "of a node, or 1, for all of them"
+                f"--tasks_per_node={self.tasks_per_node} must be {self.num_gpus} (one process for each GPU "
+                "of a node) or 1 (one process for all of them)"
             )
         own = {line.partition("=")[0] for line in self._options()}
         own |= {"--output", "--job-name", "--chdir", "--open-mode", "--ntasks", "--array", "--dependency"}
@@ -87,21 +88,23 @@ class Settings:
                     f"--sbatch={option} must be a long option of sbatch, as in --sbatch=--mem=64G"
                 )
             if name in own:
-                raise ValueError(f"--sbatch={option}: {name} is set by this launcher's own flags")
+                raise ValueError(
+                    f"--sbatch={option}: this launcher sets {name} itself; use its own flags instead"
+                )
 
     @property
     def num_gpus(self) -> int:
-        """GPUs of a node."""
+        """Returns the number of GPUs per node."""
         match = _GPUS.fullmatch(self.gpus_per_node)
         return int(match[1]) if match else 0
 
     @property
     def num_tasks(self) -> int:
-        """Processes of a node."""
+        """Returns the number of processes per node."""
         return self.tasks_per_node or self.num_gpus or 1
 
     def _options(self) -> list[str]:
-        """Those of ``#SBATCH`` lines that say what to allocate, and for how long."""
+        """Returns the ``#SBATCH`` options that say what to allocate and for how long."""
         options = [f"--nodes={self.nodes}", f"--ntasks-per-node={self.num_tasks}"]
         if self.num_gpus:
             options.append(f"--gpus-per-node={self.gpus_per_node}")
@@ -109,56 +112,60 @@ class Settings:
             options.append(f"--cpus-per-task={self.cpus_per_task}")
         if self.time:
             options.append(f"--time={self.time}")
-        # Without "B:" it goes to the processes, not to the script, which notes how they ended.
+        # Without "B:", the signal goes to the processes but not to the script, which records their status.
         options += [f"--signal=TERM@{self.warn_before}", "--requeue" if self.requeue else "--no-requeue"]
         return options + self.queue_options()
 
     def queue_options(self) -> list[str]:
-        """Where to queue, and on whose account."""
+        """Returns the options for the partition and the account."""
         options = {"partition": self.partition, "account": self.account}
         return [f"--{name}={value}" for name, value in options.items() if value]
 
     def options(self) -> list[str]:
-        """All of them."""
+        """Returns all options of the job."""
         return [*self._options(), *self.sbatch]
 
 
 def define_flags() -> None:
-    """The launcher's own flags."""
-    flags.DEFINE_integer("nodes", 1, "Nodes of a run.", lower_bound=1)
-    flags.DEFINE_string("gpus_per_node", "0", "GPUs of each node, such as 8 or h100:8.")
+    """Defines the flags of this launcher."""
+    flags.DEFINE_integer("nodes", 1, "Number of nodes per run.", lower_bound=1)
+    flags.DEFINE_string("gpus_per_node", "0", "GPUs per node, such as 8 or h100:8.")
     flags.DEFINE_integer(
         "tasks_per_node",
         None,
-        "Processes of each node. By default one for each GPU, which is how JAX shares them out under Slurm; "
-        "1 gives all of a node to one process. Without GPUs 1 by default.",
+        "Processes per node. Default: one per GPU, which is how JAX assigns GPUs under Slurm; with 1, one "
+        "process uses all GPUs of a node. Without GPUs the default is 1.",
         lower_bound=1,
     )
-    flags.DEFINE_integer("cpus_per_task", None, "Cores of each process.", lower_bound=1)
-    flags.DEFINE_string("time", None, "Time limit, as sbatch takes it: 24:00:00 is a day.")
-    flags.DEFINE_string("partition", None, "Where to queue; by default the cluster's own choice.")
-    flags.DEFINE_string("account", None, "On whose account.")
-    flags.DEFINE_bool("requeue", False, "Queue again when the time is up or the nodes are taken.")
+    flags.DEFINE_integer("cpus_per_task", None, "CPU cores per process.", lower_bound=1)
+    flags.DEFINE_string("time", None, "Time limit in a format of sbatch, such as 24:00:00 for a day.")
+    flags.DEFINE_string("partition", None, "Partition of the cluster. Default: the cluster's own default.")
+    flags.DEFINE_string("account", None, "Account that the job is charged to.")
+    flags.DEFINE_bool("requeue", False, "Requeue the job after the time limit or a preemption.")
     flags.DEFINE_integer(
-        "warn_before", 180, "Seconds before the time limit, to save and stop in.", lower_bound=1
+        "warn_before",
+        180,
+        "Seconds before the time limit at which the run is asked to save and stop.",
+        lower_bound=1,
     )
     flags.DEFINE_multi_string(
-        "sbatch", [], "One more option of sbatch, such as --sbatch=--mem=64G; as often as needed."
+        "sbatch", [], "A further option of sbatch, such as --sbatch=--mem=64G; may be given several times."
     )
     flags.DEFINE_multi_string(
         "setup",
         [],
-        "A line of the script before training, such as --setup='module load cuda'; as often as needed.",
+        "A shell line that the script runs before training, such as --setup='module load cuda'; may be given "
+        "several times.",
     )
-    flags.DEFINE_bool("sweep", False, "One job a member of the experiment's sweep().")
-    flags.DEFINE_bool("dry_run", False, "Print what would be submitted, and do nothing.")
+    flags.DEFINE_bool("sweep", False, "Submit one job for each member of the experiment's sweep().")
+    flags.DEFINE_bool("dry_run", False, "Print the scripts and submit nothing.")
 
 
 def directive(option: str) -> str:
-    """A line of the script that gives sbatch an option, whatever is in it.
+    """Returns the ``#SBATCH`` line that gives sbatch an option, quoted if necessary.
 
-    Within double quotes sbatch takes every character as it is, but for these quotes and the backslash,
-    before which there must be a backslash (``_get_argument`` in Slurm's src/sbatch/opt.c).
+    Within double quotes sbatch takes every character literally except the double quote and the backslash,
+    which must be escaped with a backslash (``_get_argument`` in Slurm's src/sbatch/opt.c).
     """
     if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", option):
         return f"#SBATCH {option}"
@@ -169,22 +176,23 @@ def directive(option: str) -> str:
 def _header(name: str, workdir: str, options: Sequence[str]) -> list[str]:
     if "\n" in workdir or "\\" in workdir:
         raise ValueError(
-            f"the workdir {workdir!r} has a line break or a backslash: Slurm could not name its output there"
+            f"the workdir {workdir!r} contains a line break or a backslash, which Slurm cannot use in the "
+            "name of an output file; choose another --workdir"
         )
     output = f"{workdir.replace('%', '%%')}/slurm-%j.out"
     own = [f"--job-name={name}", f"--output={output}", "--open-mode=append", f"--chdir={os.getcwd()}"]
     return ["#!/bin/bash", *map(directive, [*own, *options])]
 
 
-# What the script does beside starting the processes. Bash waits for srun before it runs a trap: so it
-# outlives the signal by which Slurm ends a job, and notes how the processes ended.
+# The body of the batch script. Bash runs a trap only after srun has returned. The script therefore survives
+# the signal with which Slurm ends a job, and can record the exit status of the processes.
 _BODY = """
 workdir={workdir}
 log="slurm-$SLURM_JOB_ID.out"
 note() {{ printf '{{\\n  "log": "%s",\\n  "exit_status": %s\\n}}\\n' "$log" "$1" > "$workdir/{launch}"; }}
 newest_checkpoint() {{ ls "$workdir/{checkpoints}"/*/{commit} 2>/dev/null | sort -V | tail -n 1; }}
 
-ended_by_slurm=  # cancelled, preempted or requeued, rather than warned of the time limit
+ended_by_slurm=  # set if Slurm cancels, preempts or requeues the job, but not by the warning before the limit
 trap 'ended_by_slurm=1' TERM
 {setup}
 note null
@@ -204,10 +212,10 @@ exit "$status"
 
 _REQUEUE = """\
     if [[ "$(newest_checkpoint)" == "$before" ]]; then
-        echo "stopped before it saved a step, and would only do so again: raise --time or --warn_before"
+        echo "stopped before it saved a checkpoint, and would do so again: raise --time or --warn_before"
         exit 1
     fi
-    echo "stopped before its last step: the job is queued again, and goes on"
+    echo "stopped before its last step: the job is requeued and will resume"
     scontrol requeue "$SLURM_JOB_ID"\
 """
 
@@ -215,26 +223,23 @@ _REQUEUE = """\
 def job_script(
     run: launching.Run, name: str, settings: Settings, command: Callable[[launching.Run], Sequence[str]]
 ) -> str:
-    """The batch script of a run.
+    """Returns the batch script of a run.
 
-    Args:
-      run: what to train; its folder must be an absolute path.
-      name: of the job.
-      settings: what it asks for.
-      command: what each process is.
+    Args: run: the run to train; its folder must be an absolute path. name: the job's name. settings: the
+    job's resources and options. command: returns the command that each process executes.
     """
     tasks = settings.num_tasks * settings.nodes
     srun = [f"--nodes={settings.nodes}", f"--ntasks={tasks}", f"--ntasks-per-node={settings.num_tasks}"]
-    if settings.cpus_per_task:  # srun does not take it over from the job
+    if settings.cpus_per_task:  # srun does not inherit it from the job
         srun.append(f"--cpus-per-task={settings.cpus_per_task}")
     srun.append("--kill-on-bad-exit=1")
     if tasks > 1:
         srun.append("--label")
     setup = list(settings.setup)
-    if settings.num_gpus > settings.num_tasks:  # or JAX would take the one with the number of the process
+    if settings.num_gpus > settings.num_tasks:  # by default JAX uses only the GPU with the process's rank
         setup.append(f"export JAX_LOCAL_DEVICE_IDS={','.join(map(str, range(settings.num_gpus)))}")
     again = shlex.join(["sbatch", f"{run.workdir}/{SCRIPT_FILE}"])
-    unfinished = f"    echo {shlex.quote(f'stopped before its last step; to go on: {again}')}"
+    unfinished = f"    echo {shlex.quote(f'stopped before its last step; to resume: {again}')}"
     body = _BODY.format(
         workdir=shlex.quote(run.workdir),
         launch=launching.LAUNCH_FILE,
@@ -250,7 +255,7 @@ def job_script(
 
 
 def table_script(workdir: str, name: str, settings: Settings) -> str:
-    """The batch script that prints and writes the results of a sweep, for when all members have ended."""
+    """Returns the batch script that prints and writes the results of a sweep after all members have ended."""
     gpus = ("--gres", "--gpus", "-G")
     more = [option for option in settings.sbatch if not option.startswith(gpus)]
     options = ["--nodes=1", "--ntasks=1", f"--time={_TABLE_MINUTES}", *settings.queue_options(), *more]
@@ -260,24 +265,20 @@ def table_script(workdir: str, name: str, settings: Settings) -> str:
 
 
 def submit(script: str, path: pathlib.Path, after: Sequence[str] = ()) -> str:
-    """Writes a script and submits it.
+    """Writes a batch script and submits it.
 
-    Args:
-      script: its text.
-      path: where to keep it.
-      after: jobs that must have ended before it starts, however they ended.
+    Args: script: the text of the script. path: the file to write it to. after: numbers of the jobs that must
+    end, successfully or not, before this one starts.
 
-    Returns:
-      The number of the job.
+    Returns: The number of the job.
 
-    Raises:
-      ValueError: there is no ``sbatch`` here, or it refuses; the message is its own.
-      OSError: the script cannot be written.
+    Raises: ValueError: sbatch is not installed, or refuses the script; the message includes sbatch's own.
+    OSError: the script cannot be written.
     """
     program = shutil.which("sbatch")
     if program is None:
         raise ValueError(
-            "there is no sbatch here: submit from a node of the cluster, or see the script with --dry_run"
+            "sbatch was not found: run this on a node of the cluster, or print the script with --dry_run"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, script)
@@ -291,7 +292,7 @@ def submit(script: str, path: pathlib.Path, after: Sequence[str] = ()) -> str:
     )
     if result.returncode:
         raise ValueError(f"sbatch refused {path}: {result.stderr.strip() or result.stdout.strip()}")
-    return result.stdout.strip().partition(";")[0]  # a cluster's name may follow
+    return result.stdout.strip().partition(";")[0]  # the name of the cluster may follow
 
 
 def launch(
@@ -304,18 +305,13 @@ def launch(
 ) -> list[str]:
     """Submits a job for each run.
 
-    Args:
-      runs: what to train.
-      settings: what each job asks for.
-      table_of: the folder of a sweep, whose table a further job prints when the others have ended.
-      is_dry: print the scripts instead.
-      command: what each process of a run is.
+    Args: runs: the runs to train. settings: the resources and options of each job. table_of: folder of a
+    sweep; if given, a further job prints its table after the others have ended. is_dry: print the scripts
+    instead of submitting them. command: returns the command that each process of a run executes.
 
-    Returns:
-      The numbers of the jobs.
+    Returns: The numbers of the jobs.
 
-    Raises:
-      ValueError: as ``submit``; jobs submitted before are named.
+    Raises: ValueError: see ``submit``; the message names the jobs that were already submitted.
     """
     jobs: list[str] = []
     runs = [dataclasses.replace(run, workdir=os.path.abspath(run.workdir)) for run in runs]
@@ -337,8 +333,10 @@ def launch(
         except (ValueError, OSError) as error:
             if not jobs:
                 raise
-            already = f"{' '.join(jobs)} are submitted: scancel {' '.join(jobs)} takes them back"
-            raise ValueError(f"{error}\njobs {already}") from error
+            submitted = " ".join(jobs)
+            raise ValueError(
+                f"{error}\njobs already submitted: {submitted}; to cancel them: scancel {submitted}"
+            ) from error
         say(f"submitted job {jobs[-1]}: {path.parent}/slurm-{jobs[-1]}.out")
     return jobs
 

@@ -1,8 +1,9 @@
-"""What ``launch/tpu_vm.py run`` starts on each worker of a TPU VM: a run, or the members of a sweep in turn.
+"""Runs a training, or the members of a sweep in turn, on one worker of a TPU VM.
 
-It goes on without a connection. SIGTERM is passed on, so that the run saves and ends, and nothing more is
-started. At the end the exit status is written to ``--status_file``. Of a sweep, the first worker keeps what
-there is once: how each member ended, and the table. Other flags are those of ``transformer_jax.train``.
+``launch/tpu_vm.py run`` starts this program on each worker. It continues if the connection breaks. It passes
+SIGTERM on to the training, so that the run saves and ends, and then starts nothing more. At the end it writes
+the exit status to ``--status_file``. In a sweep only the first worker records how each member ended and
+writes the table. All flags that are not listed below belong to ``transformer_jax.train``.
 """
 
 import functools
@@ -27,7 +28,7 @@ FLAGS = flags.FLAGS
 
 
 class Programs:
-    """Starts programs one after the other, until a signal comes: the one that runs gets it as SIGTERM."""
+    """Runs programs one after the other, until SIGTERM or SIGINT; the running program then gets SIGTERM."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
@@ -42,9 +43,9 @@ class Programs:
             self._running.terminate()
 
     def run(self, command: Sequence[str]) -> int:
-        """Waits for a program and returns its exit status, as a shell has it where a signal ended it."""
+        """Runs a program and returns its exit status, 128 + N if signal N ended it, as in a shell."""
         self._running = subprocess.Popen(command, env=self._environment)
-        if self.stopped:  # while it was being started
+        if self.stopped:  # the signal came while the program was being started
             self._running.terminate()
         status = self._running.wait()
         self._running = None
@@ -52,10 +53,10 @@ class Programs:
 
 
 def training_command(run: Run, workers: str) -> list[str]:
-    """What runs on this worker; several find one another by the same list.
+    """Returns the command that trains on this worker.
 
-    Args:
-      workers: their network endpoints, parted by commas, as the metadata server has it.
+    Args: run: the run to train. workers: network endpoints of all workers, separated by commas, as the
+    metadata server lists them.
     """
     return run.command(sys.executable, *(["--distributed"] if "," in workers else []))
 
@@ -68,15 +69,15 @@ def run_all(
     is_first: bool,
     command: Callable[[Run], Sequence[str]],
 ) -> int:
-    """Runs a training, or a sweep, and returns the exit status: that of the first member that failed.
+    """Trains a run, or the members of a sweep in turn.
 
-    Args:
-      is_first: whether this worker keeps what there is once.
-      command: what is started for a run.
+    Args: run: the run that the flags describe. environment: the environment variables of the trainings.
+    sweep: train the members of the experiment's ``sweep()``. is_first: this is the first worker, which alone
+    records how members ended and writes the table. command: returns the command that trains a run.
 
-    Raises:
-      ConfigError: the sweep cannot be used.
-      OSError: what is to be kept cannot be written.
+    Returns: The exit status: the one of the run, or of the first member that failed.
+
+    Raises: ConfigError: the sweep is invalid. OSError: a record or the table cannot be written.
     """
     programs = Programs(environment)
     if not sweep:
@@ -104,19 +105,23 @@ def run_all(
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """The flags of this program."""
-    flags.DEFINE_integer("worker_number", 0, "Which of the workers this is.", flag_values=flag_values)
+    """Defines the flags of this program."""
+    flags.DEFINE_integer("worker_number", 0, "Number of this worker.", flag_values=flag_values)
     flags.DEFINE_string("workers", "", "Network endpoints of all workers.", flag_values=flag_values)
-    flags.DEFINE_string("status_file", "", "Gets the exit status.", flag_values=flag_values)
-    flags.DEFINE_multi_string("env", [], "KEY=VALUE for what is started.", flag_values=flag_values)
-    flags.DEFINE_bool("sweep", False, "The members of the experiment's sweep().", flag_values=flag_values)
+    flags.DEFINE_string("status_file", "", "File to write the exit status to.", flag_values=flag_values)
+    flags.DEFINE_multi_string(
+        "env", [], "Environment variable KEY=VALUE of the trainings.", flag_values=flag_values
+    )
+    flags.DEFINE_bool(
+        "sweep", False, "Train the members of the experiment's sweep().", flag_values=flag_values
+    )
 
 
 def main(argv: Sequence[str]) -> None:
     status = 1
     try:
         with reported_errors():
-            # This program itself was kept from the chips.
+            # JAX_PLATFORMS kept this program off the TPU chips; the trainings need them.
             environment = {key: value for key, value in os.environ.items() if key != "JAX_PLATFORMS"}
             environment |= {"PYTHONUNBUFFERED": "1"} | read_environment(FLAGS.env)
             status = run_all(

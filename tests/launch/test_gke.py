@@ -122,7 +122,7 @@ def test_it_waits_for_the_end_and_says_what_happens(launch, kubectl, capsys):
     kubectl.answer("get", jobsets(numbers=""), again, again, jobsets(numbers="Completed"))
     assert launch(*TPU, "--wait") == 0
     said = capsys.readouterr().err
-    assert said.count("started again, for the 2. time") == 1
+    assert said.count("restarted (2 restarts so far)") == 1
     assert said.count("numbers: Completed") == 1
     assert [words[:2] for words in kubectl.commands[1:]] == [["get", "jobsets.jobset.x-k8s.io"]] * 4
 
@@ -196,18 +196,20 @@ def test_kubectl_that_fails_or_is_missing_is_one_error(launch, kubectl, monkeypa
     ):
         launch(*TPU)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(gke.KubectlError, match=r"kubectl is not installed .*--dry_run needs none"):
+    with pytest.raises(
+        gke.KubectlError, match=r"kubectl is not on the path: .*--dry_run, which does not need it"
+    ):
         launch(*TPU)
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (RUN, "name either a --topology of TPUs, such as v5e:4x4, or --gpus, such as h100:8"),
-        ([*TPU, "--gpus=h100:8"], "name either a --topology"),
+        (RUN, "give either --topology, such as v5e:4x4, or --gpus, such as h100:8"),
+        ([*TPU, "--gpus=h100:8"], "give either --topology"),
         ([*TPU, "--topology=v5e:3x3"], "v5e has no topology '3x3'"),
-        ([*TPU, "--nodes=4"], "--nodes goes with --gpus alone"),
-        ([*RUN, "--gpus=h100:8", "--slices=2"], "--slices goes with --topology alone"),
+        ([*TPU, "--nodes=4"], "--nodes can only be used with --gpus"),
+        ([*RUN, "--gpus=h100:8", "--slices=2"], "--slices can only be used with --topology"),
         ([*TPU, "--chips_per_host=8"], "the hosts of v5e:4x4 have 4 chips"),
         ([*TPU, "--name=Big"], "--name=Big is no name in Kubernetes"),
         ([*TPU, "--name=" + "a" * 47], "has 47 characters"),

@@ -67,7 +67,7 @@ def test_by_default_one_process_a_node_and_no_second_start(tmp_path):
     text = script_of(tmp_path, slurm.Settings())
     found = options_of(text)
     assert "--no-requeue" in found and found["--ntasks-per-node"] == "1" and "--gpus-per-node" not in found
-    assert "scontrol requeue" not in text and f"to go on: sbatch {tmp_path}/slurm.sh" in text
+    assert "scontrol requeue" not in text and f"to resume: sbatch {tmp_path}/slurm.sh" in text
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,14 @@ def test_by_default_one_process_a_node_and_no_second_start(tmp_path):
         (dict(gpus_per_node="many"), r"--gpus_per_node=many must be a number such as 8"),
         (dict(time="soon"), r"--time=soon must be minutes"),
         (dict(time="1:2:3:4"), r"--time=1:2:3:4 must be"),
-        (dict(gpus_per_node="8", tasks_per_node=3), r"--tasks_per_node=3 must be 8, a process for each GPU"),
+        (
+            dict(gpus_per_node="8", tasks_per_node=3),
+            r"--tasks_per_node=3 must be 8 \(one process for each GPU",
+        ),
         (dict(sbatch=("mem=3",)), r"--sbatch=mem=3 must be a long option of sbatch"),
         (dict(sbatch=("-N3",)), r"--sbatch=-N3 must be a long option of sbatch"),
-        (dict(sbatch=("--nodes=3",)), r"--nodes is set by this launcher's own flags"),
-        (dict(sbatch=("--output=x",)), r"--output is set by"),
+        (dict(sbatch=("--nodes=3",)), r"this launcher sets --nodes itself"),
+        (dict(sbatch=("--output=x",)), r"sets --output itself"),
         (dict(sbatch=("--comment=a\nb",)), r"must be a long option of sbatch"),
     ],
 )
@@ -102,7 +105,7 @@ def test_a_folder_that_output_cannot_be_named_in_is_refused(tmp_path, name):
 
 def test_without_slurm_there_is_one_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match=r"there is no sbatch here: .*--dry_run"):
+    with pytest.raises(ValueError, match=r"sbatch was not found: .*--dry_run"):
         slurm.launch([run_in(tmp_path / "run")], slurm.Settings())
     assert not (tmp_path / "run").exists()
 

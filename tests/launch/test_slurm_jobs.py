@@ -115,7 +115,7 @@ def test_a_job_that_is_cancelled_saves_and_does_not_come_back(tmp_path):
     subprocess.run(["scancel", job], check=True, timeout=60)
     wait_for_end(job, tmp_path, "CANCELLED")
     log = (tmp_path / f"slurm-{job}.out").read_text()
-    assert "stops at step" in log and "queued again" not in log
+    assert "stops at step" in log and "requeued" not in log
     assert json.loads((tmp_path / "launch.json").read_text())["exit_status"] == 0
     assert (tmp_path / "checkpoints").is_dir()
 
@@ -152,12 +152,12 @@ def test_a_job_whose_time_is_up_saves_and_queues_again_where_it_may(tmp_path):
     hurry(first, tmp_path)
     wait_for_end(first, tmp_path)
     log = (tmp_path / "again" / f"slurm-{first}.out").read_text()
-    assert "queued again" in log and "process 0 is done" in log
+    assert "is requeued" in log and "process 0 is done" in log
     steps = (tmp_path / "again" / "history-0").read_text().split()
     assert steps == [str(step) for step in range(1, 2_001)]
     wait_for_end(second, tmp_path)
     log = (tmp_path / "once" / f"slurm-{second}.out").read_text()
-    assert f"to go on: sbatch {tmp_path}/once/slurm.sh" in log and "process 0 is done" not in log
+    assert f"to resume: sbatch {tmp_path}/once/slurm.sh" in log and "process 0 is done" not in log
     assert json.loads((tmp_path / "once" / "launch.json").read_text())["exit_status"] == 0
 
 

@@ -171,14 +171,14 @@ def test_the_program_itself(how):
 @pytest.mark.parametrize(
     ("step", "arguments", "problem"),
     [
-        ("create", WHERE, "create needs a --topology, such as v5e:4x4"),
+        ("create", WHERE, "the step create needs --topology, such as --topology=v5e:4x4"),
         ("create", [*WHERE, "--topology=v5e:5x5"], "v5e has no topology '5x5'"),
         ("create", [*WHERE, "--topology=tpu7x:2x2x1"], r"no TPU VMs of tpu7x: .* launch/gke.py"),
-        ("create", [*WHERE, "--topology=v5e:2x2", "--spott"], "the step create knows no --spott"),
-        ("follow", ["--zone=a", "--name=Big"], "--name=Big is no name of a TPU"),
-        ("follow", ["--zone=a", "--name=big-"], "--name=big- is no name of a TPU"),
+        ("create", [*WHERE, "--topology=v5e:2x2", "--spott"], "the step create does not accept --spott"),
+        ("follow", ["--zone=a", "--name=Big"], "--name=Big is not a valid name of a TPU"),
+        ("follow", ["--zone=a", "--name=big-"], "--name=big- is not a valid name of a TPU"),
         ("follow", [*WHERE, "--worker=-1"], "worker"),
-        ("run", [*RUN, "--workdir=runs/a"], "must be a whole path on the workers, such as /mnt/runs/run"),
+        ("run", [*RUN, "--workdir=runs/a"], "must be an absolute path on the workers, such as /mnt/runs/run"),
         ("run", [*RUN, "--workdir=gs://b/a"], "is a URL"),
         ("run", [*RUN, "--config.train.num_stepz=1"], "num_stepz"),
         ("run", [*RUN, "--env=A"], "--env=A must be KEY=VALUE"),
@@ -211,7 +211,9 @@ def test_gcloud_that_fails_or_is_missing_is_one_error(launch, tmp_path, monkeypa
     assert "(gcloud) no such node" in capfd.readouterr().err  # its own words
     assert len(gcloud.calls) == 1  # nothing is installed that was not copied
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(tpu_vm.GcloudError, match=r"gcloud is not installed .*--dry_run needs none"):
+    with pytest.raises(
+        tpu_vm.GcloudError, match=r"gcloud is not on the path: .*--dry_run, which does not need it"
+    ):
         launch("delete", *WHERE)
 
 

@@ -98,7 +98,7 @@ def test_what_is_installed(installed, tmp_path):
 def test_without_an_installation_nothing_starts(launch, workers, capfd):
     with pytest.raises(tpu_vm.GcloudError, match="status 1"):
         launch("run", *RUN)
-    assert "nothing is installed: the step install comes first" in capfd.readouterr().err
+    assert "nothing is installed: run the step install first" in capfd.readouterr().err
     with pytest.raises(tpu_vm.GcloudError, match="status 1"):
         launch("follow", *WHERE)
     assert "nothing was started here" in capfd.readouterr().err
@@ -142,7 +142,7 @@ def test_run_follow_and_stop(launch, installed, capfd, monkeypatch):
     for step, arguments in (("run", RUN), ("install", WHERE)):
         with pytest.raises(tpu_vm.GcloudError, match="status 1"):
             launch(step, *arguments)
-        assert "a run is going on: follow it, or stop it first" in capfd.readouterr().err
+        assert "a run is in progress: follow it, or stop it first" in capfd.readouterr().err
     launch("stop", *WHERE)
     launch("follow", *WHERE, "--worker=1")
     out = capfd.readouterr().out
@@ -153,7 +153,7 @@ def test_run_follow_and_stop(launch, installed, capfd, monkeypatch):
     (logs[1].parent / "status").unlink()
     with pytest.raises(tpu_vm.GcloudError, match="status 1"):
         launch("follow", *WHERE, "--worker=1")
-    assert "killed before its end" in capfd.readouterr().err
+    assert "the run was killed" in capfd.readouterr().err
 
 
 SWEEP = """

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,8 @@ from tests.training import tiny_experiment
 from transformer_jax.layers import attention_kernels
 from transformer_jax.layers.attention import KeyValue, MultiHeadAttention
 from transformer_jax.layers.attention_kernels import choose_kernel
-from transformer_jax.layers.masks import Mask
+from transformer_jax.layers.kernel import Kernel
+from transformer_jax.layers.masks import Causal, Explicit, Globals, Mask, MaskPart, Segments, Window
 from transformer_jax.models import build
 from transformer_jax.partitioning import MeshConfig, make_mesh, on_mesh, shard_batch
 from transformer_jax.placement import Attention, Placement, placed
@@ -28,24 +30,30 @@ def arrays(length: int = 256, keys: int = 256, size: int = 64, dtype: str = "bfl
 def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """The name of what is chosen for a model on one device of a platform."""
 
-    def choice(platform: str, *tensors: jax.Array, asked: Attention = "auto", obstacle: str = "") -> str:
+    def choice(
+        platform: str,
+        *tensors: jax.Array,
+        asked: Attention = "auto",
+        mask: Mask | None = None,
+        **options: Any,
+    ) -> str:
         monkeypatch.setattr(attention_kernels, "target_platform", lambda: platform)
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         with placed(Placement(mesh, {}, asked)):
-            kernel = choose_kernel(*(tensors or arrays()), Mask(), obstacle=obstacle, name="attention")
-        return "plain" if kernel is None else kernel.func.__name__
+            chosen = choose_kernel(*(tensors or arrays()), mask or Mask(), **options, name="attention")
+        return "plain" if chosen is None else chosen.NAME
 
-    attention_kernels._say_plain.cache_clear()
+    attention_kernels._warn_plain.cache_clear()
     return choice
 
 
 def test_each_platform_has_its_kernel(choose: Callable[..., str]) -> None:
-    assert choose("tpu") == "splash_attention"
-    assert choose("gpu") == "triton_attention"  # for want of cuDNN here
+    assert choose("tpu") == "splash"
+    assert choose("gpu") == "triton"  # for want of cuDNN here
     assert choose("cpu") == "plain"
     assert choose("METAL") == "plain"
     assert choose("tpu", asked="plain") == "plain"
-    assert choose("cpu", asked="splash") == "splash_attention"
+    assert choose("cpu", asked="splash") == "splash"
 
 
 def test_what_stands_in_the_way_is_said_once(
@@ -54,13 +62,14 @@ def test_what_stands_in_the_way_is_said_once(
     for _ in range(2):
         assert choose("tpu", *arrays(64, 100)) == "plain"
         assert choose("tpu", *arrays(32, 32)) == "plain"
-        assert choose("tpu", obstacle="it is Tuesday") == "plain"
+        assert choose("tpu", needs_weights="attention_dropout=0.1") == "plain"
         assert choose("gpu", *arrays(size=80)) == "plain"
     messages = [record.getMessage() for record in caplog.records]
     assert messages[:2] == [
         "attention is plain XLA on this TPU: of so few tokens a kernel computes more than 1.5 scores for "
         "each that is needed",
-        "attention is plain XLA on this TPU: it is Tuesday",
+        "attention is plain XLA on this TPU: attention_dropout=0.1 needs the attention weights, which a "
+        "kernel does not store",
     ]
     assert len(messages) == 3
     assert "cuDNN is not detected" in messages[2]
@@ -68,29 +77,114 @@ def test_what_stands_in_the_way_is_said_once(
 
 
 def test_a_cpu_says_nothing(choose: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:
-    assert choose("cpu", obstacle="it is Tuesday") == "plain"
+    assert choose("cpu", needs_weights="attention_dropout=0.1") == "plain"
     assert not caplog.records
 
 
 def test_a_kernel_that_is_asked_for_and_will_not_do_is_an_error(choose: Callable[..., str]) -> None:
     with pytest.raises(
-        ValueError, match=r"mesh.attention='splash' will not do .* a GPU has cudnn and triton"
+        ValueError, match=r"mesh.attention='splash' cannot compute .* a GPU has cudnn and triton"
     ):
         choose("gpu", asked="splash")
-    with pytest.raises(ValueError, match=r"attention_dropout=0.1 needs .* 'auto' or 'plain' will"):
-        choose("tpu", asked="splash", obstacle="attention_dropout=0.1 needs the weights")
+    with pytest.raises(
+        ValueError, match=r"attention_dropout=0.1 needs .* use mesh.attention='auto' or 'plain'"
+    ):
+        choose("tpu", asked="splash", needs_weights="attention_dropout=0.1")
     with pytest.raises(ValueError, match="cuDNN"):
         choose("cpu", asked="cudnn")
     # But one that merely does too much is what was asked for.
-    assert choose("tpu", *arrays(64, 64), asked="splash") == "splash_attention"
+    assert choose("tpu", *arrays(64, 64), asked="splash") == "splash"
+
+
+@flax.struct.dataclass
+class EverySecond(MaskPart):
+    """A part that no kernel knows: keys at even positions."""
+
+    def to_array(self, query_length: int, key_length: int) -> jax.Array:
+        return (jnp.arange(key_length) % 2 == 0)[None, None, None, :]
+
+
+@flax.struct.dataclass
+class StrictlyCausal(Causal):
+    """A part that kernels would take for a causal one if they looked at its base class."""
+
+    def to_array(self, query_length: int, key_length: int) -> jax.Array:
+        return jnp.tri(query_length, key_length, -1, bool)[None, None]
+
+
+GLOBALS = jnp.zeros((2, 256), bool)
+UNKNOWN = [
+    (EverySecond(), "EverySecond"),
+    (StrictlyCausal(), "StrictlyCausal"),
+    (Window(4, 4), "Window"),
+    (Globals(GLOBALS, GLOBALS), "Globals"),
+    (Explicit(jnp.ones((1, 1, 256, 256), bool)), "Explicit"),
+    (Causal(jnp.ones((), jnp.int32)), "Causal with an offset"),
+    (Causal(3), "Causal with an offset"),
+]
+
+
+@pytest.mark.parametrize(
+    ("part", "words"), UNKNOWN, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_no_kernel_is_given_a_mask_part_that_it_cannot_express(
+    part: MaskPart, words: str, choose: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    mask = Mask(Segments(None, jnp.ones((2, 256), jnp.int32)), part)
+    assert choose("tpu", mask=mask) == "plain"
+    assert choose("gpu", mask=mask) == "plain"
+    for_tpu, for_gpu = (record.getMessage() for record in caplog.records)
+    assert for_tpu == f"attention is plain XLA on this TPU: splash cannot express the mask part {words}"
+    assert f"triton cannot express the mask part {words}" in for_gpu
+    for name, kernel in attention_kernels.KERNELS.items():
+        with pytest.raises(
+            ValueError, match=f"mesh.attention='{name}' .* cannot express the mask part {words}"
+        ):
+            choose("cpu", asked=name, mask=mask)
+        with pytest.raises(
+            ValueError, match=f"{name} cannot express the mask part {words}.* plain attention"
+        ):
+            kernel(*arrays(), mask=mask)
+
+
+def test_kernels_take_what_they_express_once(choose: Callable[..., str]) -> None:
+    segments = Segments(None, jnp.ones((2, 256), jnp.int32))
+    assert choose("tpu", mask=Mask(Causal(), segments)) == "splash"
+    assert choose("tpu", mask=Mask(Causal(0), segments)) == "splash"
+    assert choose("tpu", mask=Mask(segments, segments)) == "plain"
+
+
+def test_a_mask_that_goes_through_jit_keeps_its_kernel(choose: Callable[..., str]) -> None:
+    names = []
+    segments = Segments(None, jnp.ones((2, 256), jnp.int32))
+    jax.eval_shape(lambda mask: names.append(choose("tpu", mask=mask)), Mask(Causal(), segments))
+    assert names == ["splash"]
+
+
+class EvenKeys(Kernel):
+    """A kernel from outside of the library, for a mask part from outside of it."""
+
+    NAME = "even"
+    PLATFORMS = frozenset({"METAL"})
+    EXPRESSES = frozenset({EverySecond})
+
+    def attend(self, query, key, value, *, mask, scale, interpret):
+        raise NotImplementedError
+
+
+def test_a_kernel_is_added_by_an_entry(choose: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attention_kernels.KERNELS, "even", EvenKeys())
+    assert choose("METAL", mask=Mask(EverySecond())) == "even"
+    assert choose("METAL", mask=Mask(Causal())) == "plain"
+    assert choose("tpu", mask=Mask()) == "splash"
 
 
 def test_several_devices_need_a_placement(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(attention_kernels, "target_platform", lambda: "tpu")
-    attention_kernels._say_plain.cache_clear()
-    assert choose_kernel(*arrays(), Mask(), obstacle="", name="attention") is None
+    attention_kernels._warn_plain.cache_clear()
+    assert choose_kernel(*arrays(), Mask(), name="attention") is None
     assert "may be split over 8 devices" in caplog.text
 
 
@@ -140,18 +234,30 @@ def test_attention_calls_the_kernel_unless_its_weights_or_a_cache_are_needed() -
     assert "pallas_call" in traced(attention(dropout=0.5))
     assert "pallas_call" not in traced(attention(), mutable=["intermediates"])
     cache = KeyValue(jnp.zeros((2, 8, 2, 16)), jnp.zeros((2, 8, 2, 16)))
-    cached = {"cache": cache, "positions": jnp.zeros((), jnp.int32), "mask": Mask(causal=True)}
+    cached = {"cache": cache, "positions": jnp.zeros((), jnp.int32), "mask": Mask(Causal())}
     assert "pallas_call" not in traced(attention(), **cached)
-    with pytest.raises(ValueError, match=r"attention_dropout=0.5 needs the weights"):
+    with pytest.raises(ValueError, match=r"attention_dropout=0.5 needs the attention weights"):
         traced(attention(dropout=0.5), train=True)
-    with pytest.raises(ValueError, match="a bias of positions is added to the scores"):
+    with pytest.raises(ValueError, match="a bias is added to the scores"):
         traced(attention(), bias=jnp.zeros((1, 2, 4, 4)))
+
+
+def test_plain_attention_computes_a_mask_part_from_outside() -> None:
+    module, x = attention(), jax.random.normal(jax.random.key(2), (2, 4, 32))
+    variables = module.init(jax.random.key(0), x, mask=Mask(), train=False)
+    found, _ = module.apply(variables, x, mask=Mask(Causal(), EverySecond()), train=False)
+    # Queries 0 and 1 attend to key 0 alone, queries 2 and 3 to keys 0 and 2.
+    np.testing.assert_allclose(found[:, 0], found[:, 1], atol=1e-6)
+    few, _ = module.apply(variables, x[:, 2:4], x[:, ::2], mask=Mask(), train=False)
+    np.testing.assert_allclose(found[:, 2:], few, atol=1e-6)
+    with pytest.raises(ValueError, match=r"'splash' cannot compute .* the mask part EverySecond"):
+        traced(module, mask=Mask(EverySecond()))
 
 
 def test_messages_name_an_attention_without_its_layer(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Any
 ) -> None:
-    attention_kernels._say_plain.cache_clear()
+    attention_kernels._warn_plain.cache_clear()
     monkeypatch.setattr(attention_kernels, "target_platform", lambda: "tpu")
     model = build(
         dataclasses.replace(tiny_experiment(tmp_path).model, num_encoder_layers=2, num_decoder_layers=2)

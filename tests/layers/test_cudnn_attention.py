@@ -1,6 +1,5 @@
 """Attention by cuDNN, without a GPU: what it is asked for, and what it is lowered to."""
 
-import functools
 import re
 
 import jax
@@ -9,9 +8,10 @@ import numpy as np
 import pytest
 
 from transformer_jax.layers.attention_ops import dot_product_attention
-from transformer_jax.layers.cudnn_attention import cudnn_attention, cudnn_obstacle
-from transformer_jax.layers.masks import Mask
+from transformer_jax.layers.cudnn_attention import CudnnAttention
+from transformer_jax.layers.masks import Causal, Mask, Segments
 
+CUDNN = CudnnAttention()
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 0, 0], [1, 2, 2, 2, 2, 3, 3, 0]], np.int32)
 MASKS = ("none", "causal", "packed causal", "keys")
 
@@ -25,8 +25,13 @@ def arrays(length: int = 8, size: int = 16, dtype: str = "bfloat16", value_size:
 def mask_of(name: str) -> Mask:
     segments = jnp.asarray(SEGMENTS)
     if name == "keys":
-        return Mask(key_segments=segments)
-    return Mask(*((segments, segments) if "packed" in name else ()), causal="causal" in name)
+        return Mask(Segments(None, segments))
+    parts = {"packed": Segments(segments, segments), "causal": Causal()}
+    return Mask(*(part for word, part in parts.items() if word in name))
+
+
+def obstacle(*given: jax.Array, mask: Mask | None = None) -> str:
+    return CUDNN.obstacle(*given, mask or Mask(), needs_weights="", bias=None)
 
 
 @pytest.fixture
@@ -53,7 +58,7 @@ def test_what_is_asked_for_is_plain_attention(
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
     mask = mask_of(name)
     given = arrays(dtype="float32")
-    found = cudnn_attention(*given, mask=mask, scale=scale)
+    found = CUDNN(*given, mask=mask, scale=scale)
     wanted = dot_product_attention(*given, mask=mask.to_array(8, 8), scale=scale)
     # Sums of 16 and of 8 products.
     np.testing.assert_allclose(found, wanted, atol=24 * 2**-24 * np.abs(wanted).max())
@@ -67,9 +72,9 @@ def test_it_is_lowered_to_its_kernels_forward_and_backward(name: str, kernel: st
     mask = mask_of(name)
 
     def loss(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return jnp.sum(cudnn_attention(query, key, value, mask=mask).astype(jnp.float32))
+        return jnp.sum(CUDNN(query, key, value, mask=mask).astype(jnp.float32))
 
-    assert cudnn_obstacle(*arrays(), mask) == ""
+    assert obstacle(*arrays(), mask=mask) == ""
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*arrays())
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert set(re.findall(r"__cudnn\$(\w+)", text)) == {kernel, f"{kernel}Backward"}
@@ -86,12 +91,12 @@ def test_it_is_lowered_to_its_kernels_forward_and_backward(name: str, kernel: st
     ],
 )
 def test_what_cudnn_does_not_take_is_said_in_its_words(given: dict, reason: str) -> None:
-    found = cudnn_obstacle(*arrays(**given), Mask())
+    found = obstacle(*arrays(**given))
     assert found.startswith("cuDNN: ")
     assert reason in found
 
 
 def test_without_cudnn_that_is_the_reason() -> None:
-    assert cudnn_obstacle(*arrays(), Mask()) == "cuDNN is not detected."
+    assert obstacle(*arrays()) == "cuDNN is not detected."
     with pytest.raises(ValueError, match="on GPUs only"):
-        functools.partial(cudnn_attention, interpret=True)(*arrays(), mask=Mask())
+        CUDNN(*arrays(), mask=Mask(), interpret=True)

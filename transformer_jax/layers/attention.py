@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.layers.attention_kernels import choose_kernel
+from transformer_jax.layers.attention_kernels import choose_kernel, target_platform
 from transformer_jax.layers.attention_ops import dot_product_attention
 from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.kept import keep
@@ -115,37 +115,59 @@ class MultiHeadAttention(nn.Module):
         # "The Llama 3 Herd of Models", section 3.3.2). Any mask works so, and the large scores stay split.
         new = jax.tree.map(lambda leaf: keep(constrain(leaf, "batch", None, "heads", None)), new)
 
+        # A decoding step has few scores, so it does not need a kernel.
+        is_step = cache is not None or query.shape[1] == 1
+        heads = self._attend(query, new, mask, bias, may_use_kernel=not is_step, train=train)
+        heads = constrain(heads, "batch", "sequence", "heads", None)
+        return self.output(heads), (new if cache is not None else None)
+
+    def _attend(
+        self,
+        query: Float[Array, "B L H K"],
+        context: KeyValue,
+        mask: Mask,
+        bias: Float[Array, "#B #H #L S"] | None,
+        *,
+        may_use_kernel: bool,
+        train: bool,
+    ) -> Float[Array, "B L H W"]:
+        """Returns the means of values, by a kernel if one can compute them, else by plain attention."""
+        # Whoever asks for the attention weights needs them stored, which a kernel does not do.
+        if may_use_kernel and not (self.is_initializing() or self.is_mutable_collection("intermediates")):
+            has_dropout = train and self.dropout > 0
+            kernel = choose_kernel(
+                query,
+                context.key,
+                context.value,
+                mask,
+                needs_weights=f"attention_dropout={self.dropout}" if has_dropout else "",
+                bias=bias,
+                name=self._place(),
+            )
+            if kernel is not None:
+                return kernel(
+                    query,
+                    context.key,
+                    context.value,
+                    mask=mask,
+                    scale=self.scale,
+                    interpret=target_platform() == "cpu",
+                )
+
         def on_weights(weights):
             self.sow("intermediates", "attention_weights", weights)
             return self.weight_dropout(weights, train=train)
 
-        kernel = None
-        # A step of decoding has few scores, and who asks for the weights needs them stored.
-        is_step = cache is not None or query.shape[1] == 1
-        if not (is_step or self.is_initializing() or self.is_mutable_collection("intermediates")):
-            obstacle = self._obstacle(bias is not None, train)
-            kernel = choose_kernel(query, new.key, new.value, mask, obstacle=obstacle, name=self._place())
-        if kernel is not None:
-            heads = kernel(query, new.key, new.value, mask=mask, scale=self.scale)
-        else:
-            heads = dot_product_attention(
-                query,
-                new.key,
-                new.value,
-                mask=mask.to_array(query.shape[1], new.key.shape[1]),
-                bias=bias,
-                scale=self.scale,
-                on_weights=on_weights,
-            )
-            heads = keep(heads)  # kernels mark what they keep themselves, if they do
-        heads = constrain(heads, "batch", "sequence", "heads", None)
-        return self.output(heads), (new if cache is not None else None)
-
-    def _obstacle(self, has_bias: bool, train: bool) -> str:
-        """Why no kernel will do, or ""."""
-        if train and self.dropout > 0:
-            return f"attention_dropout={self.dropout} needs the weights"
-        return "a bias of positions is added to the scores" if has_bias else ""
+        heads = dot_product_attention(
+            query,
+            context.key,
+            context.value,
+            mask=mask.to_array(query.shape[1], context.key.shape[1]),
+            bias=bias,
+            scale=self.scale,
+            on_weights=on_weights,
+        )
+        return keep(heads)  # kernels mark the activations that they keep themselves
 
     def _place(self) -> str:
         """Its name without the number of its layer: one message is enough for all of them."""

@@ -1,44 +1,42 @@
-"""Which program computes an attention: plain XLA, or a kernel that stores no scores.
+"""Chooses the program that computes an attention: plain XLA, or a kernel that does not store the scores.
 
-It is chosen while a model is traced, for the devices of its placement, which need not be those of this
-process: a program can be compiled for others. Where plain XLA is all that is left on an accelerator, that is
-said once, with the reason.
+The choice is made while a model is traced, for the devices of its placement. Those need not be the devices of
+this process, because a program can be compiled for others. If only plain XLA can compute an attention on an
+accelerator, a warning says so once, with the reason.
+
+To add a kernel, add an object to ``KERNELS``; nothing else has to know it.
 """
 
 import functools
 import logging
 import math
-from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import jax
 from jaxtyping import Array, Float
 
-from transformer_jax.layers import splash_attention, triton_attention
-from transformer_jax.layers.cudnn_attention import cudnn_attention, cudnn_obstacle
+from transformer_jax.layers.cudnn_attention import CudnnAttention
+from transformer_jax.layers.kernel import Kernel
 from transformer_jax.layers.masks import Mask
+from transformer_jax.layers.splash_attention import SplashAttention
+from transformer_jax.layers.triton_attention import TritonAttention
 from transformer_jax.placement import current_placement
 
 _log = logging.getLogger(__name__)
 
-Kernel: TypeAlias = Callable[..., Float[Array, "B L H W"]]
-
-# Of each platform, the best first. On a CPU the Pallas kernels are interpreted, if asked for: for tests.
-KERNELS = {"tpu": ("splash",), "gpu": ("cudnn", "triton")}
-_CALLS: dict[str, Kernel] = {
-    "splash": splash_attention.splash_attention,
-    "cudnn": cudnn_attention,
-    "triton": triton_attention.triton_attention,
+# By name. Of the kernels of one platform, the first that can compute an attention is chosen.
+KERNELS: dict[str, Kernel] = {
+    kernel.NAME: kernel for kernel in (SplashAttention(), CudnnAttention(), TritonAttention())
 }
-_PADDED_SHAPES = {"splash": splash_attention.padded_shape, "triton": triton_attention.padded_shape}
-# How many scores a kernel may compute for each that is needed, as tokens are padded to blocks. Plans for v5e
-# say: without padding a step of GPT-2 small (1,024 tokens) takes 47 % less time than with plain attention, of
-# Transformer big (256 tokens) 20 % less; one of ViT-L/16 (197 tokens, 1.7 scores for each) takes 6 % more.
+# How many scores a kernel may compute for each one that is needed, because tokens are padded to whole blocks.
+# Compiled plans for v5e show: without padding a step of GPT-2 small (1,024 tokens) takes 47 % less time than
+# with plain attention, and one of Transformer big (256 tokens) 20 % less. One of ViT-L/16 (197 tokens, 1.7
+# scores for each one needed) takes 6 % more.
 _MOST_PADDING = 1.5
 
 
 def target_platform() -> str:
-    """What the program that is being traced is for: "cpu", "gpu" or "tpu"."""
+    """Returns the platform that the program being traced is for: "cpu", "gpu" or "tpu"."""
     placement = current_placement()
     if placement is not None:
         return placement.mesh.devices.flat[0].platform
@@ -52,69 +50,70 @@ def choose_kernel(
     value: Float[Array, "B S H W"],
     mask: Mask,
     *,
-    obstacle: str,
+    needs_weights: str = "",
+    bias: Float[Array, "#B #H #L S"] | None = None,
     name: str,
 ) -> Kernel | None:
-    """A kernel for this attention, or None: plain XLA.
+    """Returns a kernel that can compute an attention, or None: use plain XLA.
+
+    On a CPU the answer is None unless the placement names a kernel, which has to be interpreted there.
 
     Args:
-      obstacle: why no kernel will do, whatever the arrays; "" where nothing is in the way.
+      needs_weights, bias: as in ``Kernel.obstacle``.
       name: of the attention, for messages.
 
-    Returns:
-      A function of query, key, value, ``mask`` and ``scale``, as ``splash_attention`` is.
-
     Raises:
-      ValueError: the placement asks for a kernel that will not do.
+      ValueError: the placement names a kernel that cannot compute this attention.
     """
     placement, platform = current_placement(), target_platform()
     asked = "auto" if placement is None else placement.attention
-    if asked == "plain" or (asked == "auto" and platform not in KERNELS):
+    candidates = kernels_of(platform)
+    if asked == "plain" or (asked == "auto" and not candidates):
         return None
-    obstacles: list[str] = []
-    for kernel in KERNELS[platform] if asked == "auto" else (asked,):
-        found = obstacle or _misfit(kernel, platform, query, key, value, mask)
+    reasons: list[str] = []
+    for kernel in candidates if asked == "auto" else [KERNELS[asked]]:
+        reason = _platform_reason(kernel, platform) or kernel.obstacle(
+            query, key, value, mask, needs_weights=needs_weights, bias=bias
+        )
         if asked == "auto":
-            found = found or _loss(kernel, query.shape[1], key.shape[1])
-        if not found:
-            return functools.partial(_CALLS[kernel], interpret=platform == "cpu")
-        obstacles.append(found)
-    reason = "; ".join(dict.fromkeys(obstacles))
+            reason = reason or _slowness_reason(kernel, query.shape[1], key.shape[1])
+        if not reason:
+            return kernel
+        reasons.append(reason)
+    joined = "; ".join(dict.fromkeys(reasons))
     if asked != "auto":
-        raise ValueError(f"mesh.attention={asked!r} will not do for {name}: {reason}; 'auto' or 'plain' will")
-    _say_plain(name, platform, reason)
+        raise ValueError(
+            f"mesh.attention={asked!r} cannot compute {name}: {joined}; use mesh.attention='auto' or 'plain'"
+        )
+    _warn_plain(name, platform, joined)
     return None
 
 
-def _misfit(kernel, platform, query, key, value, mask) -> str:
-    """Why a kernel cannot compute this attention, or ""."""
-    if platform != "cpu" and kernel not in KERNELS[platform]:
-        return f"a {platform.upper()} has {' and '.join(KERNELS[platform])}"
-    if kernel == "cudnn":
-        return _cudnn_misfit(query, key, value, mask)
-    if kernel == "triton":
-        return triton_attention.triton_obstacle(query.shape[3], value.shape[3])
-    return ""
+def kernels_of(platform: str) -> list[Kernel]:
+    """Returns the kernels that run on a platform, the preferred one first."""
+    return [kernel for kernel in KERNELS.values() if platform in kernel.PLATFORMS]
 
 
-def _cudnn_misfit(query, key, value, mask) -> str:
-    placement = current_placement()
-    if placement is not None and placement.parts("sequence") > 1:
-        return "cuDNN: queries are split over the mesh"
-    return cudnn_obstacle(query, key, value, mask)
+def _platform_reason(kernel: Kernel, platform: str) -> str:
+    """Returns the reason why a kernel does not run on a platform, or ""."""
+    if platform == "cpu" or platform in kernel.PLATFORMS:
+        return ""
+    names = " and ".join(other.NAME for other in kernels_of(platform)) or "no kernel"
+    return f"a {platform.upper()} has {names}"
 
 
-def _loss(kernel: str, length: int, num_keys: int) -> str:
-    """Why a kernel had better not compute this attention, or ""."""
+def _slowness_reason(kernel: Kernel, length: int, num_keys: int) -> str:
+    """Returns the reason to prefer plain XLA although the kernel can compute the attention, or ""."""
     if current_placement() is None and (count := jax.device_count()) > 1:
         return f"the model is not called within partitioning.on_mesh, and may be split over {count} devices"
     shape = (length, num_keys)
-    padded = _PADDED_SHAPES[kernel](*shape) if kernel in _PADDED_SHAPES else shape
-    if math.prod(padded) > _MOST_PADDING * math.prod(shape):  # and there is one message for all short rows
+    # The numbers are left out, so that all short rows have one message.
+    if math.prod(kernel.padded_shape(*shape)) > _MOST_PADDING * math.prod(shape):
         return f"of so few tokens a kernel computes more than {_MOST_PADDING} scores for each that is needed"
     return ""
 
 
 @functools.cache
-def _say_plain(name: str, platform: str, reason: str) -> None:
+def _warn_plain(name: str, platform: str, reason: str) -> None:
+    """Logs the reason why an attention is plain XLA, once for each name, platform and reason."""
     _log.warning("%s is plain XLA on this %s: %s", name, platform.upper(), reason)

@@ -1,57 +1,78 @@
-"""Attention on NVIDIA's GPUs by cuDNN, through JAX."""
+"""Attention on NVIDIA GPUs by cuDNN, through JAX."""
 
 import functools
 
 import jax
 from jaxtyping import Array, Float
 
-from transformer_jax.layers.masks import Mask
+from transformer_jax.layers.kernel import Kernel
+from transformer_jax.layers.masks import Causal, Mask, Segments
+from transformer_jax.placement import current_placement
 
 
-def cudnn_attention(
-    query: Float[Array, "B L H K"],
-    key: Float[Array, "B S H K"],
-    value: Float[Array, "B S H W"],
-    *,
-    mask: Mask,
-    scale: bool = True,
-    interpret: bool = False,
-) -> Float[Array, "B L H W"]:
-    """As ``splash_attention``, where ``cudnn_obstacle`` has nothing against it; it cannot be interpreted.
+class CudnnAttention(Kernel):
+    """Runs cuDNN's attention.
 
-    A causal mask alone costs nothing; segments become an array (B, 1, L, S), which all heads share. Rows and
-    heads are split over a mesh by JAX itself.
+    A causal mask costs nothing. Segments become an array (B, 1, L, S), which all heads share. JAX itself
+    splits rows and heads over a mesh.
     """
-    if interpret:
-        raise ValueError("cuDNN runs on GPUs only")
-    segments = Mask(mask.query_segments, mask.key_segments).to_array(query.shape[1], key.shape[1])
-    return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=segments,
-        scale=None if scale else 1.0,
-        is_causal=mask.causal,
-        implementation="cudnn",
-    )
 
+    NAME = "cudnn"
+    PLATFORMS = frozenset({"gpu"})
+    EXPRESSES = frozenset({Causal, Segments})
 
-def cudnn_obstacle(
-    query: Float[Array, "B L H K"],
-    key: Float[Array, "B S H K"],
-    value: Float[Array, "B S H W"],
-    mask: Mask,
-) -> str:
-    """Why cuDNN, as this process finds it, does not take these arrays and their gradients, or ""."""
+    def obstacle(
+        self,
+        query: Float[Array, "B L H K"],
+        key: Float[Array, "B S H K"],
+        value: Float[Array, "B S H W"],
+        mask: Mask,
+        *,
+        needs_weights: str,
+        bias: Float[Array, "#B #H #L S"] | None,
+    ) -> str:
+        """As ``Kernel.obstacle``; the cuDNN of this process has to accept the arrays and their gradients."""
+        if reason := super().obstacle(query, key, value, mask, needs_weights=needs_weights, bias=bias):
+            return reason
+        placement = current_placement()
+        if placement is not None and placement.parts("sequence") > 1:
+            return "cuDNN: queries are split over the mesh"
 
-    def with_gradient(query, key, value):
-        attend = functools.partial(cudnn_attention, mask=mask)
-        output, pullback = jax.vjp(attend, query, key, value)
-        return pullback(output)
+        def with_gradient(query, key, value):
+            output, pullback = jax.vjp(functools.partial(self, mask=mask), query, key, value)
+            return pullback(output)
 
-    try:
-        jax.eval_shape(with_gradient, query, key, value)
-    except (NotImplementedError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        return reason if reason.startswith("cuDNN") else f"cuDNN: {reason}"
-    return ""
+        try:
+            jax.eval_shape(with_gradient, query, key, value)
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            return reason if reason.startswith("cuDNN") else f"cuDNN: {reason}"
+        return ""
+
+    def attend(
+        self,
+        query: Float[Array, "B L H K"],
+        key: Float[Array, "B S H K"],
+        value: Float[Array, "B S H W"],
+        *,
+        mask: Mask,
+        scale: bool,
+        interpret: bool,
+    ) -> Float[Array, "B L H W"]:
+        """Computes the attention for ``__call__``.
+
+        Raises:
+          ValueError: ``interpret`` is True.
+        """
+        if interpret:
+            raise ValueError("cuDNN runs on GPUs only; on a CPU use mesh.attention='auto' or 'plain'")
+        segments = mask.part(Segments)
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=None if segments is None else segments.to_array(query.shape[1], key.shape[1]),
+            scale=None if scale else 1.0,
+            is_causal=mask.has(Causal),
+            implementation="cudnn",
+        )

@@ -15,13 +15,100 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from transformer_jax.layers.kept import PRODUCTS, keep
+from transformer_jax.layers.kernel import Kernel
 from transformer_jax.layers.kernel_inputs import kernel_inputs
-from transformer_jax.layers.masks import Mask
+from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.placement import Placement, current_placement
 
 LANES = 128  # of a TPU's vector registers: a block is a multiple of it
 _BLOCKS = (512, 384, 256)  # tokens; scores and gradients of the largest fit into the core's memory
 _MOST_FUSED = 4  # blocks of keys
+
+
+class SplashAttention(Kernel):
+    """Runs the kernel on TPUs. Each device of a mesh has its own rows, heads and queries, and all keys."""
+
+    NAME = "splash"
+    PLATFORMS = frozenset({"tpu"})
+    EXPRESSES = frozenset({Causal, Segments})
+
+    def padded_shape(self, length: int, num_keys: int) -> tuple[int, int]:
+        """Returns how many queries and keys the kernel computes scores of."""
+        query_block, key_block, parts = _blocks(length, num_keys)
+        return length + -length % (query_block * parts), num_keys + -num_keys % key_block
+
+    def attend(
+        self,
+        query: Float[Array, "B L H K"],
+        key: Float[Array, "B S H K"],
+        value: Float[Array, "B S H W"],
+        *,
+        mask: Mask,
+        scale: bool,
+        interpret: bool,
+    ) -> Float[Array, "B L H W"]:
+        """Computes the attention for ``__call__``."""
+        length, num_keys = query.shape[1], key.shape[1]
+        query_block, key_block, parts = _blocks(length, num_keys)
+        inputs = kernel_inputs(
+            query,
+            key,
+            value,
+            mask=mask,
+            scale=scale,
+            query_multiple=query_block * parts,
+            key_multiple=key_block,
+        )
+        segments = None if inputs.segments is None else kernels.SegmentIds(*inputs.segments)
+        make_kernel = functools.partial(
+            kernels.make_splash_mha,
+            block_sizes=_block_sizes(
+                query_block,
+                key_block,
+                num_key_blocks=inputs.key.shape[2] // key_block,
+                head_sizes=(query.shape[-1], value.shape[-1]),
+            ),
+            residual_checkpoint_name=PRODUCTS if _keeps_results(value.shape[-1]) else None,
+            interpret=interpret,
+        )
+
+        def attend(kernel, query, key, value, segments):
+            if kernel is None:  # the mask hides nothing, so all parts have the same kernel
+                full = kernel_masks.FullMask((query.shape[2], key.shape[2]))
+                kernel = make_kernel(_of_heads(full, query), head_shards=1, q_seq_shards=1)
+            return jax.vmap(kernel)(keep(query), keep(key), keep(value), segments)
+
+        placement = current_placement()
+        batch = heads = sequence = None
+        if placement is not None:
+            batch, heads, sequence, _ = placement.spec(
+                ("batch", "heads", "sequence", None), inputs.query.shape
+            )
+        kernel = kernel_spec = None
+        if mask.has(Causal):
+            causal = kernel_masks.CausalMask((inputs.query.shape[2], inputs.key.shape[2]))
+            kernel = make_kernel(
+                _of_heads(causal, inputs.query),
+                head_shards=_parts(placement, heads),
+                q_seq_shards=_parts(placement, sequence),
+            )
+        if placement is not None:
+            if kernel is not None:
+                where = NamedSharding(placement.mesh, PartitionSpec(heads, sequence))
+                kernel_spec = kernel.manual_sharding_spec(where)
+            own, gathered = PartitionSpec(batch, heads, sequence), PartitionSpec(batch, heads)
+            segment_specs = cast(Any, kernels.SegmentIds)(
+                PartitionSpec(batch, sequence), PartitionSpec(batch)
+            )
+            attend = jax.shard_map(
+                attend,
+                mesh=placement.mesh,
+                in_specs=(kernel_spec, own, gathered, gathered, None if segments is None else segment_specs),
+                out_specs=own,
+                check_vma=False,  # Pallas does not say over which mesh axes its results vary
+            )
+        heads_first = cast(jax.Array, attend(kernel, inputs.query, inputs.key, inputs.value, segments))
+        return heads_first[:, :, :length].swapaxes(1, 2)
 
 
 def block_size(length: int) -> int:
@@ -34,90 +121,6 @@ def _blocks(length: int, num_keys: int) -> tuple[int, int, int]:
     placement = current_placement()
     parts = 1 if placement is None else placement.parts("sequence")
     return block_size(-(-length // parts)), block_size(num_keys), parts
-
-
-def padded_shape(length: int, num_keys: int) -> tuple[int, int]:
-    """Queries and keys of which the kernel computes scores, for ``length`` queries and ``num_keys`` keys."""
-    query_block, key_block, parts = _blocks(length, num_keys)
-    return length + -length % (query_block * parts), num_keys + -num_keys % key_block
-
-
-def splash_attention(
-    query: Float[Array, "B L H K"],
-    key: Float[Array, "B S H K"],
-    value: Float[Array, "B S H W"],
-    *,
-    mask: Mask,
-    scale: bool = True,
-    interpret: bool = False,
-) -> Float[Array, "B L H W"]:
-    """``attention_ops.dot_product_attention`` of the same arguments, but for rounding.
-
-    Within ``placement.placed`` every device has its own rows, heads and queries, and all keys of its rows.
-
-    Args:
-      mask: without an offset of the queries. A query that may see nothing gets a mean of values here too, but
-        of other ones.
-      scale: scores by 1 / sqrt(K).
-      interpret: run the kernel as plain operations, slowly: so its numbers are tested on a CPU.
-    """
-    length, num_keys = query.shape[1], key.shape[1]
-    query_block, key_block, parts = _blocks(length, num_keys)
-    inputs = kernel_inputs(
-        query,
-        key,
-        value,
-        mask=mask,
-        scale=scale,
-        query_multiple=query_block * parts,
-        key_multiple=key_block,
-    )
-    segments = None if inputs.segments is None else kernels.SegmentIds(*inputs.segments)
-    make_kernel = functools.partial(
-        kernels.make_splash_mha,
-        block_sizes=_block_sizes(
-            query_block,
-            key_block,
-            num_key_blocks=inputs.key.shape[2] // key_block,
-            head_sizes=(query.shape[-1], value.shape[-1]),
-        ),
-        residual_checkpoint_name=PRODUCTS if _keeps_results(value.shape[-1]) else None,
-        interpret=interpret,
-    )
-
-    def attend(kernel, query, key, value, segments):
-        if kernel is None:  # the mask hides nothing, so all parts have the same kernel
-            full = kernel_masks.FullMask((query.shape[2], key.shape[2]))
-            kernel = make_kernel(_of_heads(full, query), head_shards=1, q_seq_shards=1)
-        return jax.vmap(kernel)(keep(query), keep(key), keep(value), segments)
-
-    placement = current_placement()
-    batch = heads = sequence = None
-    if placement is not None:
-        batch, heads, sequence, _ = placement.spec(("batch", "heads", "sequence", None), inputs.query.shape)
-    kernel = kernel_spec = None
-    if mask.causal:
-        causal = kernel_masks.CausalMask((inputs.query.shape[2], inputs.key.shape[2]))
-        kernel = make_kernel(
-            _of_heads(causal, inputs.query),
-            head_shards=_parts(placement, heads),
-            q_seq_shards=_parts(placement, sequence),
-        )
-    if placement is not None:
-        if kernel is not None:
-            where = NamedSharding(placement.mesh, PartitionSpec(heads, sequence))
-            kernel_spec = kernel.manual_sharding_spec(where)
-        own, gathered = PartitionSpec(batch, heads, sequence), PartitionSpec(batch, heads)
-        segment_specs = cast(Any, kernels.SegmentIds)(PartitionSpec(batch, sequence), PartitionSpec(batch))
-        attend = jax.shard_map(
-            attend,
-            mesh=placement.mesh,
-            in_specs=(kernel_spec, own, gathered, gathered, None if segments is None else segment_specs),
-            out_specs=own,
-            check_vma=False,  # Pallas does not say over which mesh axes its results vary
-        )
-    heads_first = cast(jax.Array, attend(kernel, inputs.query, inputs.key, inputs.value, segments))
-    return heads_first[:, :, :length].swapaxes(1, 2)
 
 
 def _keeps_results(head_size: int) -> bool:

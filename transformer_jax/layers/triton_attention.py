@@ -16,68 +16,89 @@ from jaxtyping import Array, Float, Int
 
 from transformer_jax.layers.attention_ops import MASKED_SCORE
 from transformer_jax.layers.kept import keep
+from transformer_jax.layers.kernel import Kernel
 from transformer_jax.layers.kernel_inputs import KernelInputs, kernel_inputs
-from transformer_jax.layers.masks import Mask
+from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.placement import current_placement
 
 BLOCK = 64  # queries and keys of which a block has the scores
 MOST_HEAD_SIZE = 128
 
 
-def triton_obstacle(*head_sizes: int) -> str:
-    """Why heads of these sizes do not fit, or ""."""
-    for size in head_sizes:
-        if size & (size - 1) or not 16 <= size <= MOST_HEAD_SIZE:
-            return f"the kernel has heads of 16, 32, 64 or {MOST_HEAD_SIZE}, not of {size}"
-    return ""
+class TritonAttention(Kernel):
+    """Runs the kernel on GPUs. Each device of a mesh has its own rows, heads and queries, and all keys."""
+
+    NAME = "triton"
+    PLATFORMS = frozenset({"gpu"})
+    EXPRESSES = frozenset({Causal, Segments})
+
+    def obstacle(
+        self,
+        query: Float[Array, "B L H K"],
+        key: Float[Array, "B S H K"],
+        value: Float[Array, "B S H W"],
+        mask: Mask,
+        *,
+        needs_weights: str,
+        bias: Float[Array, "#B #H #L S"] | None,
+    ) -> str:
+        """As ``Kernel.obstacle``; heads have to have one of four sizes."""
+        if reason := super().obstacle(query, key, value, mask, needs_weights=needs_weights, bias=bias):
+            return reason
+        for size in (query.shape[3], value.shape[3]):
+            if size & (size - 1) or not 16 <= size <= MOST_HEAD_SIZE:
+                return f"triton has heads of 16, 32, 64 or {MOST_HEAD_SIZE}, not of {size}"
+        return ""
+
+    def padded_shape(self, length: int, num_keys: int) -> tuple[int, int]:
+        """Returns how many queries and keys the kernel computes scores of."""
+        return length + -length % (BLOCK * _parts()), num_keys + -num_keys % BLOCK
+
+    def attend(
+        self,
+        query: Float[Array, "B L H K"],
+        key: Float[Array, "B S H K"],
+        value: Float[Array, "B S H W"],
+        *,
+        mask: Mask,
+        scale: bool,
+        interpret: bool,
+    ) -> Float[Array, "B L H W"]:
+        """Computes the attention for ``__call__``."""
+        placement = current_placement()
+        length = query.shape[1]
+        inputs = kernel_inputs(
+            query, key, value, mask=mask, scale=scale, query_multiple=BLOCK * _parts(), key_multiple=BLOCK
+        )
+        arrays = (inputs.query, inputs.key, inputs.value, *(inputs.segments or _one_segment(inputs)))
+        static = (mask.has(Causal), interpret)
+        heads_first: jax.Array
+        if placement is None:
+            heads_first = _attend(static, *arrays, jnp.zeros((1,), jnp.int32))
+        else:
+            batch, heads, sequence, _ = placement.spec(
+                ("batch", "heads", "sequence", None), inputs.query.shape
+            )
+
+            def attend_own(query, *others):
+                place = jax.lax.axis_index(sequence) if sequence else 0
+                return _attend(static, query, *others, jnp.full((1,), place * query.shape[2], jnp.int32))
+
+            own, gathered = PartitionSpec(batch, heads, sequence), PartitionSpec(batch, heads)
+            heads_first = jax.shard_map(
+                attend_own,
+                mesh=placement.mesh,
+                in_specs=(own, gathered, gathered, PartitionSpec(batch, sequence), PartitionSpec(batch)),
+                out_specs=own,
+                check_vma=False,  # Pallas does not say over which mesh axes its results vary
+            )(*arrays)
+        return heads_first[:, :, :length].swapaxes(1, 2)
 
 
 def _parts() -> int:
+    """Returns how many parts the queries are split into over the mesh."""
     placement = current_placement()
     return 1 if placement is None else placement.parts("sequence")
-
-
-def padded_shape(length: int, num_keys: int) -> tuple[int, int]:
-    """Queries and keys of which the kernel computes scores, for ``length`` queries and ``num_keys`` keys."""
-    return length + -length % (BLOCK * _parts()), num_keys + -num_keys % BLOCK
-
-
-def triton_attention(
-    query: Float[Array, "B L H K"],
-    key: Float[Array, "B S H K"],
-    value: Float[Array, "B S H W"],
-    *,
-    mask: Mask,
-    scale: bool = True,
-    interpret: bool = False,
-) -> Float[Array, "B L H W"]:
-    """As ``splash_attention``, for head sizes that ``triton_obstacle`` has nothing against."""
-    placement = current_placement()
-    length = query.shape[1]
-    inputs = kernel_inputs(
-        query, key, value, mask=mask, scale=scale, query_multiple=BLOCK * _parts(), key_multiple=BLOCK
-    )
-    arrays = (inputs.query, inputs.key, inputs.value, *(inputs.segments or _one_segment(inputs)))
-    static = (mask.causal, interpret)
-    heads_first: jax.Array
-    if placement is None:
-        heads_first = _attend(static, *arrays, jnp.zeros((1,), jnp.int32))
-    else:
-        batch, heads, sequence, _ = placement.spec(("batch", "heads", "sequence", None), inputs.query.shape)
-
-        def attend_own(query, *others):
-            place = jax.lax.axis_index(sequence) if sequence else 0
-            return _attend(static, query, *others, jnp.full((1,), place * query.shape[2], jnp.int32))
-
-        own, gathered = PartitionSpec(batch, heads, sequence), PartitionSpec(batch, heads)
-        heads_first = jax.shard_map(
-            attend_own,
-            mesh=placement.mesh,
-            in_specs=(own, gathered, gathered, PartitionSpec(batch, sequence), PartitionSpec(batch)),
-            out_specs=own,
-            check_vma=False,  # Pallas does not say over which mesh axes its results vary
-        )(*arrays)
-    return heads_first[:, :, :length].swapaxes(1, 2)
 
 
 def _one_segment(inputs: KernelInputs) -> tuple[Int[Array, "B L"], Int[Array, "B S"]]:

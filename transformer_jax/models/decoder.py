@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import TransformerConfig
-from transformer_jax.layers.masks import Mask
+from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.models.cache import DecoderCache, PromptContext, empty_cache
 from transformer_jax.models.embed import EmbedTokens, token_embedding
 from transformer_jax.models.heads import PerToken, TokenLogits
@@ -50,7 +50,10 @@ class DecoderOnly(nn.Module):
           ValueError: a sequence is longer than ``config.max_length``.
         """
         x = self.embed_inputs(inputs, inputs_positions, train=train)
-        x, _ = self.decoder(x, mask=Mask(inputs_segments, inputs_segments, causal=True), train=train)
+        mask = Mask(Causal())
+        if inputs_segments is not None:
+            mask &= Segments(inputs_segments, inputs_segments)
+        x, _ = self.decoder(x, mask=mask, train=train)
         return self.logits.per_token(x, self.embedding, per_token, train=train)
 
     def init_cache(self, batch_size: int, max_length: int) -> DecoderCache:
@@ -99,7 +102,7 @@ class DecoderOnly(nn.Module):
         is_real = (jnp.arange(length)[None, :] >= padding).astype(jnp.int32)
         x, layers = self.decoder(
             x,
-            mask=Mask(key_segments=is_real, causal=True, query_offset=cache.index),
+            mask=Mask(Causal(cache.index), Segments(None, is_real)),
             cache=cache.layers,
             position=cache.index,
             train=False,

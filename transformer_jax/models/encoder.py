@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import TransformerConfig
-from transformer_jax.layers.masks import Mask
+from transformer_jax.layers.masks import Mask, Segments
 from transformer_jax.models.embed import EmbedPatches, EmbedTokens, token_embedding
 from transformer_jax.models.heads import EncoderHead
 from transformer_jax.models.stack import Stack
@@ -62,5 +62,5 @@ class EncoderOnly(nn.Module):
         if inputs_segments is None:
             inputs_segments = (inputs != self.config.pad_id).astype(jnp.int32)
         x = self.embed_inputs(inputs, inputs_positions, inputs_types, train=train)
-        x, _ = self.encoder(x, mask=Mask(inputs_segments, inputs_segments), train=train)
+        x, _ = self.encoder(x, mask=Mask(Segments(inputs_segments, inputs_segments)), train=train)
         return self.head(x, self.embedding, train=train)

@@ -11,7 +11,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.layers import kept
 from transformer_jax.layers.attention import KeyValue
 from transformer_jax.layers.dropout import Dropout
-from transformer_jax.layers.masks import Mask
+from transformer_jax.layers.masks import Causal, Mask
 from transformer_jax.layers.norms import NORMS
 from transformer_jax.layers.positions import RelativeBias
 from transformer_jax.models.block import Block
@@ -101,7 +101,7 @@ class Stack(nn.Module):
             caches = jax.tree.leaves(cache)
             keys = caches[0].shape[-3] if caches else x.shape[1]
             offset = 0 if position is None else position
-            bias = self.relative_bias(x.shape[1], keys, offset, both_directions=not mask.causal)
+            bias = self.relative_bias(x.shape[1], keys, offset, both_directions=not mask.has(Causal))
 
         def apply(block, x, projected, layer_cache):
             return block(

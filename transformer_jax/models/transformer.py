@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.config import TransformerConfig
-from transformer_jax.layers.masks import Mask
+from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.models.cache import DecoderCache, EncodedContext, empty_cache
 from transformer_jax.models.embed import EmbedTokens, check_length, token_embedding
 from transformer_jax.models.heads import PerToken, TokenLogits
@@ -73,8 +73,8 @@ class EncoderDecoder(nn.Module):
         x, _ = self.decoder(
             x,
             context,
-            mask=Mask(targets_segments, targets_segments, causal=True),
-            context_mask=Mask(targets_segments, inputs_segments),
+            mask=Mask(Causal(), Segments(targets_segments, targets_segments)),
+            context_mask=Mask(Segments(targets_segments, inputs_segments)),
             train=train,
         )
         return self.logits.per_token(x, self.target_embedding, per_token, train=train)
@@ -91,7 +91,7 @@ class EncoderDecoder(nn.Module):
         if inputs_segments is None:
             inputs_segments = self._segments(inputs)
         x = self.embed_inputs(inputs, inputs_positions, train=train)
-        return self.encoder(x, mask=Mask(inputs_segments, inputs_segments), train=train)[0]
+        return self.encoder(x, mask=Mask(Segments(inputs_segments, inputs_segments)), train=train)[0]
 
     def encode_context(
         self, inputs: Int[Array, "B S"], inputs_segments: Int[Array, "B S"] | None = None
@@ -121,8 +121,8 @@ class EncoderDecoder(nn.Module):
         x, layers = self.decoder(
             x,
             context.layers,
-            mask=Mask(causal=True, query_offset=cache.index),
-            context_mask=Mask(key_segments=context.segments),
+            mask=Mask(Causal(cache.index)),
+            context_mask=Mask(Segments(None, context.segments)),
             cache=cache.layers,
             position=cache.index,
             train=False,

@@ -1,16 +1,15 @@
-# Everything a checkout needs, with plain python3 (3.11 or newer) and nothing else installed.
-# `make` alone lists the targets.
+# Builds, tests and runs a checkout; needs only python3 (3.11 or newer). `make` without a target lists the targets.
 
 PYTHON ?= python3
 VENV ?= .venv
-# Which tested set of versions to install: newest or oldest (constraints/).
+# The tested set of dependency versions to install, newest or oldest (see constraints/).
 PINS ?= newest
 DEMO_WORKDIR ?= runs/demo
-# What `make benchmark` compares with.
+# The PyTorch that `make benchmark` and `make parity` install.
 TORCH ?= torch==2.13.0
-# Where `make parity` writes its fixtures.
+# The folder that `make parity` writes its fixtures to.
 PARITY_FIXTURES ?= build/parity
-# For example: make test PYTEST_ARGS='-k beam -x'
+# Further arguments of pytest, for example: make test PYTEST_ARGS='-k beam -x'
 PYTEST_ARGS ?=
 
 PY = $(VENV)/bin/python
@@ -18,7 +17,7 @@ INSTALL_INPUTS := setup.cfg pyproject.toml $(wildcard constraints/*.txt)
 FORMATTED := $(wildcard transformer_jax experiments launch benchmarks tests)
 
 ifeq ($(filter newest oldest,$(PINS)),)
-  $(error PINS=$(PINS) is not a tested set: it is newest or oldest)
+  $(error PINS=$(PINS) is not a tested set of versions: use newest or oldest)
 endif
 
 .DEFAULT_GOAL := help
@@ -29,33 +28,33 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
 	  | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
-demo: $(VENV)/installed-$(PINS)-core  ## train the default experiment, print its score and translations
+demo: $(VENV)/installed-$(PINS)-core  ## train the default experiment and print its score and some translations
 	$(PY) -m transformer_jax.train --config=experiments/number_words.py --workdir=$(DEMO_WORKDIR)
 
-# Most of their time went into XLA's optimizations of programs that run once. The slow tests have them, as a
-# user's runs do, and so has `make parity`.
-test: $(VENV)/installed-$(PINS)-dev  ## all fast tests
+# XLA's optimizations would take most of the time of the fast tests, whose programs run once. The slow tests and
+# `make parity` keep them, as a user's runs do.
+test: $(VENV)/installed-$(PINS)-dev  ## run all fast tests
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PY) -m pytest -m 'not slow and not live and not plan' -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
 
-slow: $(VENV)/installed-$(PINS)-dev  ## the tests that take minutes
+slow: $(VENV)/installed-$(PINS)-dev  ## run the tests that take minutes
 	$(PY) -m pytest -m 'slow and not live and not plan' -n auto --maxprocesses=2 --dist=worksteal $(PYTEST_ARGS)
 
-lint: $(VENV)/installed-$(PINS)-dev  ## style and formatting
+lint: $(VENV)/installed-$(PINS)-dev  ## check style and formatting
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-format: $(VENV)/installed-$(PINS)-dev  ## mend what lint can mend by itself
+format: $(VENV)/installed-$(PINS)-dev  ## fix the style problems that ruff can fix by itself
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-types: $(VENV)/installed-$(PINS)-dev  ## static types
+types: $(VENV)/installed-$(PINS)-dev  ## check static types
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
-benchmark: $(VENV)/installed-$(PINS)-torch  ## speed of a train step beside PyTorch's, on this machine
+benchmark: $(VENV)/installed-$(PINS)-torch  ## compare the speed of a train step with PyTorch's on this machine
 	$(PY) benchmarks/train_step.py
 
 parity: VENV := .venv-parity
-parity:  ## compare with Hugging Face models in PyTorch, computed anew
+parity:  ## compare with Hugging Face models, which PyTorch evaluates anew
 	@$(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/installed-parity
 	rm -rf $(PARITY_FIXTURES)
 	$(PY) -m tests.parity.make_fixtures $(PARITY_FIXTURES)
@@ -63,39 +62,39 @@ parity:  ## compare with Hugging Face models in PyTorch, computed anew
 	$(PY) -m pytest -m live tests/parity -n auto --maxprocesses=2 --dist=worksteal $(PYTEST_ARGS)
 
 plan-env: VENV := .venv-plan
-plan-env:  ## an environment that compiles for TPUs and GPUs which are not there: .venv-plan
+plan-env:  ## make .venv-plan, an environment that compiles for TPUs and GPUs that are not present
 	@$(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/installed-plan
 
 # One process at a time: a compilation takes more than one core.
 plan: VENV := .venv-plan
-plan: plan-env  ## compile the training steps of the families for TPUs and GPUs, and read their programs
+plan: plan-env  ## compile the families' training steps for TPUs and GPUs and check the programs
 	$(VENV)/bin/python -m pytest -m plan tests/planning tests/test_plan.py -s $(PYTEST_ARGS)
 
-clean:  ## remove caches and build products; runs/, data/ and environments stay
+clean:  ## remove caches and build products; keep runs/, data/ and environments
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find $(FORMATTED) -type d -name __pycache__ -prune -exec rm -rf {} +
 
-distclean: clean  ## and the environments that this file made
+distclean: clean  ## also remove the environments that this Makefile created
 	rm -rf .venv .venv-oldest .venv-newer .venv-parity .venv-plan .venv-pins
 
-# The environment. Stamp files make an installation happen again only when its inputs changed.
+# Environments. Stamp files ensure that an installation is repeated only when its inputs have changed.
 
 $(PY):
 	@command -v $(PYTHON) >/dev/null || { \
-	  echo "make: no '$(PYTHON)' here. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	  echo "make: '$(PYTHON)' was not found. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "make: $$($(PYTHON) --version 2>&1) is too old: Python 3.11 or newer is needed. Name one: make PYTHON=python3.12" >&2; exit 1; }
+	  echo "make: $$($(PYTHON) --version 2>&1) is too old; use Python 3.11 or newer, for example: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "make: $(PYTHON) cannot create environments. On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/installed-*
 
-# Python 3.11 has a newest set of its own (JAX 0.11 and later need 3.12); the oldest fits every Python.
+# Python 3.11 has its own newest set, because JAX 0.11 and later need 3.12. The oldest set fits every Python.
 pins_oldest = constraints/oldest.txt
 pins_newest = $$($(PY) -c 'import sys; print(f"constraints/newest-py3{min(max(sys.version_info[1], 11), 12)}.txt")')
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --no-input
 
-# One environment holds one set, so an installation takes away the stamps of the other.
+# An environment holds one set, so installing one removes the stamps of the other.
 $(VENV)/installed-$(PINS)-core: $(INSTALL_INPUTS) | $(PY)
 	@echo "Installing the pinned dependencies into $(VENV): one to three minutes."
 	@rm -f $(VENV)/installed-*
@@ -113,7 +112,8 @@ $(VENV)/installed-$(PINS)-torch: $(VENV)/installed-$(PINS)-core
 	$(PIP_INSTALL) --constraint $(pins_$(PINS)) $(TORCH)
 	@touch $@
 
-# PyTorch first and alone, as for the benchmark: which build of it is installed does not hang on the rest.
+# PyTorch is installed first and alone, as for the benchmark, so that the other packages do not influence which
+# build of it is installed.
 $(VENV)/installed-parity: $(INSTALL_INPUTS) | $(PY)
 	@echo "Installing $(TORCH), transformers and the pinned tools into $(VENV): they are large."
 	@rm -f $(VENV)/installed-*
@@ -121,8 +121,8 @@ $(VENV)/installed-parity: $(INSTALL_INPUTS) | $(PY)
 	$(PIP_INSTALL) --constraint constraints/parity.txt --editable '.[dev,parity]'
 	@touch $@
 
-# JAX's CUDA plugin without NVIDIA's libraries, outside of what Python imports from: there it would be loaded,
-# and complain, at every start.
+# JAX's CUDA plugin without NVIDIA's libraries. It is installed outside Python's import path; on the path, JAX would
+# load it at every start and print errors.
 CUDA_PLUGIN = $(VENV)/cuda-plugin
 $(VENV)/installed-plan: $(INSTALL_INPUTS) | $(PY)
 	@echo "Installing the compilers for TPUs and GPUs into $(VENV): they are large."
@@ -132,7 +132,7 @@ $(VENV)/installed-plan: $(INSTALL_INPUTS) | $(PY)
 	@touch $@
 
 pins: VENV := .venv-pins
-pins:  ## renew this Python's newest set from what the package index has today
+pins:  ## renew this Python's newest set with the package index's current versions
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP_INSTALL) --editable '.[dev]'
 	file=$(pins_newest) && { grep '^#' $$file; $(PY) -m pip freeze --exclude-editable; } > $$file.renewed \

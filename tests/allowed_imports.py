@@ -65,7 +65,9 @@ MAY_IMPORT = {
     "tpu_slices": BASIC,
     "jobsets": f"{BASIC} tpu_slices",
     "compatibility": PARTS,
-    "experiment": f"{PARTS} compatibility generation models families weights transformers_config pretrained",
+    "experiment": (
+        f"{PARTS} compatibility generation layers models families weights transformers_config pretrained"
+    ),
     "run_folder": f"{PARTS} pretrained experiment",
     "loading": f"{PARTS} families models pretrained_model pretrained experiment run_folder",
     "shrinking": f"{PARTS} experiment",

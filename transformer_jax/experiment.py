@@ -10,6 +10,7 @@ from transformer_jax.compatibility import check_sections
 from transformer_jax.config import ConfigError, TransformerConfig, check_keys, check_types, read_section
 from transformer_jax.data import DataConfig, Tokenizer
 from transformer_jax.generation import DecodingSettings
+from transformer_jax.layers.attention_kernels import check_attention
 from transformer_jax.objectives import OBJECTIVES, Objective
 from transformer_jax.objectives.base import BoundTransform
 from transformer_jax.optimizers import OptimizerConfig
@@ -76,6 +77,10 @@ class Experiment:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
+        try:
+            check_attention(self.mesh.attention)
+        except ValueError as error:
+            raise ConfigError(f"config.{error}") from error
         check_sections(self.model, self.objective, self.data, self.checkpoint, self.train, self.evaluate)
 
     def to_config_dict(self) -> ml_collections.ConfigDict:

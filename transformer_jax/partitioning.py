@@ -25,7 +25,7 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.config import check_types, nearest
-from transformer_jax.placement import Attention, Placement, placed
+from transformer_jax.placement import Placement, placed
 from transformer_jax.progress import say
 from transformer_jax.types import SIDES, PyTree
 
@@ -66,8 +66,9 @@ class MeshConfig:
     so ``"batch"`` and ``"sequence"`` have no rules.
 
     Attributes:
-      attention: what computes it, see ``layers.attention_kernels``. "auto" is the best kernel that the
-        devices have for its shapes. All agree but for rounding, so a run may go on with another one.
+      attention: what computes attention: "auto", "plain" (XLA without a kernel) or the name of a kernel in
+        ``layers.attention_kernels.KERNELS``. "auto" is the best kernel of the devices that can compute an
+        attention. All agree up to rounding, so a run may be resumed with another one.
 
     Raises:
       ValueError: an impossible size, an unknown mesh axis, or two rules for one logical axis.
@@ -78,7 +79,7 @@ class MeshConfig:
     context: int = 1
     tensor: int = 1
     rules: tuple[tuple[str, str | None], ...] = DEFAULT_RULES
-    attention: Attention = "auto"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         check_types(self, "mesh")
@@ -225,7 +226,7 @@ def batch_shardings(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, NamedShar
 
 
 def on_mesh(
-    function: Function, mesh: Mesh, rules: Rules = DEFAULT_RULES, attention: Attention = "auto"
+    function: Function, mesh: Mesh, rules: Rules = DEFAULT_RULES, attention: str = "auto"
 ) -> Function:
     """The function, to be traced with the activations of models split over a mesh.
 

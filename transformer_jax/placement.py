@@ -11,22 +11,23 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal, TypeAlias
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# What computes attention: the best that the devices have for its shapes, plain XLA, or one kernel.
-Attention: TypeAlias = Literal["auto", "plain", "splash", "cudnn", "triton"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A mesh, over which of its axes each logical axis of an activation is split, and what attention is."""
+    """A mesh, and how the logical axes of activations are split over it.
+
+    Attributes:
+      axes: the mesh axes over which each logical axis is split.
+      attention: what computes attention: "auto", "plain" or a name in ``layers.attention_kernels.KERNELS``.
+    """
 
     mesh: Mesh
     axes: Mapping[str, tuple[str, ...]]
-    attention: Attention = "auto"
+    attention: str = "auto"
 
     def parts(self, name: str) -> int:
         """Into how many parts the logical axis ``name`` is split; 1 where it has no mesh axis."""

@@ -18,7 +18,7 @@ from transformer_jax.layers.kernel import Kernel
 from transformer_jax.layers.masks import Causal, Explicit, Globals, Mask, MaskPart, Segments, Window
 from transformer_jax.models import build
 from transformer_jax.partitioning import MeshConfig, make_mesh, on_mesh, shard_batch
-from transformer_jax.placement import Attention, Placement, placed
+from transformer_jax.placement import Placement, placed
 from transformer_jax.train_step import compile_train_step
 
 
@@ -33,7 +33,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     def choice(
         platform: str,
         *tensors: jax.Array,
-        asked: Attention = "auto",
+        asked: str = "auto",
         mask: Mask | None = None,
         **options: Any,
     ) -> str:
@@ -176,7 +176,19 @@ def test_a_kernel_is_added_by_an_entry(choose: Callable[..., str], monkeypatch: 
     monkeypatch.setitem(attention_kernels.KERNELS, "even", EvenKeys())
     assert choose("METAL", mask=Mask(EverySecond())) == "even"
     assert choose("METAL", mask=Mask(Causal())) == "plain"
+    assert choose("cpu", asked="even", mask=Mask(EverySecond())) == "even"
     assert choose("tpu", mask=Mask()) == "splash"
+    with pytest.raises(ValueError, match="a TPU has splash"):
+        choose("tpu", asked="even")
+
+
+def test_an_unknown_kernel_is_an_error(choose: Callable[..., str], tmp_path: Any) -> None:
+    message = "mesh.attention='flash' is unknown; use one of 'auto', 'plain', 'splash', 'cudnn', 'triton'"
+    with pytest.raises(ValueError, match=message):
+        choose("cpu", asked="flash")
+    experiment = tiny_experiment(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(experiment, mesh=MeshConfig(attention="flash"))
 
 
 def test_several_devices_need_a_placement(
@@ -293,7 +305,7 @@ def step(
     ],
 )
 def test_a_training_step_is_the_same_with_a_kernel(
-    kernel: Attention, form: dict, rng: np.random.Generator, tmp_path: Any
+    kernel: str, form: dict, rng: np.random.Generator, tmp_path: Any
 ) -> None:
     rows, length = 8, 40
     batch = {}

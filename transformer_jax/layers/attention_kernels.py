@@ -67,6 +67,7 @@ def choose_kernel(
     """
     placement, platform = current_placement(), target_platform()
     asked = "auto" if placement is None else placement.attention
+    check_attention(asked)
     candidates = kernels_of(platform)
     if asked == "plain" or (asked == "auto" and not candidates):
         return None
@@ -87,6 +88,13 @@ def choose_kernel(
         )
     _warn_plain(name, platform, joined)
     return None
+
+
+def check_attention(name: str) -> None:
+    """Raises ValueError if ``name`` is neither "auto" nor "plain" nor the name of a kernel."""
+    allowed = ("auto", "plain", *KERNELS)
+    if name not in allowed:
+        raise ValueError(f"mesh.attention={name!r} is unknown; use one of {', '.join(map(repr, allowed))}")
 
 
 def kernels_of(platform: str) -> list[Kernel]:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from transformer_jax.layers.attention_kernels import KERNELS
+from transformer_jax.layers.kernel import Kernel
 from transformer_jax.planning.attention_costs import kernel_products
 from transformer_jax.planning.costs import read_work
 from transformer_jax.planning.hlo import ArrayShape, read_arrays, read_program
@@ -69,6 +71,26 @@ def test_kernels_of_gpus(kernel: str, operands: str, products: int) -> None:
     )
     assert full == ("bf16", products * 2 * ROWS * HEADS * 128 * 192 * 64)
     assert causal == ("bf16", products * 2 * ROWS * HEADS * visible(128, 192, 64, first=64) * 64)
+
+
+class Flat(Kernel):
+    """A kernel from outside of the library, whose calls do one operation for each element."""
+
+    NAME = "flat"
+    PLATFORMS = frozenset({"gpu"})
+    EXPRESSES = frozenset()
+
+    def attend(self, query, key, value, *, mask, scale, interpret):
+        raise NotImplementedError
+
+    def read_call(self, op_name, operands, results):
+        return (operands[0].dtype, operands[0].size) if "flat_kernel" in op_name else None
+
+
+def test_a_kernel_that_was_added_reads_its_own_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel_products("a/flat_kernel/pallas_call", arrays("f32[2,3]"), ()) is None
+    monkeypatch.setitem(KERNELS, "flat", Flat())
+    assert kernel_products("a/flat_kernel/pallas_call", arrays("f32[2,3]"), ()) == ("f32", 6)
 
 
 def test_other_calls_are_not_known() -> None:

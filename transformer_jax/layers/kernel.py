@@ -1,10 +1,12 @@
 """The interface of an attention kernel: a program that computes attention without storing the scores."""
 
 import abc
+from collections.abc import Sequence
 from typing import ClassVar
 
 from jaxtyping import Array, Float
 
+from transformer_jax.layers.kernel_costs import CallArray
 from transformer_jax.layers.masks import Causal, Mask, MaskPart
 
 
@@ -112,3 +114,19 @@ class Kernel(abc.ABC):
     def padded_shape(self, length: int, num_keys: int) -> tuple[int, int]:
         """Returns how many queries and keys the kernel computes scores of, with the padding of its blocks."""
         return length, num_keys
+
+    def read_call(
+        self, op_name: str, operands: Sequence[CallArray], results: Sequence[CallArray]
+    ) -> tuple[str, int] | None:
+        """Returns the element type and the operations of a call of this kernel in a compiled program.
+
+        ``plan`` asks every kernel about every custom call that does not state its operations itself.
+
+        Args:
+          op_name: the path of the call in the traced function. The name of a Pallas kernel is part of it.
+          operands, results: of the call.
+
+        Returns:
+          None if the call is not one of this kernel, or if calls of this kernel state their operations.
+        """
+        return None

@@ -6,6 +6,8 @@ They are computed block by block in the memory of the core, and once more in the
 
 import functools
 import math
+import re
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -16,6 +18,7 @@ from jaxtyping import Array, Float
 
 from transformer_jax.layers.kept import PRODUCTS, keep
 from transformer_jax.layers.kernel import Kernel
+from transformer_jax.layers.kernel_costs import CallArray, Products, call_operations
 from transformer_jax.layers.kernel_inputs import kernel_inputs
 from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.placement import Placement, current_placement
@@ -23,6 +26,9 @@ from transformer_jax.placement import Placement, current_placement
 LANES = 128  # of a TPU's vector registers: a block is a multiple of it
 _BLOCKS = (512, 384, 256)  # tokens; scores and gradients of the largest fit into the core's memory
 _MOST_FUSED = 4  # blocks of keys
+_CALL = re.compile(r"\bsplash_mha_(fwd|dq|dkv)")
+_PRODUCTS = {"fwd": Products(1, 1), "dq": Products(2, 1), "dkv": Products(2, 2)}
+_FUSED_PRODUCTS = Products(3, 2)  # of one backward kernel for all gradients
 
 
 class SplashAttention(Kernel):
@@ -36,6 +42,30 @@ class SplashAttention(Kernel):
         """Returns how many queries and keys the kernel computes scores of."""
         query_block, key_block, parts = _blocks(length, num_keys)
         return length + -length % (query_block * parts), num_keys + -num_keys % key_block
+
+    def read_call(
+        self, op_name: str, operands: Sequence[CallArray], results: Sequence[CallArray]
+    ) -> tuple[str, int] | None:
+        """Returns the element type and the operations of a call of this kernel, or None."""
+        call = _CALL.search(op_name)
+        large = [array for array in operands if len(array.dims) == 4]
+        if call is None or len(large) < 3:
+            return None
+        kind = call[1]
+        query, key, value = map(_tokens_first, large[:3])
+        is_fused = any(len(array.dims) == 5 for array in results)  # a gradient for each block of keys
+        # With a causal mask there is an operand of the queries' positions, which all rows share.
+        is_causal = any(array.dtype == "s32" and len(array.dims) == 2 for array in operands)
+        # The first operand has one number for each pair of blocks that is computed.
+        blocks = operands[0].dims
+        block = key[2] // blocks[-1] if kind == "dkv" else query[2] // blocks[-2]
+        return large[0].dtype, call_operations(
+            query,
+            key[2],
+            value[3],
+            _FUSED_PRODUCTS if is_fused else _PRODUCTS[kind],
+            causal_block=block if is_causal else None,
+        )
 
     def attend(
         self,
@@ -129,6 +159,12 @@ def _keeps_results(head_size: int) -> bool:
     They lie in memory as the kernel writes them, the last axis padded to the lanes: twice as large or more.
     """
     return head_size + -head_size % LANES < 2 * head_size
+
+
+def _tokens_first(array: CallArray) -> tuple[int, int, int, int]:
+    """Returns rows, heads, tokens, size; heads that are no multiple of the lanes have their tokens last."""
+    rows, heads, tokens, size = array.dims
+    return (rows, heads, size, tokens) if tokens % LANES else (rows, heads, tokens, size)
 
 
 def _of_heads(mask: kernel_masks.Mask, query: Float[Array, "B H L K"]) -> kernel_masks.MultiHeadMask:

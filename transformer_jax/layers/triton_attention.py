@@ -6,6 +6,9 @@ without an array of all pairs, queries that are split over a mesh. And it compil
 """
 
 import functools
+import math
+import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +20,15 @@ from jaxtyping import Array, Float, Int
 from transformer_jax.layers.attention_ops import MASKED_SCORE
 from transformer_jax.layers.kept import keep
 from transformer_jax.layers.kernel import Kernel
+from transformer_jax.layers.kernel_costs import CallArray, Products, call_operations
 from transformer_jax.layers.kernel_inputs import KernelInputs, kernel_inputs
 from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.placement import current_placement
 
 BLOCK = 64  # queries and keys of which a block has the scores
 MOST_HEAD_SIZE = 128
+_CALL = re.compile(r"\b(causal_)?attention_(forward_kernel|query_kernel|key_kernel)\b")
+_PRODUCTS = {"forward_kernel": Products(1, 1), "query_kernel": Products(2, 1), "key_kernel": Products(2, 2)}
 
 
 class TritonAttention(Kernel):
@@ -53,6 +59,26 @@ class TritonAttention(Kernel):
     def padded_shape(self, length: int, num_keys: int) -> tuple[int, int]:
         """Returns how many queries and keys the kernel computes scores of."""
         return length + -length % (BLOCK * _parts()), num_keys + -num_keys % BLOCK
+
+    def read_call(
+        self, op_name: str, operands: Sequence[CallArray], results: Sequence[CallArray]
+    ) -> tuple[str, int] | None:
+        """Returns the element type and the operations of a call of this kernel, or None."""
+        call = _CALL.search(op_name)
+        large = [array for array in operands if len(array.dims) == 4]
+        if call is None or len(large) < 3:
+            return None
+        is_causal, kind = bool(call[1]), call[2]
+        first, second, third = large[:3]
+        query, key, value = (third, first, second) if kind == "key_kernel" else (first, *large[-2:])
+        rows, heads, length, size = query.dims
+        return query.dtype, call_operations(
+            (rows, heads, length, size),
+            key.dims[2],
+            value.dims[3],
+            _PRODUCTS[kind],
+            causal_block=math.gcd(length, key.dims[2], BLOCK) if is_causal else None,
+        )
 
     def attend(
         self,

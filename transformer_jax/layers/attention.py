@@ -17,20 +17,27 @@ from transformer_jax.placement import constrain
 
 @flax.struct.dataclass
 class KeyValue:
-    """Projected keys (B, S, H, K) and values (B, S, H, W) of one attention layer."""
+    """The projected keys (B, S, H, K) and values (B, S, H, W) of one attention layer."""
 
     key: Float[Array, "*layers B S H K"]
     value: Float[Array, "*layers B S H W"]
 
 
 class MultiHeadAttention(nn.Module):
-    """``concat(head_1 .. head_H) W^O``, ``head_i = attention(Q W^Q_i, K W^K_i, V W^V_i)``.
-
-    The paper has no biases; ``use_bias`` adds them for the families that do.
+    """Computes ``concat(head_1 .. head_H) W^O``, ``head_i = attention(Q W^Q_i, K W^K_i, V W^V_i)``.
 
     Attributes:
-      scale: scores by 1 / sqrt(key_size). Without it the initial queries are, as in T5.
-      initial_stddev, output_scale: of the kernels, as ``Linear``; the scale is of W^O alone.
+      d_model: size of the inputs and of the output.
+      num_heads: H.
+      key_size: K, the size of a query and of a key of one head.
+      value_size: W, the size of a value of one head.
+      use_bias: whether the four projections have biases. The paper has none.
+      dropout: rate of dropout on the attention weights.
+      dtype: type of the computation.
+      scale: whether to multiply the scores by 1 / sqrt(key_size). If False, the initializer of W^Q is
+        scaled by 1 / sqrt(key_size) instead, as in T5.
+      initial_stddev: of every W, as in ``Linear``.
+      output_scale: factor of the initial W^O.
     """
 
     d_model: int
@@ -71,7 +78,7 @@ class MultiHeadAttention(nn.Module):
         self.weight_dropout = Dropout(self.dropout)
 
     def project(self, context: Float[Array, "B S D"]) -> KeyValue:
-        """Keys and values of ``context``, to be computed once and given to every decoding step."""
+        """Returns the keys and values of ``context``, which every decoding step can use again."""
         return KeyValue(self.key(context), self.value(context))
 
     def __call__(
@@ -88,31 +95,34 @@ class MultiHeadAttention(nn.Module):
         """Attends from ``x`` to ``context`` (to ``x`` itself when None).
 
         Args:
-          x: queries' inputs.
-          context: inputs of keys and values, or already projected ones.
-          mask: what each query may see.
-          bias: added to the scores before the softmax.
-          cache: keys and values of earlier steps, for self-attention only; those of ``x`` are written
-            at ``positions`` and the whole of the cache is attended to, under ``mask``.
-          positions: place in ``cache`` of the first row of ``x``.
-          train: whether dropout is on; it needs the ``dropout`` random stream.
+          x: the inputs of the queries.
+          context: the inputs of keys and values, or the projected keys and values.
+          mask: which keys each query may attend to.
+          bias: is added to the scores before the softmax.
+          cache: keys and values of earlier steps, for self-attention only. Those of ``x`` are written to it
+            at ``positions``, and the queries attend to the whole cache, under ``mask``.
+          positions: the position in ``cache`` of the first token of ``x``.
+          train: whether dropout is on. It needs the ``dropout`` random stream.
 
         Returns:
-          The output and the cache with the new keys and values (None without one).
+          The output, and the cache with the new keys and values, or None if there was no cache.
         """
         query = keep(constrain(self.query(x), "batch", "sequence", "heads", None))
         new = context if isinstance(context, KeyValue) else self.project(x if context is None else context)
         if cache is not None:
             if positions is None:
-                raise ValueError("a cache needs positions: the place of the first row of x in it")
-            place = (0, positions, 0, 0)
+                raise ValueError(
+                    "a cache was given without positions: give the position of the first token of x in it"
+                )
+            start = (0, positions, 0, 0)
             new = KeyValue(
-                jax.lax.dynamic_update_slice(cache.key, new.key.astype(cache.key.dtype), place),
-                jax.lax.dynamic_update_slice(cache.value, new.value.astype(cache.value.dtype), place),
+                jax.lax.dynamic_update_slice(cache.key, new.key.astype(cache.key.dtype), start),
+                jax.lax.dynamic_update_slice(cache.value, new.value.astype(cache.value.dtype), start),
             )
 
-        # A query sees keys of the whole sequence: where that is split they are gathered (Dubey et al. 2024,
-        # "The Llama 3 Herd of Models", section 3.3.2). Any mask works so, and the large scores stay split.
+        # If sequences are split over a mesh, every device gathers the keys of the whole sequence (Dubey et
+        # al. 2024, "The Llama 3 Herd of Models", section 3.3.2). Then any mask works, and the scores, which
+        # are much larger, stay split.
         new = jax.tree.map(lambda leaf: keep(constrain(leaf, "batch", None, "heads", None)), new)
 
         # A decoding step has few scores, so it does not need a kernel.
@@ -170,5 +180,5 @@ class MultiHeadAttention(nn.Module):
         return keep(heads)  # kernels mark the activations that they keep themselves
 
     def _place(self) -> str:
-        """Its name without the number of its layer: one message is enough for all of them."""
+        """Returns the module's path without the number of its layer, so all layers share one message."""
         return "/".join(dict.fromkeys((*self.path[:1], *self.path[-1:])))

@@ -1,4 +1,4 @@
-"""Dropout whose mask is a hash of each element's place: fast on every backend, equal on every mesh."""
+"""Dropout whose mask is a hash of each element's index: fast on every backend, equal on every mesh."""
 
 from functools import partial
 
@@ -9,15 +9,16 @@ from jaxtyping import Array, Bool, Float, UInt32
 
 
 def hashed_uniform_bits(seed: UInt32[Array, "2"], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """Uniform 32-bit words, word ``i`` a function of ``seed`` and ``i`` alone.
+    """Returns uniform 32-bit words; word ``i`` depends on ``seed`` and ``i`` alone.
 
-    Two rounds of Wellons' ``lowbias32`` mixer (nullprogram.com/blog/2018/07/31), one for each
-    seed word. Threefry gives the same guarantee, but XLA computes and stores its words before they
-    are used, where this fuses with the multiplication. This is for dropout, not for sampling.
+    A word is two rounds of Wellons' ``lowbias32`` mixer (nullprogram.com/blog/2018/07/31), one for each word
+    of the seed. Threefry's words too depend on seed and index alone, but XLA stores them in memory before
+    they are used; these are computed where they are used. They are good enough for dropout. Do not sample
+    with them.
 
     Args:
-      seed: two random words; other seeds give unrelated streams.
-      shape: at most 2**32 elements; after that the stream repeats.
+      seed: two random words. Different seeds give unrelated streams.
+      shape: of at most 2**32 elements; a longer stream repeats itself.
     """
     index = jnp.zeros(shape, jnp.uint32)
     stride = 1
@@ -34,15 +35,15 @@ def _lowbias32(word: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
 
 
 def keep_mask(seed: UInt32[Array, "2"], rate: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
-    """True with probability ``1 - rate``, to within 2**-32, for each element of ``shape``."""
+    """Returns booleans that are True with probability ``1 - rate``, to within 2**-32."""
     return hashed_uniform_bits(seed, shape) >= jnp.uint32(round(rate * 2**32))
 
 
 class Dropout(nn.Module):
-    """Srivastava et al. 2014, scaled at training time: ``x * keep / (1 - rate)``.
+    """Computes dropout (Srivastava et al. 2014), scaled while training: ``x * keep / (1 - rate)``.
 
-    The mask of an element depends on the ``dropout`` random stream and on the element's place in the whole
-    (unsharded) array, so a run on eight devices drops what the same run on one device drops.
+    The mask of an element depends on the ``dropout`` random stream and on the element's index in the whole
+    (unsharded) array. So a run on eight devices drops the same elements as the run on one device.
     """
 
     rate: float

@@ -1,4 +1,4 @@
-"""Token embeddings, which may also be the last, pre-softmax product (Vaswani et al. 2017, section 3.4)."""
+"""Token embeddings, which may be shared with the output projection (Vaswani et al. 2017, section 3.4)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,11 +10,12 @@ from transformer_jax.placement import constrain
 
 
 class Embedding(nn.Module):
-    """A table of ``vocab_size`` rows, drawn from N(0, initial_stddev^2).
+    """Looks up rows of a table (vocab_size, d_model), which is initialized from N(0, initial_stddev^2).
 
     Attributes:
-      scale: multiply looked-up rows by sqrt(d_model), as the paper does.
-      axis: logical name of the axis of rows.
+      scale: whether to multiply the rows by sqrt(d_model), as the paper does.
+      dtype: type of the result.
+      axis: logical name of the first axis of the table.
     """
 
     vocab_size: int
@@ -30,14 +31,14 @@ class Embedding(nn.Module):
         self.embedding = parameter(self, "embedding", init, shape, (self.axis, "embed"))
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        """Rows of the table; a token outside the vocabulary gives NaN rather than another token's row."""
-        tokens = jnp.where(tokens < 0, self.vocab_size, tokens)  # which would count from the end
-        # Whole rows: parts of them, taken for tokens of all devices, would have to be gathered afterwards.
+        """Returns the rows of ``tokens``. A token outside the vocabulary gives NaN, not another row."""
+        tokens = jnp.where(tokens < 0, self.vocab_size, tokens)  # a negative index would count from the end
+        # Every device has whole rows. If it had parts of them, the results would have to be gathered.
         table = constrain(self.embedding.astype(self.dtype), self.axis, None)
         x = table.at[tokens].get(mode="fill", fill_value=jnp.nan)
         return x * jnp.asarray(self.d_model**0.5, self.dtype) if self.scale else x
 
     def attend(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Inner products of ``x`` with every row: the logits of a shared pre-softmax product."""
-        # Float32 sums even of bfloat16 products: logits of 20 and more would be rounded to eighths.
+        """Returns the inner products of ``x`` with every row: the logits of a shared output projection."""
+        # The sums are float32 even if the factors are bfloat16, which rounds logits above 16 to eighths.
         return product(x, self.embedding.astype(self.dtype).T, jnp.dtype(jnp.float32))

@@ -19,13 +19,17 @@ GATED = "gated_"
 
 
 class FeedForward(nn.Module):
-    """``activation(x W_1 + b_1) W_2 + b_2``, the same at every position.
+    """Computes ``activation(x W_1 + b_1) W_2 + b_2`` at every position.
 
-    An ``activation`` that begins with ``gated_`` (Shazeer 2020, "GLU Variants Improve Transformer") has
-    ``activation(x W_gate) * (x W_1)`` in the middle.
+    If the name of the activation begins with ``gated_``, the hidden layer is
+    ``activation(x W_gate) * (x W_1)`` (Shazeer 2020, "GLU Variants Improve Transformer").
 
     Attributes:
-      initial_stddev, output_scale: of the kernels, as ``Linear``; the scale is of W_2 alone.
+      activation: a key of ``ACTIVATIONS``, or one after ``gated_``.
+      use_bias: whether there are ``b_1`` and ``b_2`` (and ``b_gate``).
+      dropout: rate of dropout on the hidden layer.
+      initial_stddev: of every W, as in ``Linear``.
+      output_scale: factor of the initial W_2.
     """
 
     d_feedforward: int

@@ -1,10 +1,11 @@
-"""What a layer keeps for its backward pass where it does not keep everything.
+"""Names the activations that gradient checkpointing (remat) saves for the backward pass.
 
-With ``config.remat`` a layer's forward pass is done once more in the backward pass (Chen et al. 2016,
-"Training Deep Nets with Sublinear Memory Cost"), from what it kept: its inputs alone, or also what is marked
-here, results of products (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer
-Models", section 5). Then norms, activations and dropout are done again, and attention where its result is not
-kept: plain attention's scores, cuDNN's kernel, and with small heads that of TPUs (``splash_attention``).
+With ``config.remat`` the backward pass computes a layer's activations once more (Chen et al. 2016, "Training
+Deep Nets with Sublinear Memory Cost"). With ``config.remat_keeps="inputs"`` a layer saves its inputs only.
+With ``"products"`` it also saves the results of matrix products (Korthikanti et al. 2022, "Reducing
+Activation Recomputation in Large Transformer Models", section 5). Norms, activation functions and dropout are
+then computed twice, and so is attention if its result is not saved: the scores of plain attention, cuDNN's
+kernel, and the TPU kernel for small heads (``splash_attention``).
 """
 
 from collections.abc import Callable
@@ -14,14 +15,14 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Shaped
 
-PRODUCTS = "products"  # also what kernels are told to call what they keep
+PRODUCTS = "products"  # the checkpoint name, which attention kernels use too
 
 
 def keep(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """Marks what a layer keeps with ``remat_keeps="products"``; else it is ``x`` and nothing more."""
+    """Returns ``x`` under the name by which ``remat_keeps="products"`` saves it; changes no value."""
     return checkpoint_name(x, PRODUCTS)
 
 
 def policy(remat_keeps: str) -> Callable[..., Any] | None:
-    """Of ``jax.checkpoint``, for ``config.remat_keeps``."""
+    """Returns the policy of ``jax.checkpoint`` for ``config.remat_keeps``; None saves only the inputs."""
     return jax.checkpoint_policies.save_only_these_names(PRODUCTS) if remat_keeps == PRODUCTS else None

@@ -1,4 +1,4 @@
-"""The linear map under every projection, written as one product of two matrices."""
+"""The linear layer of every projection, computed as one product of two matrices."""
 
 import math
 from collections.abc import Callable
@@ -14,10 +14,13 @@ from transformer_jax.placement import current_placement
 def product(
     x: Float[Array, "*B D"], matrix: Float[Array, "D F"], output_dtype: jnp.dtype | None
 ) -> Float[Array, "*B F"]:
-    """``x matrix`` over the last axis of ``x``, whose rows are one axis meanwhile.
+    """Returns ``x @ matrix``, computed with all axes of ``x`` but the last flattened to one.
 
-    Not where sequences are split over a mesh: parts of rows and parts of their tokens have no axis in
-    common, and all of ``x`` would be gathered.
+    The axes are not flattened if sequences are split over a mesh. A flattened axis cannot be split over rows
+    and over tokens at the same time, so every device would gather the whole of ``x``.
+
+    Args:
+      output_dtype: type of the sums and of the result; None means the type of the factors.
     """
     placement = current_placement()
     if placement is not None and placement.parts("sequence") > 1:
@@ -27,17 +30,21 @@ def product(
 
 
 class Linear(nn.Module):
-    """``x W + b`` over the last ``len(inputs)`` axes of ``x``; W has shape ``inputs + outputs``.
+    """Computes ``x W + b`` over the last ``len(inputs)`` axes of ``x``; W has shape ``inputs + outputs``.
 
-    What ``nn.DenseGeneral`` does, but rows are flattened to one axis first: XLA then contracts one axis in
-    the gradient of W as well, which on a CPU saves two transposed copies of every activation.
+    ``nn.DenseGeneral`` computes the same. Here the other axes of ``x`` are flattened to one first. XLA then
+    contracts one axis in the gradient of W as well, which on a CPU saves two transposed copies of every
+    activation.
 
     Attributes:
-      inputs, outputs: sizes of the contracted and of the new axes.
+      inputs, outputs: sizes of the contracted axes and of the new axes.
       axes: logical axis names of W, one for each of ``inputs + outputs``.
-      dtype: of the factors; of the sums too, unless there is an ``output_dtype``.
-      initial_stddev: W is drawn from N(0, its square); 0: Xavier uniform over the whole matrix.
-      initial_scale: what the initial W is multiplied by, in either case.
+      use_bias: whether there is a ``b``.
+      dtype: type of the factors.
+      output_dtype: type of the sums and of the result; None means ``dtype``.
+      initial_stddev: standard deviation of the normal initializer of W. If 0, the initializer is Xavier
+        uniform, with the whole matrix as its fans.
+      initial_scale: factor of the initial W, with either initializer.
     """
 
     inputs: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Normalisation of each vector: LayerNorm (Ba et al. 2016) and RMSNorm (Zhang and Sennrich 2019)."""
+"""Normalisation over the last axis: LayerNorm (Ba et al. 2016) and RMSNorm (Zhang and Sennrich 2019)."""
 
 from functools import partial
 
@@ -11,10 +11,14 @@ from transformer_jax.layers.parameters import parameter
 
 
 class LayerNorm(nn.Module):
-    """``scale * (x - mean) / sqrt(variance + epsilon) + bias`` over the last axis.
+    """Computes ``scale * (x - mean) / sqrt(variance + epsilon) + bias`` over the last axis.
 
-    Statistics are float32 whatever ``dtype`` is. ``nn.LayerNorm`` computes the same, but multiplies
-    ``scale`` by the deviation first, which on a CPU writes and reads one more array as large as ``x``.
+    Mean and variance are float32 whatever ``dtype`` is. ``nn.LayerNorm`` computes the same, but multiplies
+    ``scale`` by the reciprocal of the standard deviation first. On a CPU that writes and reads one more array
+    as large as ``x``.
+
+    Attributes:
+      dtype: type of the result.
     """
 
     epsilon: float
@@ -29,7 +33,11 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """``scale * x / sqrt(mean(x^2) + epsilon)`` over the last axis, statistics in float32: T5's norm."""
+    """Computes ``scale * x / sqrt(mean(x^2) + epsilon)`` over the last axis, with a float32 mean, as in T5.
+
+    Attributes:
+      dtype: type of the result.
+    """
 
     epsilon: float
     dtype: jnp.dtype
@@ -42,8 +50,8 @@ class RMSNorm(nn.Module):
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 
-# With a gradient of its own, which keeps x as it came and two numbers a vector. What is derived from the
-# lines below keeps three float32 arrays as large as x, six times as much as a bfloat16 one.
+# The gradient is written by hand because it saves memory: it needs x itself and two numbers for each vector.
+# The gradient that JAX derives needs three float32 arrays as large as x, six times a bfloat16 x.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -54,7 +62,7 @@ def _normalise(
     epsilon: float,
     dtype: jnp.dtype,
 ) -> Float[Array, "*B D"]:
-    """LayerNorm, or without a bias RMSNorm."""
+    """Computes LayerNorm, or RMSNorm if ``bias`` is None."""
     return _normalise_forward(x, scale, bias, epsilon, dtype)[0]
 
 
@@ -85,9 +93,11 @@ _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 def _centred(x, mean):
+    """Returns ``x - mean`` in float32, or ``x`` if ``mean`` is None."""
     x = x.astype(jnp.float32)
     return x if mean is None else x - mean
 
 
 def _row(vector, x):
+    """Returns the vector with as many axes as ``x``."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)

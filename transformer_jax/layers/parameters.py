@@ -1,4 +1,4 @@
-"""How a layer makes a parameter with logical axis names."""
+"""Creates parameters with logical axis names."""
 
 from collections.abc import Callable
 from typing import cast
@@ -10,9 +10,13 @@ import jax
 def parameter(
     module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]
 ) -> jax.Array:
-    """The float32 parameter ``name`` of ``module``; ``axes`` names each of its axes for sharding.
+    """Creates or reads the float32 parameter ``name`` of ``module``.
 
-    The names are of ``transformer_jax.partitioning``'s table. ``model.init`` returns the array in a box with
-    its names, which ``flax.linen.meta.unbox`` takes away; here it is the array.
+    ``model.init`` returns the parameter in a box with the names of its axes, which ``flax.linen.meta.unbox``
+    removes. This function returns the array itself.
+
+    Args:
+      init: the initializer, a function of a random key and the shape.
+      axes: a logical name for each axis, for sharding: a name in the rules of ``MeshConfig``.
     """
     return cast(jax.Array, module.param(name, nn.with_logical_partitioning(init, axes), shape))

@@ -1,4 +1,4 @@
-"""Where a token stands: fixed sinusoids, learned tables, and T5's bias of attention scores."""
+"""Encodings of positions: fixed sinusoids, learned tables, and T5's bias of attention scores."""
 
 import math
 
@@ -12,9 +12,9 @@ from transformer_jax.placement import constrain
 
 
 def sinusoidal_table(max_length: int, d_model: int) -> Float[np.ndarray, "L D"]:
-    """``[p, 2i] = sin(p / 10000^(2i / d_model))``, ``[p, 2i + 1] = cos(the same)``.
+    """Returns the sinusoids of Vaswani et al. 2017, section 3.5.
 
-    Vaswani et al. 2017, section 3.5.
+    ``table[p, 2i] = sin(p / 10000^(2i / d_model))`` and ``table[p, 2i + 1] = cos(p / 10000^(2i / d_model))``.
     """
     rates = 10_000.0 ** (-np.arange(0, d_model, 2) / d_model)
     angles = np.arange(max_length)[:, None] * rates[None, :]
@@ -22,12 +22,13 @@ def sinusoidal_table(max_length: int, d_model: int) -> Float[np.ndarray, "L D"]:
 
 
 class PositionEncoding(nn.Module):
-    """Vectors for positions, to be added to embeddings.
+    """Returns a vector for each position, to be added to the embeddings.
 
     Attributes:
-      kind: "sinusoidal" (no parameters), "sinusoidal_halves" (the same columns, those of sines first, as in
-        Marian), or "learned" (N(0, 0.02), logical axes ``length``, ``embed``).
-      max_length: positions known, in tokens; one beyond gives NaN, and callers refuse it first.
+      kind: "sinusoidal" (no parameters), "sinusoidal_halves" (the same columns, all sines before all cosines,
+        as in Marian), or "learned" (initialized from N(0, 0.02^2), logical axes ``length``, ``embed``).
+      max_length: number of positions. A larger position gives NaN; callers check for it first.
+      dtype: type of the result.
     """
 
     kind: str
@@ -37,7 +38,7 @@ class PositionEncoding(nn.Module):
 
     @nn.compact
     def __call__(self, positions: Int[Array, "#B L"] | int) -> Float[Array, "#B L D"]:
-        """The vectors of ``positions``, or of the first so many."""
+        """Returns the vectors of an array of positions, or of positions 0, 1, … if given their number."""
         if self.kind == "learned":
             shape = (self.max_length, self.d_model)
             table = parameter(self, "embedding", nn.initializers.normal(0.02), shape, ("length", "embed"))
@@ -55,11 +56,16 @@ class PositionEncoding(nn.Module):
 def relative_buckets(
     distances: Int[Array, "L S"], *, buckets: int, max_distance: int, both_directions: bool
 ) -> Int[Array, "L S"]:
-    """The bucket of each distance, key place less query place (Raffel et al. 2020, section 2.1).
+    """Returns the bucket of each distance (Raffel et al. 2020, section 2.1).
 
-    Half of the buckets hold one distance each, the others distances that grow logarithmically up to
-    ``max_distance``. With ``both_directions`` keys after the query have buckets of their own, half
-    of all; without, they share the bucket of distance 0 (and are masked anyhow).
+    Half of the buckets of one direction hold one distance each. The others hold ranges of distances that grow
+    logarithmically up to ``max_distance``; the last one holds all larger distances too.
+
+    Args:
+      distances: position of the key minus position of the query.
+      buckets: number of buckets of both directions together.
+      both_directions: whether keys after the query have buckets of their own, half of all. If False, they
+        share the bucket of distance 0; a causal mask hides them.
     """
     count = buckets // 2 if both_directions else buckets
     offset = jnp.where(distances > 0, count, 0) if both_directions else jnp.zeros_like(distances)
@@ -72,7 +78,7 @@ def relative_buckets(
 
 
 class RelativeBias(nn.Module):
-    """A number for each head and bucket of distances, to be added to attention scores: T5's positions."""
+    """Returns T5's bias of attention scores: a learned number for each head and bucket of distances."""
 
     num_heads: int
     buckets: int
@@ -87,14 +93,21 @@ class RelativeBias(nn.Module):
         *,
         both_directions: bool,
     ) -> Float[Array, "1 H L S"]:
-        """``query_offset`` is the place of the first query among the keys."""
+        """Returns the bias of every pair.
+
+        Args:
+          query_length: L.
+          key_length: S.
+          query_offset: position of the first query in the key array.
+          both_directions: as in ``relative_buckets``.
+        """
         init = nn.initializers.normal(0.1)
         table = parameter(self, "embedding", init, (self.buckets, self.num_heads), ("buckets", "heads"))
         query = query_offset + jnp.arange(query_length)[:, None]
-        places = relative_buckets(
+        buckets = relative_buckets(
             jnp.arange(key_length)[None, :] - query,
             buckets=self.buckets,
             max_distance=self.max_distance,
             both_directions=both_directions,
         )
-        return table[places].transpose(2, 0, 1)[None]
+        return table[buckets].transpose(2, 0, 1)[None]

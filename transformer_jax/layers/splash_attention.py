@@ -1,7 +1,7 @@
-"""Attention on TPUs by "splash attention", the Pallas kernel that comes with JAX: it stores no scores.
+"""Attention on TPUs by "splash attention", the Pallas kernel that comes with JAX.
 
-They are computed block by block in the memory of the core, and once more in the backward pass (Dao et al.
-2022, "FlashAttention"). Blocks that a causal mask rules out are skipped.
+The kernel does not store the scores. It computes them block by block in the core's memory, and once more in
+the backward pass (Dao et al. 2022, "FlashAttention"). It skips the blocks that a causal mask hides.
 """
 
 import functools
@@ -23,9 +23,9 @@ from transformer_jax.layers.kernel_inputs import kernel_inputs
 from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.placement import Placement, current_placement
 
-LANES = 128  # of a TPU's vector registers: a block is a multiple of it
-_BLOCKS = (512, 384, 256)  # tokens; scores and gradients of the largest fit into the core's memory
-_MOST_FUSED = 4  # blocks of keys
+LANES = 128  # the width of a TPU's vector registers, of which a block is a multiple
+_BLOCKS = (512, 384, 256)  # tokens; the scores and gradients of the largest fit into the core's memory
+_MOST_FUSED = 4  # blocks of keys up to which one kernel computes all gradients
 _CALL = re.compile(r"\bsplash_mha_(fwd|dq|dkv)")
 _PRODUCTS = {"fwd": Products(1, 1), "dq": Products(2, 1), "dkv": Products(2, 2)}
 _FUSED_PRODUCTS = Products(3, 2)  # of one backward kernel for all gradients
@@ -103,7 +103,7 @@ class SplashAttention(Kernel):
         )
 
         def attend(kernel, query, key, value, segments):
-            if kernel is None:  # the mask hides nothing, so all parts have the same kernel
+            if kernel is None:  # without a causal mask all parts of the queries have the same kernel
                 full = kernel_masks.FullMask((query.shape[2], key.shape[2]))
                 kernel = make_kernel(_of_heads(full, query), head_shards=1, q_seq_shards=1)
             return jax.vmap(kernel)(keep(query), keep(key), keep(value), segments)
@@ -135,44 +135,48 @@ class SplashAttention(Kernel):
                 mesh=placement.mesh,
                 in_specs=(kernel_spec, own, gathered, gathered, None if segments is None else segment_specs),
                 out_specs=own,
-                check_vma=False,  # Pallas does not say over which mesh axes its results vary
+                check_vma=False,  # Pallas does not declare over which mesh axes its results vary
             )
         heads_first = cast(jax.Array, attend(kernel, inputs.query, inputs.key, inputs.value, segments))
         return heads_first[:, :, :length].swapaxes(1, 2)
 
 
 def block_size(length: int) -> int:
-    """The tokens of a block for ``length`` tokens: of the large ones the one that needs the least padding."""
+    """Returns how many tokens a block has, for ``length`` tokens: the large size that needs least padding."""
     return LANES if length <= LANES else min(_BLOCKS, key=lambda size: (-length % size, -size))
 
 
 def _blocks(length: int, num_keys: int) -> tuple[int, int, int]:
-    """Tokens of a block of queries and of one of keys, and the parts that queries are split into."""
+    """Returns the tokens of a block of queries, those of a block of keys, and into how many parts a mesh
+    splits the queries.
+    """
     placement = current_placement()
     parts = 1 if placement is None else placement.parts("sequence")
     return block_size(-(-length // parts)), block_size(num_keys), parts
 
 
 def _keeps_results(head_size: int) -> bool:
-    """Whether ``remat_keeps="products"`` keeps them: with heads of 64 or less the kernel runs once more.
+    """Returns whether ``remat_keeps="products"`` saves the kernel's results: for heads of more than 64.
 
-    They lie in memory as the kernel writes them, the last axis padded to the lanes: twice as large or more.
+    The results stay in memory as the kernel writes them, with the last axis padded to the lanes. For smaller
+    heads that is twice the memory or more, so the backward pass runs the kernel once more instead.
     """
     return head_size + -head_size % LANES < 2 * head_size
 
 
 def _tokens_first(array: CallArray) -> tuple[int, int, int, int]:
-    """Returns rows, heads, tokens, size; heads that are no multiple of the lanes have their tokens last."""
+    """Returns (B, H, tokens, size). If the size is no multiple of the lanes, an operand has tokens last."""
     rows, heads, tokens, size = array.dims
     return (rows, heads, size, tokens) if tokens % LANES else (rows, heads, tokens, size)
 
 
 def _of_heads(mask: kernel_masks.Mask, query: Float[Array, "B H L K"]) -> kernel_masks.MultiHeadMask:
+    """Returns a mask that every head shares."""
     return kernel_masks.MultiHeadMask([mask] * query.shape[1])
 
 
 def _parts(placement: Placement | None, entry: str | tuple[str, ...] | None) -> int:
-    """Of an axis, by its entry in a PartitionSpec."""
+    """Returns into how many parts an axis with this entry in a PartitionSpec is split."""
     axes = (entry,) if isinstance(entry, str) else entry or ()
     return 1 if placement is None else math.prod(placement.mesh.shape[axis] for axis in axes)
 
@@ -180,11 +184,18 @@ def _parts(placement: Placement | None, entry: str | tuple[str, ...] | None) -> 
 def _block_sizes(
     query: int, key: int, *, num_key_blocks: int, head_sizes: tuple[int, int]
 ) -> kernels.BlockSizes:
-    # One kernel for all three gradients computes the scores once where two do so twice, but it stores a
-    # gradient of all queries for each block of keys, to be summed. That is no more than a second kernel would
-    # read, keys and values for each block of queries; with many blocks it takes much memory.
+    """Returns the sizes and layouts of blocks.
+
+    Args:
+      query, key: tokens of a block.
+      num_key_blocks: number of blocks of keys.
+      head_sizes: sizes of a key and of a value.
+    """
+    # One kernel for all three gradients computes the scores once; two kernels compute them twice. But the one
+    # stores a gradient of all queries for each block of keys, which are then summed. With few blocks that is
+    # no more than a second kernel would read. With many it takes much memory.
     is_fused = num_key_blocks <= _MOST_FUSED
-    # The last axis is padded to the lanes in the chip's memory too: heads of 64 would take twice as much.
+    # The chip's memory pads the last axis to the lanes too, so heads of 64 would take twice the memory.
     layouts = [
         kernels.QKVLayout.SEQ_MINOR if size % LANES else kernels.QKVLayout.HEAD_DIM_MINOR
         for size in head_sizes

@@ -1,8 +1,9 @@
-"""Attention on GPUs by a Pallas kernel that Triton compiles: it stores no scores.
+"""Attention on GPUs by a Pallas kernel that Triton compiles.
 
-They are computed block by block, and once more in the backward pass, for which each query keeps the logarithm
-of its sum (Dao 2024, "FlashAttention-2", algorithms 1 and 2). It takes what cuDNN does not: float32, segments
-without an array of all pairs, queries that are split over a mesh. And it compiles where there is no GPU.
+The kernel does not store the scores. It computes them block by block, and once more in the backward pass, for
+which the forward pass stores the logarithm of each query's sum (Dao 2024, "FlashAttention-2", algorithms 1
+and 2). It can do what cuDNN cannot: float32, segments without an array of all pairs, and queries that are
+split over a mesh. It can be compiled on a machine without a GPU.
 """
 
 import functools
@@ -25,7 +26,7 @@ from transformer_jax.layers.kernel_inputs import KernelInputs, kernel_inputs
 from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.placement import current_placement
 
-BLOCK = 64  # queries and keys of which a block has the scores
+BLOCK = 64  # queries, and keys, of a block of scores
 MOST_HEAD_SIZE = 128
 _CALL = re.compile(r"\b(causal_)?attention_(forward_kernel|query_kernel|key_kernel)\b")
 _PRODUCTS = {"forward_kernel": Products(1, 1), "query_kernel": Products(2, 1), "key_kernel": Products(2, 2)}
@@ -107,8 +108,8 @@ class TritonAttention(Kernel):
             )
 
             def attend_own(query, *others):
-                place = jax.lax.axis_index(sequence) if sequence else 0
-                return _attend(static, query, *others, jnp.full((1,), place * query.shape[2], jnp.int32))
+                part = jax.lax.axis_index(sequence) if sequence else 0
+                return _attend(static, query, *others, jnp.full((1,), part * query.shape[2], jnp.int32))
 
             own, gathered = PartitionSpec(batch, heads, sequence), PartitionSpec(batch, heads)
             heads_first = jax.shard_map(
@@ -116,7 +117,7 @@ class TritonAttention(Kernel):
                 mesh=placement.mesh,
                 in_specs=(own, gathered, gathered, PartitionSpec(batch, sequence), PartitionSpec(batch)),
                 out_specs=own,
-                check_vma=False,  # Pallas does not say over which mesh axes its results vary
+                check_vma=False,  # Pallas does not declare over which mesh axes its results vary
             )(*arrays)
         return heads_first[:, :, :length].swapaxes(1, 2)
 
@@ -128,6 +129,7 @@ def _parts() -> int:
 
 
 def _one_segment(inputs: KernelInputs) -> tuple[Int[Array, "B L"], Int[Array, "B S"]]:
+    """Returns segment ids by which every query attends to every key."""
     of_queries, of_keys = ((len(x), x.shape[2]) for x in (inputs.query, inputs.key))
     return jnp.ones(of_queries, jnp.int32), jnp.ones(of_keys, jnp.int32)
 
@@ -142,7 +144,12 @@ def _attend(
     key_segments: Int[Array, "B S"],
     offset: Int[Array, "1"],
 ) -> Float[Array, "B H L W"]:
-    """``offset`` is the place of the first query among the keys; ``static`` is (causal, interpret)."""
+    """Computes attention with gradients.
+
+    Args:
+      static: whether the mask is causal, and whether to interpret the kernel.
+      offset: the position of the first query in the key array.
+    """
     return _attend_forward(static, query, key, value, query_segments, key_segments, offset)[0]
 
 
@@ -157,7 +164,7 @@ def _attend_forward(static, query, key, value, query_segments, key_segments, off
 
 def _attend_backward(static, residuals, gradient):
     of_queries, of_keys, offset, output, log_sums = residuals
-    # Of each query, the sum over keys of weights times their gradients, which needs neither.
+    # The sum over keys of weights times their gradients, for each query. It follows from the output.
     products = jnp.sum(output.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1)
     of_queries = (*of_queries, gradient, log_sums, products)
     query, (key, value, _) = of_queries[0], of_keys
@@ -176,7 +183,7 @@ def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 def _call(kernel, static, own, others, offset, results):
-    """Runs a kernel for each block of tokens of ``own`` and ``results``; it sees all of ``others``."""
+    """Runs a kernel for each block of tokens of ``own`` and ``results``. Each reads all of ``others``."""
     causal, interpret = static
     rows, heads, length, size = own[0].shape
     call = pl.pallas_call(
@@ -197,14 +204,19 @@ def _call(kernel, static, own, others, offset, results):
 
 
 def _block(x, *, is_whole: bool) -> pl.BlockSpec:
-    """One block of tokens, or all of them, of one row and head of (B, L), (B, H, L) or (B, H, L, K)."""
+    """Returns the spec of a block of tokens of one row and head, or of all of its tokens.
+
+    Args:
+      x: (B, L), (B, H, L) or (B, H, L, K).
+      is_whole: whether the block has all tokens.
+    """
     axis = min(x.ndim - 1, 2)
     rest = x.shape[axis + 1 :]
 
-    def place(i, head, row):
+    def index(i, head, row):
         return (*(row, head)[:axis], 0 if is_whole else i, *(0 for _ in rest))
 
-    return pl.BlockSpec((*(None,) * axis, x.shape[axis] if is_whole else BLOCK, *rest), place)
+    return pl.BlockSpec((*(None,) * axis, x.shape[axis] if is_whole else BLOCK, *rest), index)
 
 
 def _product(x, y):
@@ -212,18 +224,22 @@ def _product(x, y):
 
 
 def _scores(causal, query, key, query_segments, key_segments, first_query, first_key):
-    """Masked scores of a block of queries (rows) and one of keys, whose first ones have these places."""
+    """Returns the masked scores of a block of queries (rows) and a block of keys (columns).
+
+    Args:
+      first_query, first_key: positions of the first query and of the first key of the blocks.
+    """
     scores = _product(query, key.T)
-    may_see = query_segments[:, None] == key_segments[None, :]
+    is_allowed = query_segments[:, None] == key_segments[None, :]
     if causal:
-        query_places = first_query + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-        key_places = first_key + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-        may_see &= key_places <= query_places
-    return jnp.where(may_see, scores, MASKED_SCORE)
+        query_positions = first_query + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+        key_positions = first_key + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+        is_allowed &= key_positions <= query_positions
+    return jnp.where(is_allowed, scores, MASKED_SCORE)
 
 
 def _visible_blocks(causal, first_query, num_keys):
-    """How many blocks of keys a block of queries sees something of."""
+    """Returns how many blocks of keys are not wholly hidden from a block of queries."""
     count = num_keys // BLOCK
     return jnp.minimum(count, first_query // BLOCK + 1) if causal else count
 
@@ -253,6 +269,7 @@ def _forward_kernel(causal, query, query_segments, key, value, key_segments, off
 
 
 def _score_gradients(weights, value, gradient, products):
+    """Returns the gradients of the scores, of which ``products`` are sums of weights times gradients."""
     return weights * (_product(gradient, value.T) - products[:, None])
 
 
@@ -316,7 +333,7 @@ def _key_kernel(
         return of_keys, of_values + _product(weights.T.astype(gradients.dtype), gradients)
 
     start = jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32)
-    # Queries before the first key see nothing of this block.
+    # A causal mask hides this block from the queries before its first key.
     first = jnp.maximum(first_key - offset[0], 0) // BLOCK if causal else 0
     of_keys, of_values = jax.lax.fori_loop(first, query.shape[0] // BLOCK, step, start)
     key_gradient[...] = of_keys.astype(key_gradient.dtype)

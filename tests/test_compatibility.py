@@ -105,7 +105,7 @@ def changed(config, changes):
         (
             "gpt2_chars",
             {"data.buckets": (16,)},
-            "config.data.buckets=(16,) is for data.batching='buckets': packed rows have one length",
+            "config.data.buckets=(16,) needs data.batching='buckets': packed rows have one length",
         ),
         (
             "bart_denoise",

@@ -88,7 +88,7 @@ def test_a_test_pair_longer_than_the_model_is_found_before_training(corpus, tmp_
     for side in ("source", "target"):
         with open(tmp_path / "corpus" / f"test.{side}", "a") as file:
             file.write("x" * 60 + "\n")
-    with pytest.raises(DataError, match=r"example 38 .* has 61 tokens .* takes 48"):
+    with pytest.raises(DataError, match=r"example 38 .* has 61 tokens .* accepts 48"):
         train(tiny_experiment(tmp_path / "corpus"), str(tmp_path / "run"))
 
 

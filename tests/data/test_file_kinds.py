@@ -57,7 +57,7 @@ def test_both_sides_of_a_percentage_share_all():
 
 @pytest.mark.parametrize("name", ["a.txt[12:]", "a.txt[-12:]", "a.txt[:101%]"])
 def test_a_slice_beyond_the_end(name):
-    with pytest.raises(DataError, match=r"the slice of a\.txt\[.*\] goes beyond the 11"):
+    with pytest.raises(DataError, match=r"the slice of a\.txt\[.*\] goes beyond its 11"):
         slice_of(name, 11)
 
 
@@ -195,7 +195,7 @@ def test_a_prefix_stands_before_inputs_that_are_not_blank(tmp_path):
 
 def test_a_prefix_cannot_stand_before_words(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"inputs": ["a", "b"]}\n')
-    with pytest.raises(DataError, match="prefix='x: ' cannot stand before words in a list"):
+    with pytest.raises(DataError, match="prefix='x: ' needs inputs that are texts, not lists of words"):
         read_all(config(tmp_path, "jsonl", "a.jsonl", (("inputs", "inputs"),), prefix="x: "))
 
 
@@ -284,10 +284,10 @@ def test_bad_idx_files(digits):
         ({"features": (("input", "0"),)}, r"there is no feature 'input': did you mean 'inputs'\?"),
         ({"features": (("inputs", "0"), ("inputs", "1"))}, "names 'inputs' twice"),
         ({"features": ()}, "features is empty"),
-        ({"features": (("images", "0"),)}, "kind 'tsv' cannot hold 'images', but inputs, pair"),
-        ({"features": (("labels", "0"),), "prefix": "a"}, "prefix='a' stands before inputs"),
-        ({"kind": "document"}, "kind 'document' cannot hold 'targets', but inputs"),
-        ({"kind": "idx"}, "kind 'idx' cannot hold 'inputs', but images, labels"),
+        ({"features": (("images", "0"),)}, "kind 'tsv' cannot hold 'images'; it can hold inputs, pair"),
+        ({"features": (("labels", "0"),), "prefix": "a"}, "prefix='a' needs the feature inputs"),
+        ({"kind": "document"}, "kind 'document' cannot hold 'targets'; it can hold inputs"),
+        ({"kind": "idx"}, "kind 'idx' cannot hold 'inputs'; it can hold images, labels"),
         ({"kind": "pattern", "pattern": "("}, "is not a regular expression"),
         ({"kind": "pattern", "pattern": "(?P<o>.)"}, r"has no group '0': it has o"),
         ({"kind": "text", "train": ("a[:1]", "b[:2]")}, "must have the same slice in all its names"),

@@ -102,9 +102,12 @@ def test_a_checkpoint_with_them_has_a_tokenizer_that_can_be_stored(files, tmp_pa
 def test_what_cannot_be_read_is_one_error(files):
     content = (files / "source.spm").read_bytes()
     for broken, message in (
-        (b"", "there are no pieces in it"),
-        (content[:-7], "is not a model of SentencePiece"),
-        (content + b"\x12\x02\x18\x02", "a model of type 2: only unigrams"),  # trainer_spec {model_type: BPE}
+        (b"", "it has no pieces"),
+        (content[:-7], "is not a SentencePiece model"),
+        (
+            content + b"\x12\x02\x18\x02",
+            "a SentencePiece model of type 2: only unigram models",
+        ),  # trainer_spec {model_type: BPE}
     ):
         (files / "source.spm").write_bytes(broken)
         with pytest.raises(DataError, match=message):

@@ -142,7 +142,7 @@ def test_rows_without_examples_are_like_the_one_given():
 
 def test_examples_that_do_not_go_together():
     one = {"inputs": np.ones(2, np.int32), "labels": np.array(1, np.int32)}
-    with pytest.raises(DataError, match=r"labels cannot be packed, for a row has one of them"):
+    with pytest.raises(DataError, match=r"labels cannot be packed, because a row has only one"):
         fill_batch([[one, one]], 5)
     with pytest.raises(
         DataError, match=r"examples with different keys: \['inputs'\] and \['inputs', 'labels'\]"
@@ -150,7 +150,7 @@ def test_examples_that_do_not_go_together():
         fill_batch([[one], [{"inputs": one["inputs"]}]], 5)
     images = [{"images": np.zeros((side, 2, 1), np.uint8)} for side in (2, 3)]
     with pytest.raises(
-        DataError, match=r"images of the shape \(3, 2, 1\) cannot be in one batch with .*\(2, 2, 1\)"
+        DataError, match=r"images of shape \(3, 2, 1\) cannot be in one batch with .*\(2, 2, 1\)"
     ):
         fill_batch([[image] for image in images], 5)
 

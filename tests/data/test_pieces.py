@@ -212,7 +212,10 @@ def test_another_example_is_never_the_same_nor_blank():
 def test_a_single_example_has_no_other():
     for texts in (["100 100"], ["100 100", " "]):
         batches = training_iterator(BUCKETS, MemorySource({"inputs": texts}), Pieces())
-        with pytest.raises(DataError, match=rf"needs another example .* of {len(texts)} none was found"):
+        with pytest.raises(
+            DataError,
+            match=rf"combines each example with another .* of the {len(texts)} examples was found",
+        ):
             next(batches)
         batches.close()
 
@@ -312,7 +315,7 @@ def test_a_part_that_is_not_as_long_as_its_side():
             return [{**tokens, "inputs_types": np.zeros(2, np.int32)}]
 
     with pytest.raises(
-        DataError, match=r"the objective gives 2 inputs_types for \d+ inputs: there must be as many"
+        DataError, match=r"the objective gives 2 inputs_types for \d+ inputs: it must give one per token"
     ):
         next(training_iterator(BUCKETS, make_source(), Short()))
 

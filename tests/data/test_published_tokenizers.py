@@ -249,7 +249,7 @@ def test_words_and_places_of_our_own():
 @pytest.mark.parametrize("special", [("<pad>",), ("<a>", "<a>"), ("",)])
 def test_special_tokens_that_cannot_be(special):
     with pytest.raises(
-        ValueError, match=r"special_tokens=.* must be names, each once, and none of <pad> <bos>"
+        ValueError, match=r"special_tokens=.* must be different names, and none of <pad> <bos>"
     ):
         TokenizerConfig(special_tokens=special)
 

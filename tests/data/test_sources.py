@@ -180,7 +180,7 @@ def test_unknown_and_unset_splits(tmp_path):
         ({"kind": "csv"}, "kind"),
         ({"kind": "text"}, r"source\.train=\('train',\) must have 2 name"),
         ({"train": ("a", "b")}, r"must have 1 name"),
-        ({"kind": "tsv"}, r"'inputs' is in column 'inputs', which must be a number"),
+        ({"kind": "tsv"}, r"the column of 'inputs' in a TSV file must be a number"),
         ({"encoding": "utf-9"}, "not an encoding"),
     ],
 )

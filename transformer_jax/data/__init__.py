@@ -1,4 +1,4 @@
-"""Examples to batches: sources, tokenizers, and the Grain pipeline with its replayable state."""
+"""Turns examples into batches: sources, tokenizers, and the Grain pipeline with its replayable state."""
 
 from transformer_jax.data.evaluation import (
     batches_of_pieces,

@@ -1,4 +1,4 @@
-"""Examples from data sets that TFDS prepared, read from disk by index and without TensorFlow."""
+"""Reads data sets that TFDS prepared, by index and without TensorFlow."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from transformer_jax.data.image_files import decode_image
 from transformer_jax.data.text_files import DATA_VARIABLE, Features
 from transformer_jax.types import FEATURES, Example
 
-OUR_BUILDERS = {  # prepared on first use
+OUR_BUILDERS = {  # the library's own data sets, which are prepared on first use
     "number_words": number_words.NumberWords,
     "caption_questions": caption_questions.CaptionQuestions,
 }
@@ -25,11 +25,9 @@ OUR_BUILDERS = {  # prepared on first use
 class TfdsSource:
     """A prepared TFDS split.
 
-    Args:
-      name: of data set and split, for messages.
-      records: with ``__len__`` and ``__getitems__``; images in them are not decoded.
-      features: of an example, and where each is found ("a/b" for b within a).
-      channels: of images.
+    Args: name: name of the data set and the split, for error messages. records: has ``__len__`` and
+    ``__getitems__``; images in it are not decoded. features: the features of an example and the place of each
+    ("a/b" for b within a). channels: channels of the images.
     """
 
     def __init__(self, name: str, records: Any, features: Features, channels: int = 3):
@@ -65,7 +63,7 @@ class TfdsSource:
 
 
 def _plain(value: Any) -> Any:
-    """What TFDS gives as text, integers and lists, in Python's own types."""
+    """Converts text, integers and lists from TFDS to Python's own types."""
     if isinstance(value, bytes):
         return value.decode("utf-8")  # as TFDS stores text
     if isinstance(value, np.ndarray | list | tuple):
@@ -74,23 +72,22 @@ def _plain(value: Any) -> Any:
 
 
 def load_tfds(name: str, split: str, features: Features, folder: str) -> TfdsSource:
-    """Opens a split, such as "train" or "train[:90%]", of a prepared data set, or prepares one of ours.
+    """Opens a split, such as "train" or "train[:90%]", of a prepared data set or of one of the library's own.
 
-    Raises:
-      DataError: the data set, split or a feature is not there, or a feature has another type.
+    Raises: DataError: the data set, the split or a feature does not exist, or a feature has another type.
     """
     builder = _prepared_builder(name, folder)
-    found = {feature: _find_feature(builder, name, feature, key) for feature, key in features}
+    tfds_features = {feature: _find_feature(builder, name, feature, key) for feature, key in features}
     decoders: dict[str, Any] = {}
     channels = 3
     for feature, key in features:
-        if feature == "images":  # TFDS would want OpenCV
+        if feature == "images":  # decoded here, because TFDS would need OpenCV
             *outer, last = key.split("/")
             level = decoders
             for step in outer:
                 level = level.setdefault(step, {})
             level[last] = tfds.decode.SkipDecoding()
-            channels = found[feature].shape[-1]
+            channels = tfds_features[feature].shape[-1]
     try:
         records = builder.as_data_source(split=split, decoders=decoders or None)
     except NotImplementedError as error:  # stored in a format without random access
@@ -102,8 +99,12 @@ def load_tfds(name: str, split: str, features: Features, folder: str) -> TfdsSou
     return TfdsSource(f"{name}, {split}", records, features, channels)
 
 
-def _find_feature(builder: Any, name: str, wanted: str, key: str) -> Any:
-    """The TFDS feature at ``key``, checked to be what the feature ``wanted`` of an example may be."""
+def _find_feature(builder: Any, name: str, target: str, key: str) -> Any:
+    """Returns the TFDS feature at ``key`` after checking that its type is allowed for ``target``.
+
+    Args: builder: the data set's builder. name: the data set's name, for errors. target: the feature of an
+    example that it will become. key: its name in the data set.
+    """
     feature: Any = builder.info.features
     in_list = False
     for step in key.split("/"):
@@ -119,30 +120,33 @@ def _find_feature(builder: Any, name: str, wanted: str, key: str) -> Any:
     if isinstance(feature, tfds.features.Sequence):
         feature, in_list = feature.feature, True
     kind = _kind(feature)
-    if (f"list of {kind}s" if in_list else kind) not in FEATURES[wanted]:
+    if (f"list of {kind}s" if in_list else kind) not in FEATURES[target]:
         raise DataError(
             f"the feature {key!r} of {name} is {'a list of ' if in_list else ''}"
-            f"{' '.join(str(feature).split())}, which cannot be {wanted}: that must be {described(wanted)}"
+            f"{' '.join(str(feature).split())}, which cannot be {target}: that must be {described(target)}"
         )
     return feature
 
 
 def _kind(feature: Any) -> str:
-    """What it is in the words of ``FEATURES``; "" for something else."""
+    """Returns the type of a TFDS feature in the words of ``FEATURES``, or "" for any other type."""
     dtype, shape = getattr(feature, "np_dtype", None), getattr(feature, "shape", None)
     if isinstance(feature, tfds.features.Text):
         return "text"
     if isinstance(feature, tfds.features.Image):
         return "image" if dtype == np.uint8 and shape is not None and shape[-1] in (1, 3, 4) else ""
     if isinstance(feature, tfds.features.Tensor) and shape == ():
-        if dtype == np.object_:  # a plain string, as data sets from elsewhere have them
+        if dtype == np.object_:  # a plain string, as in data sets converted from other libraries
             return "text"
         return "integer" if np.issubdtype(dtype, np.integer) else ""
     return ""
 
 
 def _prepared_builder(name: str, folder: str) -> Any:
-    """The TFDS builder of a data set on disk, found by its files: its code may be anywhere."""
+    """Returns the TFDS builder of a data set, found by its files on disk and independent of its code.
+
+    Prepares the library's own data sets.
+    """
     find = read_only_builder.builder_from_files
     try:
         return find(name, data_dir=folder)
@@ -156,18 +160,18 @@ def _prepared_builder(name: str, folder: str) -> Any:
     if variant not in variants:
         known = [f"{base_name}/{known}" for known in variants]
         raise DataError(f"there is no data set {name!r}: {nearest(name, known)}")
-    # Root may write everywhere, but a folder that nobody may write to was made so on purpose.
+    # Root can write anywhere, but a folder without any write permission is read-only on purpose.
     if os.path.isdir(folder) and not os.stat(folder).st_mode & 0o222:
         raise DataError(_cannot_prepare(name, folder, "the folder is read-only"))
     logging.info("Preparing %s in %s.", name, os.path.abspath(folder))
     try:
         builder_class(config=variant, data_dir=folder).download_and_prepare()
     except (OSError, RuntimeError) as error:
-        # A plain RuntimeError is array_record's, for what the system refuses; its kinds are mistakes here.
+        # array_record raises a plain RuntimeError if the system refuses something; a subclass is a bug.
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             raise
-        # TFDS writes beside the final place and renames: losing the race against another process
-        # that prepares the same leaves a whole data set, any other failure leaves none.
+        # TFDS writes to a temporary folder and renames it. If another process prepared the same data set
+        # first, the rename fails but a complete data set exists; after any other failure none exists.
         try:
             return find(name, data_dir=folder)
         except tfds.core.DatasetNotFoundError:

@@ -1,4 +1,4 @@
-"""Batches for evaluation: every example once, in as few shapes as training has, and one more."""
+"""Makes batches for evaluation: every example once, in the shapes of training and one further shape."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from transformer_jax.data.pipeline import DataConfig
 from transformer_jax.data.token_examples import TokenCache, Transform, draw_other
 from transformer_jax.types import CUT, TokenExample
 
-EXTRA_LENGTH_MULTIPLE = 64  # of the one further length
+EXTRA_LENGTH_MULTIPLE = 64  # the further length is a multiple of this
 
 _EXAMPLES_AT_ONCE = 256
-_MARK = 1  # keeps the random numbers of evaluation apart from those of training
+_MARK = 1  # part of the seed, so that evaluation and training draw different random numbers
 
 
 def evaluation_batches(
@@ -26,23 +26,17 @@ def evaluation_batches(
     process_count: int = 1,
     row_multiple: int = 1,
 ) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """All of ``source`` once: ``evaluation_pieces`` in the batches of ``batches_of_pieces``.
+    """Returns all of ``source`` once: ``evaluation_pieces`` in the batches of ``batches_of_pieces``.
 
-    Args:
-      config: how to batch; its sources and tokenizer are not read here.
-      source: the split to evaluate.
-      transform: from examples to tokens.
-      longest_allowed: tokens of a side that the model takes; None takes any number.
-      process_index: which of the processes this is.
-      process_count: processes that share every batch.
-      row_multiple: parts that a batch is split into, over all processes.
+    Args: config: how to batch; its sources and tokenizer are not read here. source: the split to evaluate.
+    transform: turns examples into tokens. longest_allowed: maximum number of tokens per side that the model
+    accepts; None for no limit. process_index: index of this process. process_count: number of processes that
+    share every batch. row_multiple: number of parts that a batch is split into, over all processes.
 
-    Returns:
-      The batches, each with the places in ``source`` of the examples in its rows.
+    Returns: The batches, each with the index in ``source`` of the example in each of its rows.
 
-    Raises:
-      DataError: an example is longer than ``longest_allowed``, or is not what the objective needs.
-      ValueError: ``process_count`` does not divide ``row_multiple``.
+    Raises: DataError: an example is longer than ``longest_allowed``, or lacks what the objective needs.
+    ValueError: ``process_count`` does not divide ``row_multiple``.
     """
     places, pieces = evaluation_pieces(config, source, transform)
     return batches_of_pieces(
@@ -66,28 +60,22 @@ def batches_of_pieces(
     process_count: int = 1,
     row_multiple: int = 1,
 ) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """What ``evaluation_pieces`` gave, each once, grouped by length, nothing left out and never packed.
+    """Puts every piece of ``evaluation_pieces`` into a batch once, grouped by length and never packed.
 
-    Rows per batch are those of training, rounded up to a multiple of ``row_multiple``. Pieces above
-    ``max_length`` share one further length: their longest, rounded up to a multiple of 64 but not above
+    A batch has as many rows as in training, rounded up to a multiple of ``row_multiple``. Pieces above
+    ``max_length`` share one further length: the longest of them, rounded up to a multiple of 64 but not above
     ``longest_allowed``. So there are at most ``len(lengths) + 1`` shapes.
 
-    Args:
-      config: how to batch.
-      places: of the examples that the pieces come from, in their source.
-      pieces: at least one.
-      longest_allowed: tokens of a side that the model takes; None takes any number.
-      process_index: which of the processes this is.
-      process_count: processes that share every batch.
-      row_multiple: parts that a batch is split into, over all processes.
+    Args: config: how to batch. places: for each piece, the index of its example in the source. pieces: at
+    least one. longest_allowed: maximum number of tokens per side that the model accepts; None for no limit.
+    process_index: index of this process. process_count: number of processes that share every batch.
+    row_multiple: number of parts that a batch is split into, over all processes.
 
-    Returns:
-      For every batch the place of the example in each row (-1: an empty row, with
-      segments all 0) and the batch; of this process's rows, as many batches in every process.
+    Returns: For every batch the index of the example in each row (-1 for an empty row, whose segments are all
+    0), and the batch. They contain the rows of this process; every process has the same number of batches.
 
-    Raises:
-      DataError: a piece is longer than ``longest_allowed``.
-      ValueError: ``process_count`` does not divide ``row_multiple``.
+    Raises: DataError: a piece is longer than ``longest_allowed``. ValueError: ``process_count`` does not
+    divide ``row_multiple``.
     """
     if row_multiple % process_count:
         raise ValueError(f"{row_multiple=} must be a multiple of {process_count=}")
@@ -97,7 +85,7 @@ def batches_of_pieces(
     if longest_allowed is not None and top > longest_allowed:
         raise DataError(
             f"example {places[int(longest.argmax())] + 1} of those to evaluate has {top} tokens on a side, "
-            f"and the model takes {longest_allowed}: raise config.model.max_length, or shorten the example"
+            f"but the model accepts {longest_allowed}: raise config.model.max_length, or shorten the example"
         )
     if top > lengths[-1]:
         rounded = -(-top // EXTRA_LENGTH_MULTIPLE) * EXTRA_LENGTH_MULTIPLE
@@ -110,8 +98,8 @@ def batches_of_pieces(
         size = -(-rows // row_multiple) * row_multiple
         own = own_rows(size, process_index, process_count)
         for start in range(0, len(members), size):
-            found = members[start : start + size].tolist()
-            filled = [*found, *[-1] * (size - len(found))][own]
+            chosen = members[start : start + size].tolist()
+            filled = [*chosen, *[-1] * (size - len(chosen))][own]
             batch = fill_batch([[pieces[i]] if i >= 0 else [] for i in filled], length, pieces[0])
             batches.append((np.array([places[i] if i >= 0 else -1 for i in filled]), batch))
     return batches
@@ -120,15 +108,13 @@ def batches_of_pieces(
 def evaluation_pieces(
     config: DataConfig, source: Source, transform: Transform
 ) -> tuple[list[int], list[TokenExample]]:
-    """What every evaluation sees of a source: always the same.
+    """Returns the pieces of all examples of a source; they are the same in every evaluation.
 
-    Returns:
-      The place in ``source`` of the example that each piece comes from, increasing, and the pieces.
+    Returns: For each piece the index of its example in ``source``, increasing, and the pieces.
 
-    Raises:
-      DataError: there is none.
+    Raises: DataError: there are no pieces.
     """
-    # Bounded in bytes, or whole images would all be in memory.
+    # The cache is bounded in bytes; without a bound all images would be in memory.
     cache = TokenCache(source, transform, purpose="evaluate", leave_out_blank=False)
     places, pieces = [], []
     for start in range(0, len(source), _EXAMPLES_AT_ONCE):
@@ -150,5 +136,9 @@ def evaluation_pieces(
 
 
 def count_cut(places: Sequence[int], pieces: Sequence[TokenExample]) -> int:
-    """Of how many examples the pieces, in places as ``evaluation_pieces`` gives them, are cut short."""
+    """Returns the number of examples that were truncated.
+
+    Args: places: for each piece, the index of its example, as ``evaluation_pieces`` returns it. pieces: the
+    pieces.
+    """
     return len({place for place, piece in zip(places, pieces, strict=True) if CUT in piece})

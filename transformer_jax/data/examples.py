@@ -1,4 +1,4 @@
-"""What a source is, and what the examples in it may hold."""
+"""Defines sources of examples and checks the values of examples."""
 
 import bisect
 import hashlib
@@ -10,26 +10,26 @@ import numpy as np
 
 from transformer_jax.types import FEATURES, Example
 
-_FINGERPRINTED = 256  # examples of a source, at the most
+_FINGERPRINTED = 256  # maximum number of examples that a fingerprint hashes
 
 
 class DataError(ValueError):
-    """The data cannot be used as they are; the message says where, and what would be right."""
+    """Reports data that cannot be used; the message says where, and what would be right."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A sequence of examples, with indices from 0."""
+    """A sequence of examples with indices from 0."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int]) -> list[Example]:
-        """The examples at ``indices``: several at once, because that is much faster in TFDS."""
+        """Returns the examples at ``indices``; reading several at once is much faster in TFDS."""
         ...
 
 
 def fingerprint(source: Source) -> str:
-    """What tells one source from another: its number of examples, and a hash of some from all over it."""
+    """Returns a text that identifies a source: its size, and a hash of evenly spaced examples."""
     places = np.unique(np.linspace(0, len(source) - 1, min(_FINGERPRINTED, len(source)), dtype=int)).tolist()
     digest = hashlib.sha256()
     for example in source.read(places):
@@ -40,10 +40,11 @@ def fingerprint(source: Source) -> str:
 
 
 class MemorySource:
-    """A source whose values are in memory: for each feature a sequence with its value in every example.
+    """A source whose values are in memory.
 
-    Raises:
-      DataError: a feature has more values than another.
+    Args: columns: for each feature, its values in all examples.
+
+    Raises: DataError: the features have different numbers of values.
     """
 
     def __init__(self, columns: Mapping[str, Sequence[Any] | np.ndarray]):
@@ -59,7 +60,7 @@ class MemorySource:
 
 
 class JoinedSource:
-    """Several sources, one after the other."""
+    """Concatenates several sources."""
 
     def __init__(self, sources: Sequence[Source]):
         self._sources = sources
@@ -69,16 +70,16 @@ class JoinedSource:
         return self._stops[-1]
 
     def read(self, indices: Sequence[int]) -> list[Example]:
-        found: dict[int, Example] = {}
+        examples: dict[int, Example] = {}
         for number, (source, stop) in enumerate(zip(self._sources, self._stops, strict=True)):
             start = stop - len(source)
             own = [index for index in indices if bisect.bisect_right(self._stops, index) == number]
-            found |= zip(own, source.read([index - start for index in own]) if own else [], strict=True)
-        return [found[index] for index in indices]
+            examples |= zip(own, source.read([index - start for index in own]) if own else [], strict=True)
+        return [examples[index] for index in indices]
 
 
 class PrefixedSource:
-    """A source with the same words before all its inputs; blank inputs stay blank."""
+    """Puts the same prefix before all inputs of a source; blank inputs stay blank."""
 
     def __init__(self, source: Source, prefix: str):
         self._source, self._prefix = source, prefix
@@ -94,32 +95,30 @@ class PrefixedSource:
     def _prefixed(self, text: Any) -> str:
         if not isinstance(text, str):
             raise DataError(
-                f"source.prefix={self._prefix!r} cannot stand before words in a list, as {text[:4]!r}"
+                f"source.prefix={self._prefix!r} needs inputs that are texts, not lists of words such as "
+                f"{text[:4]!r}"
             )
         return self._prefix + text if text.strip() else text
 
 
 def check_value(feature: str, value: Any, where: str) -> None:
-    """Checks that a value is what the feature may be, by ``FEATURES``.
+    """Checks that a value has a type that ``FEATURES`` allows for the feature.
 
-    Args:
-      feature: one of ``FEATURES``.
-      value: plain, as JSON gives it.
-      where: file and line, or example, and the key of the value.
+    Args: feature: one of ``FEATURES``. value: a plain Python value, as from JSON. where: the location of the
+    value, for the error: file and line, or example, and key.
 
-    Raises:
-      DataError: it is of another type, or has half of a surrogate pair.
+    Raises: DataError: the value has another type, or contains half of a surrogate pair.
     """
     allowed = FEATURES[feature]
     if _kind(value) not in allowed and not (value == [] and any(kind.startswith("list") for kind in allowed)):
         raise DataError(f"{where} must be {described(feature)} to be {feature}, not {value!r:.80}")
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and any(0xD800 <= ord(character) < 0xE000 for character in text):
-            raise DataError(f"{where} has half of a surrogate pair, which is no character")
+            raise DataError(f"{where} has half of a surrogate pair, which is not a character")
 
 
 def described(feature: str) -> str:
-    """What the value of a feature must be: "a text or a list of texts"."""
+    """Returns the types that a feature may have in words, such as "a text or a list of texts"."""
     return " or ".join(f"an {kind}" if kind[0] == "i" else f"a {kind}" for kind in FEATURES[feature])
 
 

@@ -1,4 +1,4 @@
-"""Images and labels in the files of MNIST (LeCun et al. 1998), and images in files of their own."""
+"""Reads images and labels in MNIST's file format (LeCun et al. 1998), and single image files."""
 
 import io
 import math
@@ -17,16 +17,18 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
 
 
 def read_idx(names: Sequence[str], features: Features) -> MemorySource:
-    """One idx file a feature: ``images`` (count, h, w), ``labels`` (count,).
+    """Reads one idx file per feature: ``images`` (count, h, w) and ``labels`` (count,).
 
-    Such a file is two bytes of 0, the type, the number of dimensions, each dimension in four bytes, the
-    highest first, and then the values.
+    An idx file has two zero bytes, the type, the number of dimensions, the size of each dimension as four
+    big-endian bytes, and then the values.
 
-    Returns:
-      Images as (h, w, 1) uint8, labels as int.
+    Args: names: one file per feature, in the order of ``features``; a name may end in a slice. features:
+    "images" and "labels", in any order.
 
-    Raises:
-      DataError: a file is missing, no such file, cut off, or has more examples than another.
+    Returns: A source with images of shape (h, w, 1), uint8, and labels of type int.
+
+    Raises: DataError: a file is missing, in another format, truncated, or has another number of examples than
+    the first.
     """
     paths = [split_name(name)[0] for name in names]
     arrays = [
@@ -63,22 +65,22 @@ def _read_values(path: str, dimensions: int) -> np.ndarray:
 
 
 def decode_image(content: bytes, channels: int) -> np.ndarray:
-    """An image file (PNG, JPEG, ...) as (height, width, channels) uint8, converted to 1, 3 or 4 channels.
+    """Decodes an image file (PNG, JPEG, ...) to an array (height, width, channels) of uint8.
 
-    Raises:
-      OSError: it is not an image, or its pixels are numbers of 32 bits.
+    Args: content: the bytes of the file. channels: 1, 3 or 4; the image is converted to so many.
+
+    Raises: OSError: the bytes are not an image, or its pixels are 32-bit numbers.
     """
-    import PIL.Image  # here, so that only those who have images wait for it
+    import PIL.Image  # imported here, so that only programs with images pay for it
 
     with PIL.Image.open(io.BytesIO(content)) as image:
         return _as_array(image, channels)
 
 
 def read_image(path: str | os.PathLike[str], channels: int) -> np.ndarray:
-    """A file as ``decode_image`` gives it, but upright: turned as its camera noted that it must be (EXIF).
+    """Reads an image file like ``decode_image``, and rotates it upright as its EXIF orientation says.
 
-    Raises:
-      DataError: the file is missing or broken, is no image, or images have not so many channels.
+    Raises: DataError: the file is missing, broken or not an image, or ``channels`` is not 1, 3 or 4.
     """
     import PIL.Image
     import PIL.ImageOps
@@ -88,17 +90,17 @@ def read_image(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     try:
         with PIL.Image.open(path) as image:
             return _as_array(PIL.ImageOps.exif_transpose(image), channels)
-    # Pillow's decoders raise these of what is broken, beside OSError.
+    # Pillow's decoders raise these types too, not only OSError, for broken files.
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"{os.fspath(path)!r} cannot be read as an image: {error}") from error
 
 
 def _as_array(image: Any, channels: int) -> np.ndarray:
-    if image.mode.startswith("I;16"):  # which Pillow would cut off at 255, to white
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip the values at 255, to white
         import PIL.Image
 
         image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise OSError(f"its pixels are numbers of 32 bits (mode {image.mode}): make 8 bits of them")
+        raise OSError(f"its pixels are 32-bit numbers (mode {image.mode}): convert it to 8 bits")
     array = np.asarray(image.convert(_MODES[channels]), np.uint8)
     return array[..., None] if channels == 1 else array

@@ -1,8 +1,8 @@
-"""The tokenizers of a MarianMT checkpoint that has ``source.spm``, ``target.spm`` and ``vocab.json``.
+"""Reads the tokenizers of a MarianMT checkpoint that has ``source.spm``, ``target.spm`` and ``vocab.json``.
 
-SentencePiece (Kudo and Richardson 2018) parts a source by the scores in ``source.spm`` and a translation by
-those in ``target.spm``; ``vocab.json`` says which id a piece of either language has. Each becomes a unigram
-model of ``tokenizers`` over all of these ids.
+SentencePiece (Kudo and Richardson 2018) tokenizes a source with the scores in ``source.spm`` and a
+translation with those in ``target.spm``; ``vocab.json`` has the ids of the pieces of both languages. Each
+language becomes a unigram model of ``tokenizers`` over all these ids.
 """
 
 import json
@@ -24,25 +24,26 @@ TARGET_FILE = "target.spm"
 VOCABULARY_FILE = "vocab.json"
 
 _EOS, _UNKNOWN, _PAD = "</s>", "<unk>", "<pad>"
-_LANGUAGE = re.compile(r">>.+<<")  # before a source, where a model translates into several languages
+_LANGUAGE = re.compile(r">>.+<<")  # stands before a source and names the target language
 _UNIGRAM = 1  # TrainerSpec.ModelType
 _NORMAL, _USER_DEFINED = 1, 4  # ModelProto.SentencePiece.Type
-# Pieces of the other language alone. Of one character: instead of an unknown one, as Marian's tokenizer
-# has it. Longer: never, for anything else scores higher.
+# Scores of pieces that only the other language has. A single character is used instead of the unknown token,
+# as in Marian's tokenizer. A longer piece is never used, because every alternative scores higher.
 _OTHER_CHARACTER, _OTHER_PIECE = -1e6, -1e9
 
 _Field = descriptor_pb2.FieldDescriptorProto
 
 
 def load_marian_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
-    """Reads ``source.spm``, ``target.spm`` and ``vocab.json``: sources' tokenizer, with that of targets.
+    """Reads ``source.spm``, ``target.spm`` and ``vocab.json`` of a folder.
 
-    A text is tokenized as by ``transformers.MarianTokenizer``, except that several characters in a row
-    that its language lacks are looked up one by one, and that a piece which ``vocab.json`` lacks is
-    made of smaller ones: both are one unknown token there. ``>>fra<<`` and the like are special tokens.
+    A text is tokenized as by ``transformers.MarianTokenizer``, with two exceptions, which are one unknown
+    token there: consecutive characters that the text's language lacks are looked up one by one, and a piece
+    that ``vocab.json`` lacks is split into smaller ones. ``>>fra<<`` and similar tokens are special tokens.
 
-    Raises:
-      DataError: a file is missing or broken, or the pieces are not those of a unigram model.
+    Returns: The tokenizer of the sources; its ``targets`` is the tokenizer of the targets.
+
+    Raises: DataError: a file is missing or broken, or a SentencePiece model is not a unigram model.
     """
     names = _read_vocabulary(pathlib.Path(folder) / VOCABULARY_FILE)
     source, target = (
@@ -52,11 +53,18 @@ def load_marian_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _of_one_language(path: pathlib.Path, names: Sequence[str]) -> tokenizers.Tokenizer:
-    """By the scores in the file of a language; ``names`` are the tokens of both in the order of their ids."""
+    """Returns the tokenizer of one language.
+
+    Args: path: the language's SentencePiece file, with the scores. names: the tokens of both languages, in
+    the order of their ids.
+    """
     model = _read_model(path)
     kind = model.trainer_spec.model_type
     if kind != _UNIGRAM:
-        raise DataError(f"{path} is a model of type {kind}: only unigrams (type {_UNIGRAM}) can be read")
+        raise DataError(
+            f"{path} is a SentencePiece model of type {kind}: only unigram models (type {_UNIGRAM}) can be "
+            "read"
+        )
     scores = {piece.piece: piece.score for piece in model.pieces if piece.type in (_NORMAL, _USER_DEFINED)}
     special = [name for name in names if name in (_EOS, _UNKNOWN, _PAD) or _LANGUAGE.fullmatch(name)]
     vocabulary = []
@@ -81,20 +89,20 @@ def _of_one_language(path: pathlib.Path, names: Sequence[str]) -> tokenizers.Tok
 
 
 def _read_model(path: pathlib.Path) -> Any:
-    found = _model_class()()
+    model = _model_class()()
     try:
-        found.ParseFromString(path.read_bytes())
+        model.ParseFromString(path.read_bytes())
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except message.DecodeError as error:
-        raise DataError(f"{path} is not a model of SentencePiece: {error}") from error
-    if not found.pieces:
-        raise DataError(f"{path} is not a model of SentencePiece: there are no pieces in it")
-    return found
+        raise DataError(f"{path} is not a SentencePiece model: {error}") from error
+    if not model.pieces:
+        raise DataError(f"{path} is not a SentencePiece model: it has no pieces")
+    return model
 
 
 def _read_vocabulary(path: pathlib.Path) -> list[str]:
-    """The tokens in the order of their ids."""
+    """Returns the tokens in the order of their ids."""
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -102,15 +110,18 @@ def _read_vocabulary(path: pathlib.Path) -> list[str]:
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(ids, dict) or sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
-        raise DataError(f"{path} must give each token its id, from 0 to {len(ids) - 1}")
+        raise DataError(f"{path} must map each token to its own id, from 0 to {len(ids) - 1}")
     missing = [name for name in (_EOS, _UNKNOWN, _PAD) if name not in ids]
     if missing:
-        raise DataError(f"{path} is not Marian's: there is no {', '.join(missing)}")
+        raise DataError(f"{path} is not a vocabulary of Marian: it lacks {', '.join(missing)}")
     return sorted(ids, key=ids.__getitem__)
 
 
 def _model_class() -> type[Any]:
-    """What is needed here of sentencepiece_model.proto (github.com/google/sentencepiece)."""
+    """Returns the message class for the needed part of SentencePiece's sentencepiece_model.proto.
+
+    Source: github.com/google/sentencepiece.
+    """
     file = descriptor_pb2.FileDescriptorProto(name="pieces.proto", package="pieces", syntax="proto2")
 
     def add(name: str, *fields: tuple[str, int, int, Any]) -> None:

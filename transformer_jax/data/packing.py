@@ -1,7 +1,7 @@
-"""From token examples of many lengths to batches of few shapes: length buckets, or packed rows.
+"""Puts token examples of many lengths into batches of few shapes: length buckets, or packed rows.
 
-A plan says which examples make up which rows of which batch. Planning sees lengths only, so every
-process can plan the whole batch and fill in its own rows.
+A plan says which examples are in which rows of which batch. Planning needs only the lengths, so every process
+can plan the whole batch and fill in its own rows.
 """
 
 import bisect
@@ -16,42 +16,48 @@ from jaxtyping import Int
 from transformer_jax.data.examples import DataError
 from transformer_jax.types import PAD_ID, SIDES, TokenExample
 
-ROWS_MULTIPLE = 8  # so that 8 devices divide every batch
+ROWS_MULTIPLE = 8  # so that 8 devices can share every batch
 
-_NOT_SINGLE = ("_", *(f"{side}_" for side in SIDES))  # how keys begin that are not one value an example
+_NOT_SINGLE = ("_", *(f"{side}_" for side in SIDES))  # prefixes of keys that are not one value per example
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchPlan:
-    """One batch: its length (tokens, of both sides) and the examples in each of its rows."""
+    """Describes one batch: its length (tokens per side) and the examples in each of its rows."""
 
     length: int
     rows: tuple[tuple[int, ...], ...]
 
 
 def rows_per_batch(tokens_per_batch: int, length: int, batch_size: int = 0) -> int:
-    """Rows of a batch: ``batch_size``, or for 0 the most of ``length`` that fit, by eights, at least 8."""
+    """Returns the number of rows of a batch.
+
+    It is ``batch_size`` or, if that is 0, the largest multiple of 8 that fits ``tokens_per_batch``, but at
+    least 8.
+    """
     if batch_size:
         return batch_size
     fitting = tokens_per_batch // length // ROWS_MULTIPLE * ROWS_MULTIPLE
     return max(fitting, ROWS_MULTIPLE)
 
 
-_MOST_TIMES = 8
+_MOST_TIMES = 8  # nearest_sizes does not look beyond so many times the given size
 
 
 def nearest_sizes(size: int, lengths: Sequence[int], batch_size: int, parts: int) -> list[int]:
-    """The nearest values, below and above, that make batches of every length whose rows ``parts`` divide.
+    """Returns the nearest sizes with which ``parts`` divides the rows of batches of every length.
 
-    One that is more than eight times as large is not looked for.
+    Args: size: ``batch_size`` or, if that is 0, ``tokens_per_batch``; batches of this size cannot be divided.
+    lengths: the lengths of batches, in tokens. batch_size: rows of every batch, or 0. parts: the number of
+    parts that must divide the rows.
 
-    Args:
-      size: ``batch_size``, or where that is 0 ``tokens_per_batch``, which has none.
+    Returns: The nearest size below and the nearest above ``size``, if they exist; none above eight times
+    ``size``.
     """
     if batch_size:
         below = size // parts * parts
         return [value for value in (below, below + parts) if value]
-    step = ROWS_MULTIPLE * math.gcd(*lengths)  # between such multiples no number of rows changes
+    step = ROWS_MULTIPLE * math.gcd(*lengths)  # the numbers of rows change only at multiples of this
     first = size // step * step
 
     def divides(tokens: int) -> bool:
@@ -63,7 +69,7 @@ def nearest_sizes(size: int, lengths: Sequence[int], batch_size: int, parts: int
 
 
 def own_rows(rows: int, process_index: int, process_count: int) -> slice:
-    """The rows of a batch of ``rows`` that are this process's."""
+    """Returns the slice of the rows of a batch that belongs to this process."""
     share = rows // process_count
     return slice(process_index * share, (process_index + 1) * share)
 
@@ -71,10 +77,9 @@ def own_rows(rows: int, process_index: int, process_count: int) -> slice:
 def check_processes(
     lengths: Sequence[int], tokens_per_batch: int, batch_size: int, process_index: int, process_count: int
 ) -> None:
-    """Checks that the processes can share the rows of batches of all ``lengths``.
+    """Checks that the processes can share the rows of batches of all ``lengths`` equally.
 
-    Raises:
-      DataError: they cannot, or ``process_index`` is not that of one of them.
+    Raises: DataError: they cannot, or ``process_index`` is not below ``process_count``.
     """
     if not 0 <= process_index < process_count:
         raise DataError(f"{process_index=} must be from 0 to {process_count=} - 1")
@@ -96,17 +101,14 @@ def plan_buckets(
     seed: int,
     batch_size: int = 0,
 ) -> tuple[list[BatchPlan], list[int]]:
-    """Puts every example into the shortest bucket that holds both its sides, one to a row.
+    """Puts every example into the shortest bucket that holds both its sides, one example per row.
 
-    Args:
-      lengths: tokens of the inputs and the targets of each example, 0 of a side that is not there.
-      bucket_lengths: increasing; no example is longer than the last.
-      tokens_per_batch: padding included, per side.
-      seed: of the order of the batches.
-      batch_size: rows of every batch, instead of as many as there are tokens for; 0 for these.
+    Args: lengths: tokens of the inputs and the targets of each example, 0 for a side that it lacks.
+    bucket_lengths: increasing; no example is longer than the last. tokens_per_batch: per side, padding
+    included. seed: seed of the order of the batches. batch_size: rows of every batch; 0 to use
+    ``tokens_per_batch`` instead.
 
-    Returns:
-      The full batches, in random order, and the examples that did not fill one, oldest first.
+    Returns: The full batches in random order, and the examples that did not fill a batch, oldest first.
     """
     buckets: dict[int, list[int]] = {length: [] for length in bucket_lengths}
     for example, longest in enumerate(lengths.max(axis=1).tolist()):
@@ -129,31 +131,27 @@ def plan_packed(
     seed: int,
     batch_size: int = 0,
 ) -> tuple[list[BatchPlan], list[int]]:
-    """Packs several examples into each row so that both sides fit, longest first, first fit.
+    """Packs several examples into each row so that both sides fit (first-fit decreasing on the longer side).
 
-    First-fit decreasing on the longer side; both sides of an example are in the same row.
+    Both sides of an example are in the same row.
 
-    Args:
-      lengths: tokens of the inputs and the targets of each example, at most ``max_length``.
-      max_length: tokens in a row, per side.
-      tokens_per_batch: padding included, per side.
-      seed: of the order of the rows.
-      batch_size: as in ``plan_buckets``.
+    Args: lengths: tokens of the inputs and the targets of each example, at most ``max_length``. max_length:
+    tokens in a row, per side. tokens_per_batch: per side, padding included. seed: seed of the order of the
+    rows. batch_size: as in ``plan_buckets``.
 
-    Returns:
-      The full batches and the examples of the rows that did not fill one, oldest first.
+    Returns: The full batches, and the examples of the rows that did not fill a batch, oldest first.
     """
-    space = np.full((len(lengths), 2), max_length)  # in every row that may be opened
+    space = np.full((len(lengths), 2), max_length)  # free tokens in every row that may be opened
     rows: list[list[int]] = []
     for example in np.argsort(-lengths.max(axis=1), kind="stable").tolist():
-        # One row more than is open is looked at, and it is empty: something always fits.
+        # The search includes one empty row after the open ones, so a row that fits always exists.
         fits = (space[: len(rows) + 1] >= lengths[example]).all(axis=1)
         row = int(fits.argmax())
         if row == len(rows):
             rows.append([])
         rows[row].append(example)
         space[row] -= lengths[example]
-    # The rows to carry over are drawn by lot: always the emptiest would starve short examples.
+    # The rows to carry over are random: always carrying the emptiest would starve short examples.
     shuffled = _shuffled(rows, seed)
     size = rows_per_batch(tokens_per_batch, max_length, batch_size)
     full = len(rows) // size * size
@@ -167,21 +165,19 @@ def plan_packed(
 def fill_batch(
     rows: Sequence[Sequence[TokenExample]], length: int, like: TokenExample | None = None
 ) -> dict[str, np.ndarray]:
-    """Writes token examples into the arrays of a batch, by the names of their keys (see ``types``).
+    """Writes token examples into the arrays of a batch (``transformer_jax.types`` describes the keys).
 
-    Args:
-      rows: the examples of every row; a row may be empty.
-      length: tokens, of both sides; every row must fit.
-      like: an example with the keys, types and shapes of all; by default the first of ``rows``.
+    Args: rows: the examples of every row; a row may be empty. length: tokens per side; every row must fit.
+    like: an example with the keys, types and shapes of all; by default the first one in ``rows``.
 
-    Raises:
-      DataError: an example has other keys or shapes than ``like``, or one of several in a row has a key that
+    Raises: DataError: an example has other keys or shapes than ``like``, or a row with several examples has a
+    key that
         cannot be packed.
     """
     if like is None:
         like = next((example for examples in rows for example in examples), None)
         if like is None:
-            raise ValueError("rows without any example say nothing of their keys: give one as like")
+            raise ValueError("the rows have no example to take the keys from: give one as `like`")
     batch: dict[str, np.ndarray] = {}
     for side in _sides_of(like):
         batch |= _fill_side(rows, side, length, like)
@@ -201,7 +197,7 @@ def fill_batch(
 def _fill_side(
     rows: Sequence[Sequence[TokenExample]], side: str, length: int, like: TokenExample
 ) -> dict[str, np.ndarray]:
-    """The arrays of one side: tokens, positions, segments, and what else is as long as it."""
+    """Returns the arrays of one side: tokens, positions, segments, and other keys with values per token."""
     others = [key for key in like if key.startswith(f"{side}_")]
     tokens = np.full((len(rows), length), PAD_ID, np.int32)
     positions = np.zeros((len(rows), length), np.int32)
@@ -222,37 +218,37 @@ def _fill_side(
 
 
 def _shuffled(items: list, seed: int) -> list:
-    # Grain's permutation, because it is a fixed function of the seed in every version and place.
+    # Grain's permutation, because it is the same function of the seed in every version and on every machine.
     last, seed = len(items) - 1, seed % 2**32
     return [items[index_shuffle(index, max_index=last, seed=seed, rounds=4)] for index in range(len(items))]
 
 
 def side_lengths(example: TokenExample) -> tuple[int, ...]:
-    """Tokens of both sides, 0 of one that is not there."""
+    """Returns the numbers of tokens of both sides, 0 for a side that the example lacks."""
     return tuple(len(example[side]) if side in example else 0 for side in SIDES)
 
 
 def check_example(example: TokenExample, *, packed: bool, batch_size: int) -> None:
-    """Checks that a token example is what its keys say, and can be put into batches.
+    """Checks that a token example is consistent and can be put into batches.
 
-    Raises:
-      DataError: a part is not as long as its side; it has values that cannot be packed, and is to be; or
-        it has no tokens to make batches by, and there is no ``batch_size``.
+    Raises: DataError: an array is not as long as its side; a value cannot be packed although ``packed`` is
+    set; or the
+        example has no tokens and ``batch_size`` is 0.
     """
     for side in SIDES:
         for key in (key for key in example if key.startswith(f"{side}_")):
-            found, wanted = len(example[key]), len(example.get(side, ()))
-            if found != wanted:
+            count, num_tokens = len(example[key]), len(example.get(side, ()))
+            if count != num_tokens:
                 raise DataError(
-                    f"the objective gives {found} {key} for {wanted} {side}: there must be as many"
+                    f"the objective gives {count} {key} for {num_tokens} {side}: it must give one per token"
                 )
     if packed:
         for key in _single_keys(example):
             raise DataError(_unpackable(key))
     if not _sides_of(example) and not batch_size:
         raise DataError(
-            f"examples of {', '.join(_single_keys(example))} have no tokens to make batches by: set "
-            "config.data.batch_size to the rows of a batch"
+            f"examples of {', '.join(_single_keys(example))} have no tokens that determine the rows of a "
+            "batch: set config.data.batch_size"
         )
 
 
@@ -261,22 +257,22 @@ def _sides_of(example: TokenExample) -> list[str]:
 
 
 def _single_keys(example: TokenExample) -> list[str]:
-    """The keys with one value an example."""
+    """Returns the keys with one value per example."""
     return [key for key in example if key not in SIDES and not key.startswith(_NOT_SINGLE)]
 
 
 def _unpackable(key: str) -> str:
-    return f"{key} cannot be packed, for a row has one of them: set config.data.batching='buckets'"
+    return f"{key} cannot be packed, because a row has only one: set config.data.batching='buckets'"
 
 
 def _check_like(example: TokenExample, like: TokenExample) -> None:
-    """Raises DataError unless batches can hold both."""
-    keys = [sorted(key for key in one if not key.startswith("_")) for one in (example, like)]
+    """Raises DataError unless one batch can hold both examples."""
+    keys = [sorted(key for key in keys if not key.startswith("_")) for keys in (example, like)]
     if keys[0] != keys[1]:
         raise DataError(f"the objective gives examples with different keys: {keys[0]} and {keys[1]}")
     for key in _single_keys(like):
         if example[key].shape != like[key].shape:
             raise DataError(
-                f"{key} of the shape {example[key].shape} cannot be in one batch with those of the shape "
-                f"{like[key].shape}: all must have the same"
+                f"{key} of shape {example[key].shape} cannot be in one batch with {key} of shape "
+                f"{like[key].shape}: all examples must have the same shape"
             )

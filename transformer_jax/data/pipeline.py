@@ -1,16 +1,16 @@
-"""Batches for training, endless and replayable to the bit.
+"""Makes the batches for training: endless, and replayable bit-identically.
 
-How training batches come about::
+Batches are made in these steps::
 
     Grain MapDataset: index -> shuffle (anew every epoch) -> repeat
-      -> a window of examples: read, encoded (kept in memory), taken to pieces, filtered (counted)
+      -> a window of examples: read, encoded (cached in memory), split into pieces, filtered (counted)
       -> a plan of the window's batches (transformer_jax.data.packing)
-      -> batches, filled in ahead of time by a thread
+      -> batches, which a thread fills ahead of time
 
-Every process goes through the same plans and fills in its own rows, so the order of the data does not
-depend on how many processes there are. The state is where the window starts, what it carried over from
-earlier ones, and how many of its batches were handed out; from this it is read and planned again. The
-pieces of an example may be random, but follow from the seed and its place in the endless order.
+Every process makes the same plans and fills in its own rows, so the order of the data does not depend on the
+number of processes. The state is the start of the window, the pieces carried over from earlier windows, and
+the number of batches handed out; after a restart the window is read and planned again from it. The pieces of
+an example may be random, but they are determined by the seed and the example's position in the endless order.
 """
 
 import dataclasses
@@ -42,27 +42,27 @@ PREFETCHED_BATCHES = 4
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The data section of an experiment.
+    """Configures the data of an experiment.
 
-    Batches are (rows, length) on both sides, where length is one of ``lengths`` and rows is
-    ``batch_size`` or, where that is 0, ``tokens_per_batch // length``, rounded down to a multiple of 8 but
-    at least 8. So there are ``len(lengths)`` shapes to compile, or one when packed or without tokens.
+    Batches are (rows, length) on both sides. The length is one of ``lengths``. The number of rows is
+    ``batch_size`` or, if that is 0, ``tokens_per_batch // length``, rounded down to a multiple of 8 but at
+    least 8. So there are ``len(lengths)`` shapes to compile, or one if batches are packed or have no tokens.
 
-    Raises:
-      ValueError: a size below 1, a bucket above ``max_length`` or of packed batches, an unknown kind of
-        batching, or sources with different features.
+    Raises: ValueError: a size is below 1, a bucket exceeds ``max_length`` or batches are packed, the kind of
+    batching is
+        unknown, or the sources have different features.
     """
 
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
-    more_sources: tuple[SourceConfig, ...] = ()  # trained on together with source; not evaluated
+    more_sources: tuple[SourceConfig, ...] = ()  # used for training together with source; not evaluated
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
-    max_length: int = 128  # tokens of one side, <eos> included; longer examples are not trained on
+    max_length: int = 128  # maximum tokens per side, <eos> included; longer examples are left out of training
     batching: Literal["buckets", "packed"] = "buckets"
-    buckets: tuple[int, ...] = ()  # lengths, tokens, besides max_length
-    tokens_per_batch: int = 4096  # of one side, padding included, over all processes
-    batch_size: int = 0  # rows of every batch over all processes; 0: as tokens_per_batch says
-    window: int = 4096  # examples, or pieces of them, that are grouped into batches together
-    seed: int = 0  # of the order of the examples
+    buckets: tuple[int, ...] = ()  # lengths of batches in tokens, in addition to max_length
+    tokens_per_batch: int = 4096  # per side, padding included, over all processes
+    batch_size: int = 0  # rows of every batch over all processes; 0 to use tokens_per_batch instead
+    window: int = 4096  # number of examples or pieces that are grouped into batches together
+    seed: int = 0  # seed of the order of the examples
 
     def __post_init__(self) -> None:
         check_types(self, "data")
@@ -71,17 +71,17 @@ class DataConfig:
                 raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
         if self.batch_size < 0:
             raise ValueError(f"data.batch_size={self.batch_size} must not be negative")
-        wanted = {name for name, _ in self.source.features}
+        features = {name for name, _ in self.source.features}
         for number, source in enumerate(self.more_sources):
-            found = {name for name, _ in source.features}
-            if found != wanted:
+            other_features = {name for name, _ in source.features}
+            if other_features != features:
                 raise ValueError(
-                    f"data.more_sources[{number}] has the features {', '.join(sorted(found))}, but "
-                    f"data.source {', '.join(sorted(wanted))}: they must be the same"
+                    f"data.more_sources[{number}] has the features {', '.join(sorted(other_features))}, but "
+                    f"data.source has {', '.join(sorted(features))}: they must be the same"
                 )
         if self.buckets and self.batching == "packed":
             raise ValueError(
-                f"data.buckets={self.buckets} is for data.batching='buckets': packed rows have one length"
+                f"data.buckets={self.buckets} needs data.batching='buckets': packed rows have one length"
             )
         for bucket in self.buckets:
             if not 1 <= bucket <= self.max_length:
@@ -94,12 +94,12 @@ class DataConfig:
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:
-        """All that is trained on."""
+        """Returns all sources that are used for training."""
         return (self.source, *self.more_sources)
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """The lengths that batches may have, in tokens, increasing."""
+        """Returns the lengths that batches may have, in tokens, increasing."""
         if self.batching == "packed":
             return (self.max_length,)
         return tuple(sorted({*self.buckets, self.max_length}))
@@ -113,17 +113,13 @@ def training_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> "TrainingIterator":
-    """Endless training batches of ``source``; see ``TrainingIterator``.
+    """Returns endless training batches of ``source``; see ``TrainingIterator``.
 
-    Args:
-      config: how to batch; its sources and tokenizer are not read here.
-      source: the training split.
-      transform: from examples to tokens.
-      process_index: which of the processes this is.
-      process_count: processes that share every batch.
+    Args: config: how to batch; its sources and tokenizer are not read here. source: the training split.
+    transform: turns examples into tokens. process_index: index of this process. process_count: number of
+    processes that share every batch.
 
-    Raises:
-      DataError: the rows of a batch cannot be shared equally among the processes.
+    Raises: DataError: the processes cannot share the rows of a batch equally.
     """
     check_processes(config.lengths, config.tokens_per_batch, config.batch_size, process_index, process_count)
     windows = _WindowedBatches(config, source, transform, process_index, process_count)
@@ -131,10 +127,10 @@ def training_iterator(
 
 
 class TrainingIterator:
-    """Batches for ever: every example once an epoch, in a new order each epoch.
+    """Iterates over batches for ever: every example once per epoch, in a new order each epoch.
 
-    An example is left out, and counted, if a text in it is blank (nothing but white space) or if none of its
-    pieces has at most ``max_length`` tokens a side. Pieces that do not fill a batch wait for the next window.
+    An example is left out, and counted, if one of its texts is blank (only white space) or if all its pieces
+    have more than ``max_length`` tokens on a side. Pieces that do not fill a batch wait for the next window.
     """
 
     def __init__(self, windows: "_WindowedBatches", num_examples: int):
@@ -142,8 +138,8 @@ class TrainingIterator:
             windows, prefetch_buffer_size=PREFETCHED_BATCHES
         )
         self._open = [iter(dataset)]
-        # Closed and let go of before the interpreter takes modules apart: Grain's own clean-up,
-        # in __del__, would come after that and fail.
+        # Closes the iterator before the interpreter unloads modules: Grain's own clean-up in __del__ would
+        # run after that and fail.
         self._finalizer = weakref.finalize(self, _close_all, self._open)
         self._num_examples = num_examples
 
@@ -151,50 +147,49 @@ class TrainingIterator:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """This process's rows of the next batch; ``transformer_jax.types`` says what is in it.
+        """Returns this process's rows of the next batch; ``transformer_jax.types`` describes the keys.
 
-        Raises:
-          DataError: no example of the source can be trained on, or one is not what the objective needs.
+        Raises: DataError: no example of the source can be used for training, or one lacks what the objective
+        needs.
         """
         return next(self._iterator)
 
     def get_state(self) -> dict[str, Any]:
-        """What ``set_state`` needs to go on after the batch that was handed out last, for JSON."""
+        """Returns the state after the batch that was handed out last, as JSON values for ``set_state``."""
         state = self._iterator.get_state()
         carried = [list(pair) for pair in state["carried"]]
         return state | {"carried": carried, "settings": dict(state["settings"])}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to where ``get_state`` was called, perhaps with another number of processes.
+        """Resumes at the state that ``get_state`` returned, perhaps with another number of processes.
 
-        Raises:
-          DataError: the state was saved with other data or settings of the data.
+        Raises: DataError: the state was saved with other data or other settings of the data.
         """
         self._iterator.set_state(state)
 
     @property
     def filtered(self) -> int:
-        """Examples left out for their length, in what was read of the first epoch; the others are alike."""
+        """Returns the number of examples left out as too long, in the part of the first epoch read so far."""
         return self._iterator.get_state()["filtered"]
 
     @property
     def blank(self) -> int:
-        """Examples left out for a blank text, in what was read of the first epoch; the others are alike."""
+        """Returns the number of examples left out as blank, in the part of the first epoch read so far."""
         return self._iterator.get_state()["blank"]
 
     @property
     def cut(self) -> int:
-        """Examples that were cut short, in what was read of the first epoch; the others are alike."""
+        """Returns the number of examples that were truncated, in the part of the first epoch read so far."""
         return self._iterator.get_state()["cut"]
 
     @property
     def examples(self) -> int:
-        """Examples in the batches handed out so far, by all processes; one in pieces counts once."""
+        """Returns the number of examples in all processes' batches so far; one in pieces counts once."""
         return self._iterator.get_state()["examples"]
 
     @property
     def epoch(self) -> float:
-        """How many times the data were gone through, for display: 2.5 is half-way the third."""
+        """Returns the number of passes over the data, for display; 2.5 is half-way through the third."""
         return self.examples / max(1, self._num_examples - self.filtered - self.blank)
 
     def close(self) -> None:
@@ -209,7 +204,7 @@ class TrainingIterator:
 
 
 class _WindowedBatches(grain.IterDataset):
-    """The endless batches of one process, without the thread."""
+    """Provides the endless batches of one process, without the thread."""
 
     def __init__(
         self,
@@ -241,7 +236,7 @@ class _WindowedBatches(grain.IterDataset):
         return _WindowedIterator(self)
 
     def pieces(self, place: int, tokens: TokenExample) -> list[TokenExample]:
-        """What the visit of an example at a place of the endless order gives, however often it is asked."""
+        """Returns the pieces of the example at ``place`` in the endless order; deterministic."""
         rng = np.random.default_rng((self.config.seed, place))
 
         def draw() -> TokenExample:
@@ -251,44 +246,44 @@ class _WindowedBatches(grain.IterDataset):
 
 
 class _Piece(NamedTuple):
-    place: int  # of its example, in the endless order
-    number: int  # among the pieces of that visit
-    is_first: bool  # of those that are not too long
+    place: int  # the position of its example in the endless order
+    number: int  # its index among the pieces of that visit
+    is_first: bool  # whether it is the first piece of the visit that is not too long
     tokens: TokenExample
 
 
 class _WindowedIterator(grain.DatasetIterator):
-    """Reads and plans a window at a time; see the module for the state."""
+    """Reads and plans one window at a time; the module docstring describes the state."""
 
     def __init__(self, dataset: _WindowedBatches):
         super().__init__()
         self._dataset = dataset
         self._state: dict[str, Any] = {
-            "start": 0,  # of the window, in the endless order of examples
-            "carried": [],  # [place in that order, number of the piece] of what waits since earlier windows
-            "batch": 0,  # of the window, to be handed out next
+            "start": 0,  # start of the window in the endless order of examples
+            "carried": [],  # [place in that order, number] of each piece carried over from earlier windows
+            "batch": 0,  # index of the window's batch that is handed out next
             "examples": 0,
-            "filtered": 0,  # counted when a window is read
+            "filtered": 0,  # this and the next two are counted when a window is read
             "blank": 0,
             "cut": 0,
             "settings": dataset.settings,
         }
-        self._plans: list[BatchPlan] | None = None  # of the window; None: not read yet
-        self._pieces: list[_Piece] = []  # of the window, carried ones first
-        self._visits = 0  # places of the order that the window takes
+        self._plans: list[BatchPlan] | None = None  # the window's plans; None if it is not read yet
+        self._pieces: list[_Piece] = []  # the window's pieces, carried ones first
+        self._visits = 0  # number of positions in the endless order that the window covers
         self._next_carried: list[list[int]] = []
-        self._counted = False  # the window's filtered and blank pairs
+        self._counted = False  # whether the window's filtered, blank and truncated examples are counted
 
     def __next__(self) -> dict[str, np.ndarray]:
-        barren = 0
+        unusable = 0  # consecutive examples without a usable piece
         while True:
             if self._plans is None:
                 self._read_window()
             assert self._plans is not None
             if self._state["batch"] < len(self._plans):
                 break
-            barren = 0 if self._pieces else barren + self._dataset.config.window
-            if barren >= 2 * self._dataset.num_examples:  # there is a whole epoch in these
+            unusable = 0 if self._pieces else unusable + self._dataset.config.window
+            if unusable >= 2 * self._dataset.num_examples:  # so many contain a whole epoch
                 raise DataError(
                     f"none of the {self._dataset.num_examples:,} examples can be trained on: each is "
                     f"longer than data.max_length={self._dataset.config.max_length} tokens or has "
@@ -312,11 +307,12 @@ class _WindowedIterator(grain.DatasetIterator):
             raise DataError(
                 f"a data iterator's state has the keys {sorted(self._state)}, not {sorted(state)}"
             )
-        now = self._dataset.settings
-        saved = state["settings"]
-        if set(saved) != set(now):
-            raise DataError(f"a data iterator's settings are {sorted(now)}, not {sorted(saved)}")
-        differing = [f"{name} {saved[name]}, now {now[name]}" for name in now if saved[name] != now[name]]
+        current, saved = self._dataset.settings, state["settings"]
+        if set(saved) != set(current):
+            raise DataError(f"a data iterator's settings are {sorted(current)}, not {sorted(saved)}")
+        differing = [
+            f"{name} {saved[name]}, now {value}" for name, value in current.items() if saved[name] != value
+        ]
         if differing:
             raise DataError(
                 f"the data iterator was saved with other data: {'; '.join(differing)}. Continue "
@@ -324,21 +320,21 @@ class _WindowedIterator(grain.DatasetIterator):
             )
         self._state = dict(state)
         self._plans = None
-        # A window is counted when its first batch is handed out.
+        # A window has been counted if one of its batches was handed out.
         self._counted = state["batch"] > 0
 
     def _read_window(self) -> None:
         config, state = self._dataset.config, self._state
         window = range(state["start"], state["start"] + config.window)
-        carried: dict[int, list[int]] = {}  # pieces of each place
+        carried: dict[int, list[int]] = {}  # numbers of the carried pieces of each place
         for place, number in state["carried"]:
             carried.setdefault(place, []).append(number)
         places = [*carried, *window]
-        found = self._dataset.tokens.read([self._dataset.order[place] for place in places])
+        examples = self._dataset.tokens.read([self._dataset.order[place] for place in places])
         self._pieces, self._visits = [], 0
         filtered = blank = cut = size = 0
-        for place, tokens in zip(places, found, strict=True):
-            # Texts of thousands of pieces would otherwise be thousands of times the memory.
+        for place, tokens in zip(places, examples, strict=True):
+            # Without this limit, texts of thousands of pieces would take thousands of times the memory.
             if size >= config.window:
                 break
             pieces = [] if tokens is None else self._fitting_pieces(place, tokens)
@@ -368,7 +364,7 @@ class _WindowedIterator(grain.DatasetIterator):
         self._next_carried = [[self._pieces[i].place, self._pieces[i].number] for i in waiting]
 
     def _fitting_pieces(self, place: int, tokens: TokenExample) -> list[_Piece]:
-        """The pieces of one visit that are not too long."""
+        """Returns the pieces of one visit that are not too long."""
         config = self._dataset.config
         fitting: list[_Piece] = []
         for number, piece in enumerate(self._dataset.pieces(place, tokens)):

@@ -1,4 +1,4 @@
-"""Where examples come from: the section of a config that says so, and the one function that opens it."""
+"""Defines the config of a corpus and opens the corpus that it describes."""
 
 import codecs
 import dataclasses
@@ -23,7 +23,7 @@ from transformer_jax.data.text_files import (
 from transformer_jax.types import FEATURES
 
 SPLITS = ("train", "validation", "test")
-# Questions and answers as TFDS's squad has them, and whatever was made in its likeness.
+# The features of TFDS's squad, and of data sets in the same format.
 SQUAD_FEATURES = (
     ("inputs", "question"),
     ("context", "context"),
@@ -32,7 +32,7 @@ SQUAD_FEATURES = (
 )
 
 _TEXTS = tuple(name for name, kinds in FEATURES.items() if "text" in kinds)
-# The features that a source of each kind can hold.
+# For each kind of source, the features that it can hold.
 _HELD = {
     "tfds": tuple(FEATURES),
     "jsonl": tuple(name for name in FEATURES if name != "images"),
@@ -47,55 +47,55 @@ _FILE_A_FEATURE = ("text", "idx")
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """Where a corpus lies and how its examples are found in it.
+    """Describes where a corpus is and how its examples are read.
 
-    A split names TFDS splits or files in ``folder``; one that is empty is not there:
+    A split names TFDS splits, or files in ``folder``; an empty one does not exist:
 
     * ``tfds``: one TFDS split, such as ``("train",)``;
-    * ``text``: a file for each feature, in their order, all with the same number of lines;
-    * ``tsv``: one file with tab-separated columns, no header and no quoting;
+    * ``text``: one file per feature, in their order, all with the same number of lines;
+    * ``tsv``: one file with tab-separated columns, without header and quoting;
     * ``jsonl``: one file with a JSON object on every line;
-    * ``pattern``: one file, on every line of which ``pattern`` finds the features;
-    * ``document``: any number of files, each the inputs of one example as it stands; its pieces are trained
-      on close together, so one that is most of the data does not mix with other sources;
-    * ``idx``: a file for each feature (images, labels), in the format of MNIST.
+    * ``pattern``: one file; the regular expression ``pattern`` matches every line, and its groups are the
+      features;
+    * ``document``: any number of files, each of which is the inputs of one example; the pieces of a document
+    are trained on close together, so a document that is most of the data is not mixed with other sources;
+    * ``idx``: one file per feature (images, labels), in MNIST's format.
 
-    Any name may end in a slice as TFDS has them, ``"train[:90%]"`` or ``"a.txt[-5000:]"``: of the examples,
-    of a document its characters. File names that end in ``.gz`` are read as gzip.
+    Any name may end in a slice as in TFDS, ``"train[:90%]"`` or ``"a.txt[-5000:]"``. It selects examples, or
+    characters of a document. Files whose names end in ``.gz`` are read as gzip.
 
-    Raises:
-      ValueError: a split or feature that does not suit the kind, an unknown feature or encoding.
+    Raises: ValueError: a split or feature does not suit the kind, or a feature or the encoding is unknown.
     """
 
     kind: Literal["tfds", "text", "tsv", "jsonl", "pattern", "document", "idx"] = "tfds"
-    name: str = "number_words/de"  # of a TFDS data set; unused by the other kinds
-    folder: str = ""  # "" means $TRANSFORMER_JAX_DATA, or data/ where that is not set
+    name: str = "number_words/de"  # name of a TFDS data set; unused by the other kinds
+    folder: str = ""  # "" means $TRANSFORMER_JAX_DATA, or data/ if that is not set
     train: tuple[str, ...] = ("train",)
     validation: tuple[str, ...] = ("validation",)
     test: tuple[str, ...] = ("test",)
-    # Features of an example (transformer_jax.types.FEATURES) and where each is found: names in TFDS and keys
-    # in JSONL ("a/b" for b within a), columns from 0 in TSV, groups of the pattern; of no use elsewhere.
+    # Features of an example (transformer_jax.types.FEATURES) and the place of each: names in TFDS and keys in
+    # JSONL ("a/b" for b within a), columns from 0 in TSV, groups of the pattern; unused by the other kinds.
     features: tuple[tuple[str, str], ...] = (("inputs", "inputs"), ("targets", "targets"))
     pattern: str = (
         ""  # a regular expression that matches every line, such as r"(?P<labels>\S+) (?P<inputs>.*)"
     )
-    prefix: str = ""  # put before the inputs, such as T5's "translate English to German: "
-    encoding: str = "utf-8"  # of files
+    prefix: str = ""  # text that is put before the inputs, such as T5's "translate English to German: "
+    encoding: str = "utf-8"  # encoding of files
 
     def __post_init__(self) -> None:
         check_types(self, "data.source")
         self._check_features()
         number = len(self.features) if self.kind in _FILE_A_FEATURE else 1
         for split in SPLITS:
-            found = getattr(self, split)
-            if self.kind != "document" and len(found) not in (0, number):
+            names = getattr(self, split)
+            if self.kind != "document" and len(names) not in (0, number):
                 raise ValueError(
-                    f"source.{split}={found!r} must have {number} name(s), or none, "
+                    f"source.{split}={names!r} must have {number} name(s), or none, "
                     f"for source.kind={self.kind!r}"
                 )
-            slices = {split_name(name)[1] for name in found}
+            slices = {split_name(name)[1] for name in names}
             if self.kind in _FILE_A_FEATURE and len(slices) > 1:
-                raise ValueError(f"source.{split}={found!r} must have the same slice in all its names")
+                raise ValueError(f"source.{split}={names!r} must have the same slice in all its names")
         try:
             codecs.lookup(self.encoding)
         except LookupError:
@@ -104,7 +104,7 @@ class SourceConfig:
     def _check_features(self) -> None:
         names = [feature for feature, _ in self.features]
         if not names:
-            raise ValueError('source.features is empty: it must name some, such as (("inputs", "inputs"),)')
+            raise ValueError('source.features is empty: name at least one, such as (("inputs", "inputs"),)')
         for name, where in self.features:
             if name not in FEATURES:
                 raise ValueError(f"source.features: there is no feature {name!r}: {nearest(name, FEATURES)}")
@@ -113,16 +113,16 @@ class SourceConfig:
             if name not in _HELD[self.kind]:
                 raise ValueError(
                     f"source.features={self.features!r}: a source of kind {self.kind!r} cannot hold "
-                    f"{name!r}, but {', '.join(_HELD[self.kind])}"
+                    f"{name!r}; it can hold {', '.join(_HELD[self.kind])}"
                 )
             if self.kind == "tsv" and not where.isdecimal():
                 raise ValueError(
-                    f"source.features: {name!r} is in column {where!r}, which must be a number from 0, "
-                    'such as "0", for a TSV file'
+                    f"source.features: the column of {name!r} in a TSV file must be a number from 0, such as "
+                    f'"0", not {where!r}'
                 )
         if self.prefix and "inputs" not in names:
             raise ValueError(
-                f"source.prefix={self.prefix!r} stands before inputs, which source.features has not"
+                f"source.prefix={self.prefix!r} needs the feature inputs, which source.features does not name"
             )
         if self.kind == "pattern":
             try:
@@ -139,23 +139,25 @@ class SourceConfig:
 
 
 def data_folder(folder: str) -> str:
-    """The folder a config means: itself, or ``$TRANSFORMER_JAX_DATA``, else ``data``, for ""."""
+    """Returns ``folder`` or, if it is empty, ``$TRANSFORMER_JAX_DATA`` or else ``data``."""
     return folder or os.environ.get(DATA_VARIABLE, "") or "data"
 
 
 def load_source(config: SourceConfig, split: str) -> Source:
-    """Opens one split ("train", "validation" or "test") of a corpus.
+    """Opens one split of a corpus.
 
-    Examples are in the order of the files: example ``i`` is line ``i + 1``. Nothing is left out here, blank
-    lines included; what training leaves out, the pipeline counts.
+    Examples are in the order of the files: example ``i`` is line ``i + 1``. No example is left out here, not
+    even blank lines; the pipeline counts those that training leaves out.
 
-    The project's own data sets, ``number_words`` and ``caption_questions``, are prepared in the data folder
-    when they are not there yet (about half a minute at most); any other TFDS data set must have been
-    prepared before.
+    The library's own data sets, ``number_words`` and ``caption_questions``, are prepared in the data folder
+    on first use, which takes at most about half a minute. Any other TFDS data set must have been prepared
+    before.
 
-    Raises:
-      DataError: the split is unknown or empty, a file or data set is missing, files are
-        misaligned, or a line or value cannot be read.
+    Args: config: describes the corpus. split: "train", "validation" or "test".
+
+    Raises: DataError: the split is unknown or empty, a file or data set is missing, files are misaligned, or
+    a line or
+        value cannot be read.
     """
     if split not in SPLITS:
         raise DataError(f"there is no split {split!r}: {nearest(split, SPLITS)}")
@@ -164,12 +166,15 @@ def load_source(config: SourceConfig, split: str) -> Source:
         raise DataError(f"the source has no {split} split: set config.data.source.{split}")
     source = _open(config, names)
     if not len(source):
-        raise DataError(f"the {split} split is empty: there is no example in {', '.join(names)}")
+        raise DataError(f"the {split} split is empty: {', '.join(names)} has no examples")
     return PrefixedSource(source, config.prefix) if config.prefix else source
 
 
 def load_sources(configs: Sequence[SourceConfig], split: str) -> Source:
-    """Opens one split of several corpora, one after the other; raises DataError as ``load_source``."""
+    """Opens one split of several corpora and concatenates them.
+
+    Raises: DataError: as ``load_source``.
+    """
     sources = [load_source(config, split) for config in configs]
     return sources[0] if len(sources) == 1 else JoinedSource(sources)
 

@@ -1,8 +1,8 @@
-"""Examples from files of text: aligned lines, columns, JSON objects, a pattern, whole documents.
+"""Reads examples from text files: aligned lines, columns, JSON objects, a pattern, whole documents.
 
-Lines end in a line feed, optionally with a carriage return before it. No other character ends a
-line: the Unicode line separators that ``str.splitlines`` obeys occur inside sentences of real
-corpora, and would push aligned files out of step.
+Lines end in a line feed, optionally after a carriage return. No other character ends a line: the Unicode line
+separators at which ``str.splitlines`` splits occur inside sentences of real corpora, and splitting there
+would misalign files.
 """
 
 import gzip
@@ -20,23 +20,22 @@ DATA_VARIABLE = "TRANSFORMER_JAX_DATA"
 
 _SLICE = re.compile(r"(?P<path>.+)\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\]", re.DOTALL)
 
-Features = Sequence[tuple[str, str]]  # of an example, and where each is found
+Features = Sequence[tuple[str, str]]  # the features of an example and the place of each in a file
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A name and its slice, the latter "" or such as "[:90%]"."""
+    """Splits a name into the name itself and its slice, which is "" or for example "[:90%]"."""
     match = _SLICE.fullmatch(name)
     return (match["path"], name[len(match["path"]) :]) if match else (name, "")
 
 
 def slice_of(name: str, count: int) -> slice:
-    """Which of ``count`` things ``name`` means, as TFDS reads its splits.
+    """Returns the slice that ``name`` ends in, applied to ``count`` items as TFDS applies it to its splits.
 
-    Of ``"a.txt[:90%]"`` the first 90 %, rounded to the nearest whole number, of ``"a.txt[-50:]"`` the last
-    50, of ``"a.txt"`` all.
+    ``"a.txt[:90%]"`` is the first 90 %, rounded to the nearest whole number, ``"a.txt[-50:]"`` the last 50,
+    ``"a.txt"`` everything.
 
-    Raises:
-      DataError: there are not as many.
+    Raises: DataError: the slice goes beyond ``count`` items.
     """
     match = _SLICE.fullmatch(name)
     places = [0, count]
@@ -45,17 +44,16 @@ def slice_of(name: str, count: int) -> slice:
             continue
         number, most = int(text.rstrip("%")), 100 if text.endswith("%") else count
         if abs(number) > most:
-            raise DataError(f"the slice of {name} goes beyond the {count:,} that there are")
+            raise DataError(f"the slice of {name} goes beyond its {count:,} items")
         place = round(number * count / 100) if text.endswith("%") else number
         places[i] = place + count if text.startswith("-") else place
     return slice(*places)
 
 
 def read_file(path: str) -> bytes:
-    """The content of a file, unpacked where the name ends in ``.gz``.
+    """Returns the content of a file, decompressed if the name ends in ``.gz``.
 
-    Raises:
-      DataError: the file is missing or broken.
+    Raises: DataError: the file is missing or broken.
     """
     try:
         with open(path, "rb") as file:
@@ -71,10 +69,9 @@ def read_file(path: str) -> bytes:
 
 
 def read_text(path: str, encoding: str = "utf-8") -> str:
-    """The text of a file (gzip where the name ends in ``.gz``).
+    """Returns the text of a file (gzip if the name ends in ``.gz``).
 
-    Raises:
-      DataError: the file is missing, broken, or not in this encoding (says in which line).
+    Raises: DataError: the file is missing, broken, or not in this encoding; the message says in which line.
     """
     content = read_file(path)
     try:
@@ -88,37 +85,40 @@ def read_text(path: str, encoding: str = "utf-8") -> str:
 
 
 def read_lines(path: str, encoding: str = "utf-8") -> list[str]:
-    """The lines of a text file, without their ends; raises DataError as ``read_text``."""
+    """Returns the lines of a text file without their ends.
+
+    Raises: DataError: as ``read_text``.
+    """
     lines = read_text(path, encoding).split("\n")
     if not lines[-1]:
-        lines.pop()  # the text after the last line feed
+        lines.pop()  # the empty text after the last line feed
     return [line.removesuffix("\r") for line in lines]
 
 
 def read_aligned(names: Sequence[str], features: Features, encoding: str) -> MemorySource:
-    """One file a feature; line i of each is example i."""
+    """Reads one file per feature; line i of each file belongs to example i."""
     paths = [split_name(name)[0] for name in names]
     columns = [read_lines(path, encoding) for path in paths]
     for path, column in zip(paths, columns, strict=True):
         if len(column) != len(columns[0]):
             raise DataError(
                 f"misaligned corpus: {paths[0]} has {len(columns[0]):,} lines but {path} has "
-                f"{len(column):,}; line i of all must belong together"
+                f"{len(column):,}; line i of every file must belong to the same example"
             )
     parts = [column[slice_of(name, len(column))] for name, column in zip(names, columns, strict=True)]
     return MemorySource({feature: part for (feature, _), part in zip(features, parts, strict=True)})
 
 
 def read_columns(name: str, features: Features, encoding: str) -> MemorySource:
-    """Tab-separated columns, by their numbers from 0."""
+    """Reads a file of tab-separated columns, which ``features`` numbers from 0."""
     path, _ = split_name(name)
     columns = {feature: int(column) for feature, column in features}
     rows = [line.split("\t") for line in read_lines(path, encoding)]
     for number, row in enumerate(rows, start=1):
         if len(row) != len(rows[0]) or len(row) <= max(columns.values()):
-            wanted = max(len(rows[0]), max(columns.values()) + 1)
+            num_columns = max(len(rows[0]), max(columns.values()) + 1)
             raise DataError(
-                f"{path}, line {number}: {len(row)} tab-separated column(s) where {wanted} "
+                f"{path}, line {number}: {len(row)} tab-separated column(s) where {num_columns} "
                 f"are needed (texts are read from columns {' and '.join(map(str, columns.values()))})"
             )
     rows = rows[slice_of(name, len(rows))]
@@ -126,7 +126,7 @@ def read_columns(name: str, features: Features, encoding: str) -> MemorySource:
 
 
 def read_objects(name: str, features: Features, encoding: str) -> MemorySource:
-    """A JSON object on every line; "a/b" is the key b of the object at key a."""
+    """Reads a file with one JSON object per line; "a/b" in ``features`` is the key b of the object at a."""
     path, _ = split_name(name)
     lines = read_lines(path, encoding)
     part = slice_of(name, len(lines))
@@ -152,7 +152,7 @@ def read_objects(name: str, features: Features, encoding: str) -> MemorySource:
 
 
 def read_pattern(name: str, features: Features, encoding: str, pattern: str) -> MemorySource:
-    """Lines that a regular expression takes apart, by its named groups."""
+    """Reads a file of lines that the regular expression ``pattern`` matches; its groups are the features."""
     path, _ = split_name(name)
     lines = read_lines(path, encoding)
     part = slice_of(name, len(lines))
@@ -164,7 +164,7 @@ def read_pattern(name: str, features: Features, encoding: str, pattern: str) -> 
             if match is None or match[group] is None:
                 raise DataError(
                     f"{path}, line {number}: does not match config.data.source.pattern={pattern!r}"
-                    + (f", which finds no {group!r}" if match else "")
+                    + (f", whose group {group!r} matched nothing" if match else "")
                     + f": {line[:60]!r}"
                 )
             columns[feature].append(match[group])
@@ -172,7 +172,7 @@ def read_pattern(name: str, features: Features, encoding: str, pattern: str) -> 
 
 
 def read_documents(names: Sequence[str], encoding: str) -> MemorySource:
-    """Each file is one example, its text as it stands; a slice is of characters."""
+    """Reads each file as one example, its text unchanged; a slice selects characters."""
     texts = [read_text(split_name(name)[0], encoding) for name in names]
     return MemorySource(
         {"inputs": [text[slice_of(name, len(text))] for name, text in zip(names, texts, strict=True)]}
@@ -185,8 +185,8 @@ def _cannot_open(path: str, error: OSError) -> str:
         return f"cannot read {path}: {error.strerror}"
     what = f"there is no folder {folder}, where {name!r} should be"
     if os.path.isdir(folder):
-        there = sorted(os.listdir(folder))
-        if f"{name}.gz" in there:  # nearer than any other name
-            there = [f"{name}.gz"]
-        what = f"there is no file {name!r} in {folder}: {nearest(name, there)}"
+        names = sorted(os.listdir(folder))
+        if f"{name}.gz" in names:  # nearer than any other name
+            names = [f"{name}.gz"]
+        what = f"there is no file {name!r} in {folder}: {nearest(name, names)}"
     return f"{what} (the data folder is config.data.source.folder, else ${DATA_VARIABLE}, else data/)"

@@ -1,4 +1,4 @@
-"""From examples to their tokens: what the pipeline asks of an objective, and a memory of what it gave."""
+"""Turns examples into token examples: the interface of an objective's transform, and a cache."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -8,42 +8,42 @@ import numpy as np
 from transformer_jax.data.examples import DataError, Source
 from transformer_jax.types import Example, TokenExample
 
-# Token examples kept in memory: of single sentences so many take about 200 MB, of images far more.
+# Limits of the cache. So many token examples take about 200 MB if they are sentences; images take far more.
 CACHED_EXAMPLES = 500_000
-CACHED_BYTES = 2**30  # of their arrays
+CACHED_BYTES = 2**30  # of the examples' arrays
 
-_MOST_DRAWS = 1000  # of another example, before all count as blank
+_MOST_DRAWS = 1000  # after so many blank examples in a row, all count as blank
 
 
 @runtime_checkable
 class Transform(Protocol):
-    """An objective bound to all it needs but the data."""
+    """An objective with everything it needs except the data."""
 
     def encode(self, example: Example) -> TokenExample:
-        """The tokens of an example: a pure function, called once as long as there is memory to keep them."""
+        """Returns the tokens of an example.
+
+        Must be a pure function: it is called once per example as long as the cache has room.
+        """
         ...
 
     def pieces(
         self, tokens: TokenExample, rng: np.random.Generator, draw_other: Callable[[], TokenExample]
     ) -> list[TokenExample]:
-        """What is learned from one visit of an example: a pure function of tokens and random numbers.
+        """Returns what is learned from one visit of an example.
 
-        Args:
-          tokens: as ``encode`` gave them.
-          rng: of this visit alone.
-          draw_other: the tokens of another example, chosen by ``rng``.
+        Must be a pure function of the tokens and the random numbers.
+
+        Args: tokens: the result of ``encode``. rng: a generator for this visit alone. draw_other: returns the
+        tokens of another example, chosen with ``rng``.
         """
         ...
 
 
 class TokenCache:
-    """The token examples of a source; those read first stay in memory.
+    """Reads the token examples of a source and keeps those that are read first in memory.
 
-    Args:
-      source: what is read.
-      transform: from examples to tokens.
-      purpose: what the examples are for, for messages.
-      leave_out_blank: give None for an example with a blank text.
+    Args: source: the examples. transform: turns examples into tokens. purpose: what the examples are for, in
+    error messages. leave_out_blank: return None for an example with a blank text.
     """
 
     def __init__(
@@ -56,20 +56,23 @@ class TokenCache:
         self._bytes = 0
 
     def read(self, indices: Sequence[int]) -> list[TokenExample | None]:
-        """The token examples at ``indices``; raises DataError where one is not what the objective needs."""
+        """Returns the token examples at ``indices``.
+
+        Raises: DataError: an example lacks what the objective needs.
+        """
         missing = [index for index in dict.fromkeys(indices) if index not in self._cached]
         read = self._source.read(missing) if missing else []
         fresh = {index: self._tokens(index, example) for index, example in zip(missing, read, strict=True)}
-        found = [fresh[i] if i in fresh else self._cached[i] for i in indices]
+        examples = [fresh[i] if i in fresh else self._cached[i] for i in indices]
         for index in missing:
             if len(self._cached) >= CACHED_EXAMPLES or self._bytes >= CACHED_BYTES:
                 break
             self._cached[index] = tokens = fresh[index]
             self._bytes += sum(array.nbytes for array in tokens.values()) if tokens else 0
-        return found
+        return examples
 
     def read_other(self, index: int) -> TokenExample | None:
-        """The token example at ``index`` for use beside another one: None if a text in it is blank."""
+        """Returns the token example at ``index`` to combine with another; None if a text in it is blank."""
         (tokens,) = self.read([index])
         return None if index in self._blank else tokens
 
@@ -91,17 +94,19 @@ def _is_blank(value: Any) -> bool:
 def draw_other(
     read: Callable[[int], TokenExample | None], index: int, num_examples: int, rng: np.random.Generator
 ) -> TokenExample:
-    """The tokens of a random example that is not ``index``, nor blank.
+    """Returns the tokens of a random example that is neither ``index`` nor blank.
 
-    Raises:
-      DataError: there is none.
+    Args: read: returns a token example, or None if it is blank. index: the example to exclude. num_examples:
+    the size of the source. rng: chooses the example.
+
+    Raises: DataError: no such example was found.
     """
     for _ in range(_MOST_DRAWS if num_examples > 1 else 0):
         other = int(rng.integers(num_examples - 1))
-        found = read(other + (other >= index))
-        if found is not None:
-            return found
+        tokens = read(other + (other >= index))
+        if tokens is not None:
+            return tokens
     raise DataError(
-        f"the objective needs another example beside each, and of {num_examples:,} none was found that is "
-        "not blank"
+        f"the objective combines each example with another one, but no other of the {num_examples:,} "
+        "examples was found that is not blank"
     )

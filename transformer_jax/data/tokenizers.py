@@ -1,10 +1,10 @@
-"""Text to token ids and back, through Hugging Face ``tokenizers``.
+"""Converts texts to token ids and back, with Hugging Face ``tokenizers``.
 
-All kinds that are trained here work on bytes, so that no text is out of vocabulary and
-``decode(encode(text)) == text`` for every text: spaces, case, line ends and the literal text ``<eos>``
-included. One vocabulary serves both languages. Ids 0 to 3 are the special tokens of
+All kinds of tokenizers that are trained here work on bytes. No text is out of vocabulary, and
+``decode(encode(text)) == text`` holds for every text, including spaces, case, line ends and the literal text
+``<eos>``. One vocabulary serves both languages. Ids 0 to 3 are the special tokens of
 ``transformer_jax.types``. A tokenizer.json from elsewhere (BERT's WordPiece, GPT-2's byte pairs, T5's
-unigrams) keeps its own ids, and what it has in place of ours is found by name.
+unigrams) keeps its own ids; its special tokens are found by name.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from transformer_jax.types import SPECIAL_TOKENS, TEXT_FEATURES, UNK_ID, Encodin
 
 NUM_BYTES = 256
 
-# What a token is for, and the names it has: ours first, then those of published vocabularies.
+# The roles of special tokens and their names: this library's first, then those of published vocabularies.
 ROLES = {
     "pad": ("<pad>", "[PAD]"),
     "bos": ("<bos>", "<s>", "<|endoftext|>"),
@@ -46,24 +46,24 @@ _TEXTS_AT_ONCE = 4096
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """Which tokenizer to train.
+    """Describes the tokenizer to train.
 
-    * ``byte``: a token for each of the 256 bytes and nothing to train (``vocab_size`` is unused);
-    * ``bpe``: byte pairs merged within words (Sennrich et al. 2016, over bytes as in Radford et
-      al. 2019); the same texts give the same vocabulary;
-    * ``unigram``: a unigram language model (Kudo 2018). Hugging Face's trainer adds in no fixed
-      order, so that training twice gives slightly different vocabularies: keep the stored one.
+    * ``byte``: one token for each of the 256 bytes; nothing is trained (``vocab_size`` is unused);
+    * ``bpe``: byte pairs merged within words (Sennrich et al. 2016, over bytes as in Radford et al. 2019);
+    the same texts give the same vocabulary;
+    * ``unigram``: a unigram language model (Kudo 2018). Hugging Face's trainer adds in no fixed order, so
+    training twice gives slightly different vocabularies: keep the stored one.
 
-    Raises:
-      ValueError: a vocabulary too small for the special tokens and the 256 bytes, or a special token twice.
+    Raises: ValueError: the vocabulary is too small for the special tokens and the 256 bytes, or a special
+    token repeats.
     """
 
     kind: Literal["byte", "bpe", "unigram"] = "bpe"
-    vocab_size: int = 8192  # at most; includes the special tokens and the 256 bytes
-    special_tokens: tuple[str, ...] = ()  # beyond <pad> <bos> <eos> <unk>, with ids from 4 on
+    vocab_size: int = 8192  # upper limit; includes the special tokens and the 256 bytes
+    special_tokens: tuple[str, ...] = ()  # in addition to <pad> <bos> <eos> <unk>; their ids start at 4
     max_training_examples: int = 1_000_000  # train on this many examples, evenly spaced in the corpus
-    # Of a tokenizer.json to use instead of training one, or a checkpoint's folder or name that has one. Where
-    # it is empty, a run with config.train.init_from has that one's. The other fields then say nothing.
+    # A tokenizer.json to use instead of training one, or the folder or name of a checkpoint that has one; the
+    # other fields are then unused. If empty, a run with config.train.init_from uses that one's tokenizer.
     path: str = ""
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class TokenizerConfig:
         special = (*SPECIAL_TOKENS, *self.special_tokens)
         if len(set(special)) < len(special) or "" in special:
             raise ValueError(
-                f"tokenizer.special_tokens={self.special_tokens!r} must be names, each once, and none of "
+                f"tokenizer.special_tokens={self.special_tokens!r} must be different names, and none of "
                 + " ".join(SPECIAL_TOKENS)
             )
         if self.kind != "byte" and self.vocab_size <= len(special) + NUM_BYTES:
@@ -86,14 +86,12 @@ class TokenizerConfig:
 
 
 class Tokenizer:
-    """A vocabulary with its rules; see the module for what it promises.
+    """Converts texts to ids and back; see the module for its guarantees.
 
-    Args:
-      implementation: of texts, but of no targets where there are ``targets``.
-      targets: the tokenizer of a decoder's texts over the same ids, where it is another, as MarianMT's is.
+    Args: implementation: tokenizes texts, but not targets if ``targets`` is given. targets: the tokenizer of
+    a decoder's texts over the same ids, if it is a different one, as MarianMT's is.
 
-    Raises:
-      DataError: it has no token that ends a text.
+    Raises: DataError: the vocabulary has no token that ends a text.
     """
 
     def __init__(self, implementation: tokenizers.Tokenizer, targets: "Tokenizer | None" = None):
@@ -108,90 +106,90 @@ class Tokenizer:
         added = implementation.get_added_tokens_decoder()
         special = {id_: token.content for id_, token in added.items() if token.special}
         self._special_ids = np.array(sorted(special), np.int32)
-        # Otherwise "<eos>" within a text would end it. This is not stored in the file.
+        # Otherwise "<eos>" within a text would end it. The file does not store this setting.
         implementation.encode_special_tokens = True
         _keep_out(implementation, list(special.values()))
-        # A file from elsewhere may say that texts are cut or filled up.
+        # A file from elsewhere may enable truncation or padding.
         implementation.no_truncation()
         implementation.no_padding()
         self._implementation = implementation
 
     @property
     def targets(self) -> "Tokenizer":
-        """The tokenizer of what a decoder is to give: this one, unless there are two."""
+        """Returns the tokenizer of a decoder's targets: this one, unless there are two."""
         return self if self._targets is None else self._targets
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens, special ones included; ids are 0 to ``vocab_size - 1``."""
+        """Returns the number of tokens, special ones included; ids are 0 to ``vocab_size - 1``."""
         return self._implementation.get_vocab_size(with_added_tokens=True)
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids of the special tokens, in order."""
+        """Returns the ids of the special tokens, in order."""
         return tuple(self._special_ids.tolist())
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell this vocabulary from any other."""
+        """Returns 16 hexadecimal digits that identify this vocabulary."""
         # Not the whole serialisation: another version of the library may add keys to it.
         content = json.dumps(json.loads(self._content)["model"], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
     def sentinels(self) -> tuple[int, ...]:
-        """Ids of ``<extra_id_0>``, ``<extra_id_1>``, ... (Raffel et al. 2020, section 3.1.4); may be none."""
-        found: list[int] = []
-        while (id_ := self._implementation.token_to_id(f"<extra_id_{len(found)}>")) is not None:
-            found.append(id_)
-        return tuple(found)
+        """Returns the ids of ``<extra_id_0>``, ``<extra_id_1>``, ...; there may be none.
+
+        Source: Raffel et al. 2020, section 3.1.4.
+        """
+        ids: list[int] = []
+        while (id_ := self._implementation.token_to_id(f"<extra_id_{len(ids)}>")) is not None:
+            ids.append(id_)
+        return tuple(ids)
 
     @property
     def role_tokens(self) -> dict[str, str]:
-        """The token for each role that has one, such as ``{"pad": "<pad>"}``."""
+        """Returns the token for each role that has one, such as ``{"pad": "<pad>"}``."""
         tokens = {role: self._implementation.id_to_token(id_) for role, id_ in self._roles.items()}
         return {role: token for role, token in tokens.items() if token is not None}
 
     def has_role(self, role: str) -> bool:
-        """Whether there is a token for a role, one of ``ROLES``."""
+        """Returns whether the vocabulary has a token for ``role``, one of ``ROLES``."""
         return role in self._roles
 
     def id_of(self, role: str) -> int:
-        """The id of the token for a role, one of ``ROLES``.
+        """Returns the id of the token for ``role``, one of ``ROLES``.
 
-        Raises:
-          DataError: there is none.
+        Raises: DataError: the vocabulary has no such token.
         """
         if role not in ROLES:
             raise DataError(f"a tokenizer has no role {role!r}: {nearest(role, ROLES)}")
         if role not in self._roles:
             raise DataError(
-                f"the tokenizer has no {role} token, {' or '.join(ROLES[role])}: use one that has, or, where "
-                "it is trained, name it in config.data.tokenizer.special_tokens"
+                f"the tokenizer has no {role} token, {' or '.join(ROLES[role])}: use a tokenizer that has "
+                "one or, if it is trained here, name the token in config.data.tokenizer.special_tokens"
             )
         return self._roles[role]
 
     def encode(self, text: str, *, parse_special: bool = False) -> Int32[np.ndarray, "_"]:
-        """The ids of a text, without special tokens.
+        """Returns the ids of a text, without special tokens around it.
 
-        With ``parse_special`` what reads like a special token in the text is one, as ``<mask>`` in "My
-        friends are <mask>": for what a user writes on purpose, never for data.
+        With ``parse_special`` the names of special tokens in the text become these tokens, as ``<mask>`` in
+        "My friends are <mask>". Use it for what a user writes on purpose, never for data.
         """
         implementation = self._parsing if parse_special else self._implementation
         return np.array(implementation.encode(text, add_special_tokens=False).ids, np.int32)
 
     def encode_whole(self, text: str, *, parse_special: bool = False) -> Int32[np.ndarray, "_"]:
-        """The ids that an encoder or decoder is given for a whole text.
+        """Returns the ids of a whole text as an encoder or decoder receives them.
 
-        With special tokens as the file says, ``<s> text </s>`` (BART), ``text </s>`` (T5) or ``[CLS] text
-        [SEP]`` (BERT); where it says nothing (GPT-2's, and ours) the text and eos.
+        Special tokens are added as the tokenizer's file says: ``<s> text </s>`` (BART), ``text </s>`` (T5) or
+        ``[CLS] text [SEP]`` (BERT). If the file does not say (GPT-2's, and this library's own), eos is
+        appended.
 
-        Args:
-          text: any.
-          parse_special: as for ``encode``.
+        Args: text: any text. parse_special: as for ``encode``.
 
-        Raises:
-          DataError: the file says nothing, and there is no eos.
+        Raises: DataError: the file does not say, and there is no eos.
         """
         implementation = self._parsing if parse_special else self._implementation
         if implementation.num_special_tokens_to_add(is_pair=False):
@@ -199,9 +197,12 @@ class Tokenizer:
         return np.append(self.encode(text, parse_special=parse_special), np.int32(self.id_of("eos")))
 
     def with_template(self, single: str, pair: str) -> "Tokenizer":
-        """The same with special tokens around texts, as "<cls> $A <sep>", unless the file says which.
+        """Returns this tokenizer with special tokens around texts, unless its file already adds some.
 
-        Programs that know nothing of a model ask its tokenizer what it is given.
+        Programs that know nothing of the model use this to prepare its inputs.
+
+        Args: single: a text and its special tokens, such as "<cls> $A <sep>". pair: the same for two texts,
+        ``$A`` and ``$B``.
         """
         if self._implementation.post_processor is not None:
             return self
@@ -214,11 +215,11 @@ class Tokenizer:
 
     @functools.cached_property
     def _parsing(self) -> tokenizers.Tokenizer:
-        """As ``_implementation``, but it takes special tokens for what they are."""
+        """Returns a copy of ``_implementation`` that recognizes special tokens in texts."""
         content = json.loads(self._content)
         if (content["normalizer"] or {}).get("type") == "Prepend":
-            # Ours puts a space before each part of a text. Without the one that is written there,
-            # "a <mask> c" is what "a b c" becomes when b is masked.
+            # This normalizer puts a space before each part of a text. With the written spaces stripped,
+            # "a <mask> c" has the ids of "a b c" with b masked.
             for token in content["added_tokens"]:
                 token["lstrip"] = token["rstrip"] = True
         implementation = tokenizers.Tokenizer.from_str(json.dumps(content))
@@ -227,19 +228,18 @@ class Tokenizer:
         return implementation
 
     def encode_with_places(self, text: str) -> Encoding:
-        """As ``encode``, with the word of each token and its characters in ``text``."""
-        found = self._implementation.encode(text, add_special_tokens=False)
-        places = np.array(found.offsets, np.int32).reshape(-1, 2)
-        words = [-1 if word is None else word for word in found.word_ids]
-        return Encoding(np.array(found.ids, np.int32), np.array(words, np.int32), places[:, 0], places[:, 1])
+        """Returns the ids of ``encode``, the word of each token, and its start and end in ``text``."""
+        encoding = self._implementation.encode(text, add_special_tokens=False)
+        ids, offsets = np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int32).reshape(-1, 2)
+        words = [-1 if word is None else word for word in encoding.word_ids]
+        return Encoding(ids, np.array(words, np.int32), offsets[:, 0], offsets[:, 1])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of one-dimensional ids. Special tokens are skipped, wherever they are.
+        """Returns the text of one-dimensional ids. Special tokens are skipped, wherever they are.
 
-        Bytes that are not UTF-8, which a model may produce, become U+FFFD.
+        Bytes that are not UTF-8, which a model may generate, become U+FFFD.
 
-        Raises:
-          ValueError: an id outside the vocabulary.
+        Raises: ValueError: an id is outside the vocabulary.
         """
         array = np.asarray(ids)
         if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
@@ -251,31 +251,29 @@ class Tokenizer:
         return self._implementation.decode(kept, skip_special_tokens=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes ``tokenizer.json``, whole or not at all, and that of targets, if any, beside it.
+        """Writes ``tokenizer.json`` atomically, and the tokenizer of the targets, if there is one, beside it.
 
-        Raises:
-          OSError: as ``files.write_whole``.
+        Raises: OSError: as ``files.write_whole``.
         """
         beside = targets_path(path)
         if self._targets is not None:
             write_whole(beside, self._targets._content)
         else:
-            beside.unlink(missing_ok=True)  # another one's
-        write_whole(path, self._content)  # the binding's errors have no type
+            beside.unlink(missing_ok=True)  # left by another tokenizer
+        write_whole(path, self._content)  # not the binding's own save, whose errors have no type
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """Reads what ``save`` wrote, or any tokenizer.json of Hugging Face.
 
-        Raises:
-          DataError: the file is missing, broken, or has no token that ends a text.
+        Raises: DataError: the file is missing or broken, or its vocabulary has no token that ends a text.
         """
         beside = targets_path(path)
         return cls(_read(path), cls(_read(beside)) if beside.exists() else None)
 
 
 def targets_path(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Where ``save`` puts the tokenizer of targets: ``target_tokenizer.json`` beside ``tokenizer.json``."""
+    """Returns the path of the targets' tokenizer: ``target_tokenizer.json`` beside ``tokenizer.json``."""
     return pathlib.Path(path).with_name(f"target_{pathlib.Path(path).name}")
 
 
@@ -292,18 +290,18 @@ def _read(path: str | os.PathLike[str]) -> tokenizers.Tokenizer:
 
 
 def _find_roles(implementation: tokenizers.Tokenizer) -> dict[str, int]:
-    found = {}
+    roles = {}
     for role, names in ROLES.items():
         ids = [id_ for id_ in map(implementation.token_to_id, names) if id_ is not None]
         if ids:
-            found[role] = ids[0]
-    return found
+            roles[role] = ids[0]
+    return roles
 
 
 def _keep_out(implementation: tokenizers.Tokenizer, special: Sequence[str]) -> None:
-    """Has a text that reads like a special token parted after its first character.
+    """Splits the name of a special token in a text after its first character, so that it is ordinary text.
 
-    A unigram model has its special tokens among its pieces, and would find "</s>" in a text.
+    A unigram model has its special tokens among its pieces and would otherwise find "</s>" in a text.
     """
     names = [name for name in special if len(name) > 1]
     if not names:
@@ -315,7 +313,7 @@ def _keep_out(implementation: tokenizers.Tokenizer, special: Sequence[str]) -> N
 
 
 def training_texts(config: TokenizerConfig, source: Source) -> Iterator[str]:
-    """Texts, not labels, of at most ``max_training_examples`` examples, evenly spaced in ``source``."""
+    """Yields the texts, not the labels, of at most ``max_training_examples`` evenly spaced examples."""
     step = -(-len(source) // config.max_training_examples)
     indices = range(0, len(source), step)
     for start in range(0, len(indices), _TEXTS_AT_ONCE):
@@ -327,9 +325,9 @@ def training_texts(config: TokenizerConfig, source: Source) -> Iterator[str]:
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Trains the tokenizer of ``config`` on texts of the training split.
+    """Trains the tokenizer that ``config`` describes on texts of the training split.
 
-    A corpus with too few different words gives a smaller vocabulary than asked for, which is
+    A corpus with too few different words gives a smaller vocabulary than ``vocab_size`` and a warning is
     logged: take the size from the result.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -338,7 +336,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         vocabulary = {token: i for i, token in enumerate(special + alphabet)}
         implementation = tokenizers.Tokenizer(models.BPE(vocabulary, []))
         implementation.add_special_tokens(special)
-        # The words that it parts are nothing to the ids, but to objectives that choose or cut out words.
+        # Splitting into words does not change the ids, but some objectives mask or remove whole words.
         implementation.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         implementation.decoder = decoders.ByteLevel()
         return Tokenizer(implementation)
@@ -359,8 +357,8 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
             initial_alphabet=alphabet,
             show_progress=False,
         )
-    # A space before the first word too, so that a word is the same token wherever it stands;
-    # decoding takes exactly this one space away again.
+    # The first word gets a space too, so that a word is the same token wherever it stands. Decoding removes
+    # exactly this space.
     implementation.normalizer = normalizers.Prepend(" ")
     implementation.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     implementation.decoder = decoders.Sequence(
@@ -378,10 +376,10 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
 
 
 def _as_stored(implementation: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The tokenizer that reading its own file gives.
+    """Returns the tokenizer that reading its own file gives.
 
-    Hugging Face reads the scores of a unigram model back with an error in the last digit, which
-    could decide a tie: without this, a run would not be the same after a restart.
+    Hugging Face reads the scores of a unigram model back with an error in the last digit, which could decide
+    a tie. Without this step, a run could differ after a restart.
     """
     while True:
         stored = tokenizers.Tokenizer.from_str(implementation.to_str())

@@ -1,4 +1,4 @@
-"""The ``number_words`` TFDS data set; importing this makes its name known to TFDS."""
+"""Registers the TFDS data set ``number_words`` when it is imported."""
 
 from transformer_jax.data.datasets.number_words.number_words import NumberWords
 

@@ -1,11 +1,11 @@
-"""``number_words``: numbers up to 999,999 written out in English and in another language.
+"""``number_words``: numbers up to 999,999, written out in English and in another language.
 
-A translation task that needs no download, has one right answer for every input, and is far from
-word-for-word: German, for one, says the units before the tens (24 is "four and twenty") and writes
-the whole number as a single word.
+A translation task that needs no download and has exactly one correct output for every input. It is far from
+word-for-word: German, for example, puts the units before the tens (24 is "four and twenty") and writes the
+whole number as a single word.
 
-The words are those of ``num2words`` as it is, its slips included ("veintiuno mil" for 21,000, where
-Spanish says "veintiún mil").
+The words are those of ``num2words``, including its mistakes ("veintiuno mil" for 21,000, where Spanish has
+"veintiún mil").
 """
 
 import functools
@@ -20,19 +20,19 @@ LANGUAGES = {"de": "German", "fr": "French", "es": "Spanish"}  # the first is th
 NUM_NUMBERS = 1_000_000
 SPLIT_SIZES = {"train": 200_000, "validation": 1_000, "test": 1_000}
 
-_ALWAYS_TRAINED_BELOW = 1_000  # so that no word and no short number is missing from training
+_ALWAYS_TRAINED_BELOW = 1_000  # short numbers are in training unless held out, so training has every word
 _SEED = 2017
 _JOINTS = {"en": ", ", "de": "", "fr": " ", "es": " "}  # between the thousands and the rest
 
 
 def split_numbers() -> dict[str, np.ndarray]:
-    """Which numbers are in which split: the same on every machine and in every language.
+    """Returns the numbers of each split; they are the same on every machine and in every language.
 
-    Validation and test are drawn uniformly from all numbers. Training has every number below 1,000
-    that is not held out, and is filled up with others drawn uniformly. 200,000 are a fifth of all
-    numbers, which is plenty to learn from and seconds to prepare.
+    Validation and test are drawn uniformly from all numbers. Training has every number below 1,000 that is
+    not held out, and further numbers drawn uniformly. Its 200,000 numbers are a fifth of all: enough to learn
+    from, and they take only seconds to prepare.
     """
-    # The legacy generator, because NumPy promises that its streams never change.
+    # The legacy generator, because NumPy guarantees that its streams never change.
     order = np.random.RandomState(_SEED).permutation(NUM_NUMBERS)
     validation, test, rest = np.split(order, np.cumsum([SPLIT_SIZES["validation"], SPLIT_SIZES["test"]]))
     small = rest[rest < _ALWAYS_TRAINED_BELOW]
@@ -45,10 +45,12 @@ def split_numbers() -> dict[str, np.ndarray]:
 
 
 def number_words(number: int, language: str) -> str:
-    """The words of ``number``, from 0 to 999,999, as ``num2words`` has them, but 15 times as fast.
+    """Returns the words of ``number`` in ``language``, equal to those of ``num2words`` but 15 times as fast.
 
-    Beyond 1,000, ``num2words`` joins the words of the thousands and those of the rest, in these
-    four languages at least; the words of each are worth remembering.
+    For numbers above 1,000, ``num2words`` joins the words of the thousands and of the rest, at least in these
+    four languages, so the words of each part can be cached.
+
+    Args: number: from 0 to 999,999. language: "en" or one of ``LANGUAGES``.
     """
     rest = number % 1_000
     if rest == number or not rest:
@@ -65,19 +67,19 @@ def _cached_words(number: int, language: str) -> str:
 
 
 class LocalInfo(tfds.core.DatasetInfo):
-    """The description of a data set that is made here."""
+    """Describes a data set that is generated on this machine."""
 
     def initialize_from_bucket(self) -> None:
-        """Nothing: TFDS would ask the network, and leave an empty folder among the temporary files."""
+        """Does nothing; TFDS would use the network and leave an empty folder among the temporary files."""
 
 
 class NumberWords(tfds.core.GeneratorBasedBuilder):
-    """The TFDS builder of ``number_words/de`` (the default), ``/fr`` and ``/es``.
+    """Builds ``number_words/de`` (the default), ``/fr`` and ``/es`` with TFDS.
 
-    Neither preparing nor reading it needs TensorFlow::
+    Neither preparing nor reading the data set needs TensorFlow::
 
         import tensorflow_datasets as tfds
-        import transformer_jax.data.datasets.number_words  # makes the name known to TFDS
+        import transformer_jax.data.datasets.number_words  # registers the name with TFDS
 
         builder = tfds.builder("number_words/de", data_dir="data", file_format="array_record")
         builder.download_and_prepare()
@@ -92,8 +94,7 @@ class NumberWords(tfds.core.GeneratorBasedBuilder):
     ]
 
     def __init__(self, *, file_format: Any = "array_record", **kwargs: Any):
-        # TFDS's own default format is one that only TensorFlow can write. The other arguments
-        # are TFDS's, which passes them by keyword.
+        # Only TensorFlow can write TFDS's own default format. TFDS passes the other arguments by keyword.
         super().__init__(file_format=file_format, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -138,7 +138,7 @@ def test_the_memory_is_what_the_compiler_says_in_its_log(
 
 
 def test_a_topology_that_the_compiler_refuses_is_an_error_with_some_that_it_takes() -> None:
-    with pytest.raises(ConfigError, match=r"no such topology.*v5e:2x2.*v5e:4x4"):
+    with pytest.raises(ConfigError, match=r"does not know this topology.*v5e:2x2.*v5e:4x4"):
         topology_devices(read_topology("v5e:3x3"))
 
 

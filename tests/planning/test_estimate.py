@@ -172,7 +172,7 @@ def test_topologies_of_the_examples(name: str) -> None:
         ("v5e:4x4x4", "v5e has 2 sizes.*v5e:4x4"),
         ("v5p:4x4", "v5p has 3 sizes.*v5p:4x4x4"),
         ("v5e:0x4", "v5e has 2 sizes"),
-        ("h100:4x4", "one number of GPUs.*h100:8"),
+        ("h100:4x4", "needs a number of GPUs.*h100:8"),
         ("h100:16", "at most 8 chips in one machine.*h100:8"),
         ("v5e:16x32", "at most 256 chips in one slice.*v5e:16x16"),
     ],

@@ -1,7 +1,7 @@
-"""The shapes of an experiment's batches, without its data or its tokenizer.
+"""Derives the shapes of an experiment's batches without its data or its tokenizer.
 
-Which arrays a batch has is for the objective to say, and what it says it with are token examples. So an
-example that was made up goes through the objective's own ``encode`` and ``pieces``.
+The objective determines which arrays a batch has, through its token examples. Therefore a made-up example
+passes through the objective's own ``encode`` and ``pieces``.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ _TEXT = "One two three four. Five six seven eight."
 
 
 class _StandIn:
-    """A tokenizer whose tokens are the words of a text, numbered."""
+    """A tokenizer that numbers the words of a text."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = max(vocab_size, 256)
@@ -46,7 +46,7 @@ class _StandIn:
 
 
 def token_example(experiment: Experiment) -> TokenExample:
-    """An example as the experiment's objective gives it to the pipeline, made up."""
+    """Returns a made-up example as the experiment's objective gives it to the pipeline."""
     objective, tokenizer = experiment.objective, _StandIn(experiment.model.vocab_size)
     tokens = objective.encode(_example(experiment), tokenizer)
     length = min(experiment.data.max_length, 64)
@@ -57,12 +57,10 @@ def token_example(experiment: Experiment) -> TokenExample:
 def batch_template(
     experiment: Experiment, mesh: Mesh, length: int | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of the training, as shapes with shardings.
+    """Returns a training batch as shapes with shardings.
 
-    Args:
-      experiment: whose data section says how many rows there are.
-      mesh: that the rows are split over.
-      length: tokens of a side; by default the longest that batches have.
+    Args: experiment: its data section determines the number of rows. mesh: the mesh that the rows are split
+    over. length: tokens per side; by default the greatest length of batches.
     """
     data = experiment.data
     length = length or data.max_length
@@ -81,7 +79,10 @@ def batch_template(
 
 
 def num_tokens(batch: dict[str, jax.ShapeDtypeStruct]) -> int:
-    """Tokens of a batch, padding included: targets where it has them, else inputs; or images."""
+    """Returns the number of tokens of a batch, padding included.
+
+    Counts the targets if the batch has any, else the inputs; a batch of images counts its images.
+    """
     for side in ("targets", "inputs"):
         if side in batch:
             return int(np.prod(batch[side].shape))
@@ -89,7 +90,7 @@ def num_tokens(batch: dict[str, jax.ShapeDtypeStruct]) -> int:
 
 
 def _shape(model: TransformerConfig, key: str, array: np.ndarray, length: int) -> tuple[int, ...]:
-    """Of one row of an array."""
+    """Returns the shape of one row of an array."""
     if key == "images":
         return model.image_shape
     is_side = key.split("_")[0] in SIDES
@@ -97,7 +98,7 @@ def _shape(model: TransformerConfig, key: str, array: np.ndarray, length: int) -
 
 
 def _example(experiment: Experiment) -> dict[str, Any]:
-    """Something of every feature that the experiment's examples have, of the kinds its objective reads."""
+    """Returns an example with all features that the experiment uses, of types that its objective reads."""
     objective, model = experiment.objective, experiment.model
     label = (getattr(objective, "labels", ()) or (0,))[0]
     if model.image_shape:

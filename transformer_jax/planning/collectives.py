@@ -1,4 +1,4 @@
-"""Which collectives a compiled program runs: how often, how many bytes, over which axes of its mesh."""
+"""Lists the collectives of a compiled program: how often they run, how many bytes, over which mesh axes."""
 
 import dataclasses
 import re
@@ -17,7 +17,7 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-# Their -start gives (operands, results, ...).
+# The results of these instructions are (operands, results, ...).
 _RESULT_IS_SECOND = ("all-gather-start", "collective-permute-start")
 _PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}|source_target_pairs=\{\}")
 _LISTS = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
@@ -29,22 +29,19 @@ _NAMED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective instruction of a compiled program.
+    """Describes a collective instruction of a compiled program.
 
-    Attributes:
-      kind: one of ``KINDS``. What a TPU fuses from an all-reduce and a slice is the ``reduce-scatter`` that
-        it is there.
-      axes: the mesh axes along which its groups of devices reach, in the mesh's order. Axes of size 1 never
-        count, so there are none where every group is one device.
-      dtype: of its results; more than one are joined by ``+``.
-      bytes: of its results on one device, of one execution. A combined collective adds up its results.
-      count: executions in one run of the program: the product of the trips of the loops around it.
-      group_size: devices that take part together; 2 of a permutation.
-      is_async: whether it was started and awaited by two instructions, with others in between.
-      name: of the instruction.
-      op_name: where in the traced function it came from.
-      is_count_exact: False where a loop around it has a number of trips that hangs on data; it is then
-        counted as one trip.
+    Attributes: kind: one of ``KINDS``. A TPU's fusion of an all-reduce and a slice counts as
+    ``reduce-scatter``. axes: the mesh axes along which its groups of devices extend, in the mesh's order.
+    Axes of size 1 never
+        count; the tuple is empty if every group is a single device.
+    dtype: type of its results; several types are joined by ``+``. bytes: size of its results on one device in
+    one execution; a combined collective adds up its results. count: executions in one run of the program: the
+    product of the trip counts of the loops around it. group_size: number of devices that take part together;
+    2 for a permutation. is_async: whether two instructions start and await it, with others in between. name:
+    name of the instruction. op_name: its place in the traced function. is_count_exact: False if a loop around
+    it has a trip count that depends on data; the loop then counts as one
+        trip.
     """
 
     kind: str
@@ -60,27 +57,26 @@ class Collective:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all executions."""
+        """Returns the bytes of all executions."""
         return self.bytes * self.count
 
 
 def read_collectives(compiled_text: str, mesh: Mesh) -> list[Collective]:
-    """The collectives of a program compiled for a mesh, in the order of its text.
+    """Returns the collectives of a program compiled for a mesh, in the order of its text.
 
-    One that is started and awaited by two instructions counts once.
+    A collective that two instructions start and await counts once.
 
-    Args:
-      compiled_text: what ``Compiled.as_text()`` gives.
-      mesh: that the program was compiled for, its devices in their order.
+    Args: compiled_text: the text from ``Compiled.as_text()``. mesh: the mesh that the program was compiled
+    for, with its devices in the same order.
 
-    Raises:
-      ValueError: the text is not that of a compiled program, or of one for another number of devices.
+    Raises: ValueError: the text is not that of a compiled program, or the program is for another number of
+    devices.
     """
     return find_collectives(read_program(compiled_text), mesh)
 
 
 def find_collectives(program: Program, mesh: Mesh) -> list[Collective]:
-    """``read_collectives`` of a program that was read already."""
+    """Returns the collectives of a program that has already been read; see ``read_collectives``."""
     found = []
     inexact = _inside_unknown_loops(program)
     for computation, lines in program.computations.items():
@@ -105,7 +101,7 @@ def _read(program: Program, line: Instruction, mesh: Mesh, count: int, is_exact:
             return None
         kind, source = "reduce-scatter", inner
     elif kind == "all-reduce" and "from-cross-replica-sharding" in line.attributes:
-        return None  # the fusion around it was counted
+        return None  # the fusion around it is counted instead
     if kind not in KINDS:
         return None
     arrays = read_arrays(shape)
@@ -125,7 +121,7 @@ def _read(program: Program, line: Instruction, mesh: Mesh, count: int, is_exact:
 
 
 def scattered_all_reduce(program: Program, fusion: Instruction) -> Instruction | None:
-    """The all-reduce in what a TPU's compiler makes of a reduce-scatter; None for any other fusion."""
+    """Returns the all-reduce in a fusion that is a TPU's reduce-scatter, or None for any other fusion."""
     for name in fusion.called.get("calls", ()):
         for line in program.computations[name].values():
             if line.opcode == "all-reduce" and "from-cross-replica-sharding" in line.attributes:
@@ -134,7 +130,7 @@ def scattered_all_reduce(program: Program, fusion: Instruction) -> Instruction |
 
 
 def _inside_unknown_loops(program: Program) -> set[str]:
-    """Names of the computations whose number of executions is not known."""
+    """Returns the names of the computations whose number of executions is unknown."""
     inside: set[str] = set()
     unknown = set(program.unknown_loops)
     for name in program.executions:  # callers come first
@@ -145,14 +141,14 @@ def _inside_unknown_loops(program: Program) -> set[str]:
 
 
 def _axes(attributes: str, mesh: Mesh) -> tuple[tuple[str, ...], int]:
-    """Mesh axes that the groups reach along, and the devices of one group."""
+    """Returns the mesh axes along which the groups extend, and the number of devices in a group."""
     groups = device_groups(attributes, mesh.size)
     if groups.size and groups.max() >= mesh.size:
         raise ValueError(
-            f"the program was compiled for more devices than the mesh of {mesh.size} has: device "
+            f"the program was compiled for more than the {mesh.size} devices of the mesh: device "
             f"{groups.max()} takes part in a collective"
         )
-    # Number i of a program is the device at place i of its mesh.
+    # Device i of a program is the device at index i of the mesh.
     places = np.stack(np.unravel_index(groups, tuple(mesh.shape.values())))
     varies = (places != places[:, :, :1]).any(axis=(1, 2))
     names = tuple(name for name, differs in zip(mesh.axis_names, varies, strict=True) if differs)
@@ -160,13 +156,12 @@ def _axes(attributes: str, mesh: Mesh) -> tuple[tuple[str, ...], int]:
 
 
 def device_groups(attributes: str, num_devices: int) -> np.ndarray:
-    """The groups of devices in the attributes of a collective: an integer array (groups, devices).
+    """Returns the groups of devices in the attributes of a collective, integers (groups, devices).
 
-    XLA writes them as lists, as an iota that is reshaped and transposed, and, newer versions, as axes of a
-    mesh; a permutation has pairs of a source and a target.
+    XLA writes them as lists, as an iota that is reshaped and transposed, or, in newer versions, as axes of a
+    mesh. A permutation has pairs of a source and a target.
 
-    Raises:
-      ValueError: they are written in none of these ways.
+    Raises: ValueError: they are written in another way.
     """
     if match := _PAIRS.search(attributes):
         numbers = [int(number) for number in re.findall(r"\d+", match[1] or "")]
@@ -184,7 +179,12 @@ def device_groups(attributes: str, num_devices: int) -> np.ndarray:
 
 
 def _named_groups(axes: str, ids: str | None, chosen: str, num_devices: int) -> np.ndarray:
-    """Groups written as the axes ``chosen``, or parts of them, of a mesh with these ``axes`` and devices."""
+    """Returns the groups that are written as axes of a mesh.
+
+    Args: axes: names and sizes of the mesh's axes. ids: the devices of the mesh, if they are not in order.
+    chosen: the axes, or parts of them, along which the groups extend. num_devices: number of devices of the
+    mesh.
+    """
     sizes = {name: int(size) for name, size in re.findall(r"['\"]?([\w.\-]+)['\"]?=(\d+)", axes)}
     devices = np.arange(num_devices)
     if ids:
@@ -195,7 +195,7 @@ def _named_groups(axes: str, ids: str | None, chosen: str, num_devices: int) -> 
             devices = devices.reshape(numbers).transpose(order).reshape(-1)
         else:
             devices = np.array(numbers, int)
-    # Each axis in the parts that its mention names: before, the part itself, after.
+    # Splits each axis into the parts that its mention names: before, the part itself, after.
     shape: list[int] = []
     taken: dict[tuple[str, int], int] = {}
     mentions = re.findall(r"['\"]?([\w.\-]+)['\"]?(?::\((\d+)\)(\d+))?", chosen)

@@ -1,9 +1,9 @@
-"""What a compiled program computes and moves, instruction by instruction, loops multiplied out.
+"""Counts what a compiled program computes and moves, instruction by instruction, with loops multiplied out.
 
-XLA's own ``cost_analysis()`` counts the body of a loop once, however many trips it makes, and of a GPU that
-is not there it answers nothing. So the instructions of the compiled program are counted here, by the rules
-of XLA's ``HloCostAnalysis``: two operations for each multiplication and addition of a product, one for each
-element of an elementwise operation; of an array that is sliced or updated in place only the part.
+XLA's own ``cost_analysis()`` counts the body of a loop once, however often it runs, and returns nothing for a
+GPU that is not present. So this module counts instructions by the rules of XLA's ``HloCostAnalysis``: two
+operations for each multiply-add of a product, one for each element of an elementwise operation, and only the
+accessed part of an array that is sliced or updated in place.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from transformer_jax.planning.attention_costs import kernel_products
 from transformer_jax.planning.hlo import ArrayShape, Computation, Instruction, Program
 
-MAIN_MEMORY = 0  # the space of what lies outside the chip: HBM
+MAIN_MEMORY = 0  # the memory space of HBM, outside the chip
 
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "add-dependency"),
@@ -32,20 +32,20 @@ _ELEMENTWISE = {
 _SLICES = ("dynamic-slice", "slice", "gather")
 _SAME_ELEMENTS = ("bitcast", "reshape", "transpose", "copy", "convert")
 _CONTROL = ("while", "conditional", "call", "async-start")
-_TRANSFERS = ("copy-start", "slice-start")  # between memories, beside the computation
+_TRANSFERS = ("copy-start", "slice-start")  # moves between memories that run beside the computation
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one execution of an instruction takes.
+    """Holds what one execution of an instruction computes and moves.
 
-    Attributes:
-      product_flops: of matrix products and convolutions, by the type of their operands; those that ask for
-        more than the backend's default precision under the type with ``_highest``.
-      other_flops: of all else, one an element.
-      bytes_accessed: read and written, in whichever memory, by XLA's own measure, in which starting a copy
-        is to read it, and waiting for one or putting slices side by side count as if they moved something.
-      memory_bytes: those of them in the device's main memory.
+    Attributes: product_flops: operations of matrix products and convolutions, by the type of their operands;
+    with a suffix
+        ``_highest`` if they request more than the backend's default precision.
+    other_flops: all other operations, one per element. bytes_accessed: bytes read and written in any memory,
+    by XLA's own measure: starting a copy counts as
+        reading, and waiting for a copy or concatenating slices counts as if it moved data.
+    memory_bytes: bytes moved to or from the device's main memory.
     """
 
     product_flops: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -55,19 +55,17 @@ class Cost:
 
     @property
     def flops(self) -> int:
-        """All of them."""
+        """Returns the sum of all operations."""
         return sum(self.product_flops.values()) + self.other_flops
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """An instruction that takes time.
+    """Describes an instruction that takes time.
 
-    Attributes:
-      executions: in one run of the program.
-      is_transfer: whether it moves data between memories while other instructions run.
-      kernel: what a custom call names; empty for what XLA compiled itself.
-      is_counted: False for a kernel that does not say how many operations it does.
+    Attributes: executions: number of executions in one run of the program. is_transfer: whether it moves data
+    between memories while other instructions run. kernel: the target of a custom call; empty for instructions
+    that XLA compiled itself. is_counted: False for a kernel whose number of operations is unknown.
     """
 
     name: str
@@ -82,8 +80,8 @@ class Work:
 
 
 def read_work(program: Program) -> list[Work]:
-    """The instructions of a program that compute or move something, in the order of its text."""
-    found = []
+    """Returns the instructions of a program that compute or move something, in the order of its text."""
+    work = []
     for computation in scheduled_computations(program):
         lines = program.computations[computation]
         executions = program.executions[computation]
@@ -92,7 +90,7 @@ def read_work(program: Program) -> list[Work]:
             if line.opcode in _FREE or target in _FREE_TARGETS - {"ConcatBitcast"}:
                 continue
             if line.opcode == "async-start" or (line.opcode.endswith("-done") and line.opcode != "copy-done"):
-                continue  # what an async-start starts is a computation of its own
+                continue  # the computation that an async-start calls is counted by itself
             products, other, is_counted = _flops(program, lines, line)
             reads = list(_reads(program, lines, line))
             moved = [*reads, *_writes(program, lines, line)]
@@ -104,7 +102,7 @@ def read_work(program: Program) -> list[Work]:
                 sum(size for size, _ in (reads if is_transfer else moved)),
                 0 if only_counted else sum(size for size, space in moved if space == MAIN_MEMORY),
             )
-            found.append(
+            work.append(
                 Work(
                     name=line.name,
                     opcode=line.opcode,
@@ -117,25 +115,25 @@ def read_work(program: Program) -> list[Work]:
                     is_counted=is_counted,
                 )
             )
-    return found
+    return work
 
 
 def scheduled_computations(program: Program) -> list[str]:
-    """The computations whose instructions run one after the other: the entry, and what control flow calls.
+    """Returns the computations that run one instruction after the other: the entry and those of control flow.
 
-    Not those of fusions, which are one instruction, nor what a reduction applies.
+    Computations of fusions, which are one instruction, and of reductions are not included.
     """
-    found = {program.entry}
+    scheduled = {program.entry}
     for name in program.executions:  # callers come first
-        if name in found:
+        if name in scheduled:
             for line in program.computations[name].values():
                 if line.opcode in _CONTROL:
-                    found.update(other for called in line.called.values() for other in called)
-    return [name for name in program.computations if name in found]
+                    scheduled.update(other for called in line.called.values() for other in called)
+    return [name for name in program.computations if name in scheduled]
 
 
 def total(work: list[Work]) -> Cost:
-    """The sum over all executions."""
+    """Returns the sum of the costs over all executions."""
     products: dict[str, int] = {}
     for one in work:
         for dtype, flops in one.cost.product_flops.items():
@@ -149,7 +147,7 @@ def total(work: list[Work]) -> Cost:
 
 
 def _inner_op_name(program: Program, line: Instruction) -> str:
-    """Of a fusion without a name: that of its last instruction with one."""
+    """Returns the name of the last instruction in a fusion that has a name."""
     for name in line.called.get("calls", ()):
         for inner in reversed(list(program.computations[name].values())):
             if inner.op_name:
@@ -161,7 +159,7 @@ def _inner_op_name(program: Program, line: Instruction) -> str:
 
 
 def _flops(program: Program, lines: Computation, line: Instruction) -> tuple[dict[str, int], int, bool]:
-    """Of products by type, of all else, and whether a kernel says what it does."""
+    """Returns operations of products by type, other operations, and whether all operations are known."""
     if line.opcode in ("fusion", "call", "async-start"):
         products: dict[str, int] = {}
         other, is_counted = 0, True
@@ -191,7 +189,7 @@ def _flops(program: Program, lines: Computation, line: Instruction) -> tuple[dic
 
 
 def _windows_flops(lines: Computation, line: Instruction) -> int:
-    """Of each window; of one if each is the whole array, as a TPU's compiler writes a sum for all places."""
+    """Returns the operations of all windows, or of one if each spans the array, as in a TPU's sums."""
     array, extents = lines[line.operands[0]].arrays[0], _window(line)["size"]
     if all(extent in (1, max(1, 2 * size - 1)) for extent, size in zip(extents, array.dims, strict=True)):
         return array.size
@@ -211,9 +209,9 @@ def _dot_flops(lines: Computation, line: Instruction) -> int:
 
 
 def _convolution_flops(lines: Computation, line: Instruction) -> int:
-    """Two for each input element that meets a kernel element, padding and holes left out.
+    """Returns two operations for each input element that meets a kernel element, without padding and holes.
 
-    A TPU's compiler makes batched products into convolutions that are mostly holes.
+    A TPU's compiler turns batched products into convolutions that consist mostly of holes.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes)
     if labels is None:
@@ -237,7 +235,7 @@ def _convolution_flops(lines: Computation, line: Instruction) -> int:
 
 
 def _window(line: Instruction) -> dict[str, list[int]]:
-    """Size, stride, lower padding, and dilations of input and kernel, in each dimension of a window."""
+    """Returns size, stride, lower padding, and dilations of input and kernel in each window dimension."""
     text = line.attribute(r"window=\{([^}]*)\}") or ""
     given = dict(part.split("=") for part in text.split())
     count = len(given["size"].split("x")) if "size" in given else 0
@@ -252,9 +250,9 @@ def _window(line: Instruction) -> dict[str, list[int]]:
 def _pairs(
     size: int, out: int, kernel: int, stride: int, padding: int, dilation: int, kernel_dilation: int
 ) -> int:
-    """Pairs of an output and a kernel place, in one dimension, which meet an element of the input."""
+    """Returns how many pairs of output and kernel positions meet an input element, in one dimension."""
     last = (size - 1) * dilation
-    found = 0
+    count = 0
     for place in range(kernel):
         offset = place * kernel_dilation - padding
         # offset + stride * output must be a multiple of the dilation, from 0 to the last element.
@@ -263,14 +261,14 @@ def _pairs(
         if high < low:
             continue
         if dilation == 1:
-            found += high - low + 1
+            count += high - low + 1
         else:
-            found += sum((offset + stride * output) % dilation == 0 for output in range(low, high + 1))
-    return found
+            count += sum((offset + stride * output) % dilation == 0 for output in range(low, high + 1))
+    return count
 
 
 def _kernel_flops(lines: Computation, line: Instruction) -> tuple[dict[str, int], int, bool]:
-    """What a custom call says it computes; a product of cuBLAS and an attention say it by their shapes."""
+    """Returns the operations that a custom call states; those of cuBLAS and attention follow from shapes."""
     target = line.attribute(r'custom_call_target="([^"]*)"') or ""
     if target in _FREE_TARGETS:
         return {}, 0, True
@@ -283,15 +281,15 @@ def _kernel_flops(lines: Computation, line: Instruction) -> tuple[dict[str, int]
     operands = [array for name in line.operands for array in lines[name].arrays[:1]]
     if products := kernel_products(line.op_name, operands, line.arrays):
         return dict([products]), 0, True
-    said = line.attribute(r'"flops":"?(\d+)')
-    return ({dtype: int(said)} if said else {}), 0, said is not None
+    stated = line.attribute(r'"flops":"?(\d+)')
+    return ({dtype: int(stated)} if stated else {}), 0, stated is not None
 
 
 def _integers(text: str | None) -> tuple[int, ...]:
     return tuple(int(number) for number in (text or "").split(",") if number.strip())
 
 
-# Bytes. Each is paired with the space of the memory that it is in.
+# Bytes, each number paired with its memory space.
 
 
 def _reads(program: Program, lines: Computation, line: Instruction) -> Iterator[tuple[int, int]]:
@@ -307,7 +305,7 @@ def _reads(program: Program, lines: Computation, line: Instruction) -> Iterator[
         yield min(array.num_bytes, _moved(line)), array.space
         operands = operands[1:]
     elif line.opcode in ("dynamic-update-slice", "scatter"):
-        operands = operands[1:]  # it is changed in place
+        operands = operands[1:]  # the first operand is updated in place
     for operand in operands:
         for array in operand.arrays:
             yield array.num_bytes, array.space
@@ -334,12 +332,12 @@ def _writes(program: Program, lines: Computation, line: Instruction) -> Iterator
 
 
 def _destination(line: Instruction) -> ArrayShape:
-    """Where a transfer goes: a copy is (to, from, state), a slice (from, to, state)."""
+    """Returns the destination of a transfer: a copy is (to, from, state), a slice (from, to, state)."""
     return line.arrays[0 if line.opcode == "copy-start" else 1]
 
 
 def _moved(line: Instruction) -> int:
-    """Bytes that a transfer or a slice moves."""
+    """Returns the number of bytes that a transfer or a slice moves."""
     return _destination(line).num_bytes if line.opcode in _TRANSFERS else line.num_bytes
 
 
@@ -350,7 +348,7 @@ def _parameters(inner: Computation) -> Iterator[tuple[int, Instruction]]:
 
 
 def _read_of(program: Program, inner: Computation, value: Instruction, array: ArrayShape) -> int:
-    """Bytes that a fusion reads of a parameter ``array``, through ``value``, which has its elements."""
+    """Returns the bytes that a fusion reads of a parameter ``array``; ``value`` has the same elements."""
     if value.is_root:
         return array.num_bytes
     read = 0
@@ -377,7 +375,7 @@ def _read_of(program: Program, inner: Computation, value: Instruction, array: Ar
 
 
 def _is_passed_on(inner: Computation, parameter: Instruction) -> bool:
-    """Whether a fusion does nothing but give its parameter other dimensions."""
+    """Returns whether a fusion only gives its parameter other dimensions."""
     root = next(line for line in inner.values() if line.is_root)
     while root.opcode in _SAME_ELEMENTS:
         root = inner[root.operands[0]]
@@ -385,7 +383,7 @@ def _is_passed_on(inner: Computation, parameter: Instruction) -> bool:
 
 
 def _written_of(program: Program, inner: Computation, part: Instruction, array: ArrayShape) -> int:
-    """Bytes that a fusion writes of a result ``array``, which is ``part`` there."""
+    """Returns the bytes that a fusion writes of a result ``array``, which is ``part`` in the fusion."""
     while part.opcode in ("bitcast", "convert", "copy"):
         part = inner[part.operands[0]]
     if part.opcode == "fusion":

@@ -1,10 +1,10 @@
-"""How long a compiled program takes at the published rates of its devices: a roofline, not a measurement.
+"""Predicts how long a compiled program takes at published peak rates: a roofline, not a measurement.
 
-An instruction takes as long as its matrix products at their peak rate or its bytes at the memory's, whichever
-is longer (Williams et al. 2009). Copies between memories run beside other instructions: they fill the time
-in which the memory is idle, and only what is left over is waited for. A collective takes as long as its
-bytes need on the links between its devices; one that was started ahead hides behind what runs before it is
-awaited. Latencies, vector operations, tiles that are not full and contention are left out, so that a
+An instruction takes as long as its matrix products at their peak rate or its bytes at the memory's rate,
+whichever is longer (Williams et al. 2009). Copies between memories run beside other instructions: they use
+the time in which the memory is idle, and the program waits only for the rest. A collective takes as long as
+its bytes need on the links between its devices; one that is started early is hidden by the instructions
+before it is awaited. Latencies, vector operations, partly filled tiles and contention are not modelled, so a
 real step takes longer.
 """
 
@@ -22,11 +22,11 @@ from transformer_jax.planning.costs import Work
 from transformer_jax.planning.hardware import Device, Topology
 from transformer_jax.planning.hlo import Program
 
-Coords: TypeAlias = Int[np.ndarray, "*mesh axes"]  # of each device of a mesh, its place in the network
+Coords: TypeAlias = Int[np.ndarray, "*mesh axes"]  # coordinates in the network of each device of a mesh
 
 WAITING = "waiting for copies"
-FILLING = "filling buffers"  # which loops then write into
-# What the modules of models are called, in the order in which they are looked for in an instruction's name.
+FILLING = "filling buffers"  # initializing buffers that loops write to
+# Parts of instruction names and the modules that they belong to; the first match applies.
 _MODULES = (
     ("attention_norm", "norms"),
     ("feedforward_norm", "norms"),
@@ -43,12 +43,12 @@ _MODULES = (
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What the instructions of one module in one phase take, in one run of the program on one device.
+    """Holds what the instructions of one module in one phase take, in one run of the program on one device.
 
-    Attributes:
-      phase: ``forward``, ``backward``, ``update``, or ``all`` of what cannot be told; of a step without a
-        gradient most is ``forward``.
-      module: of the model, or what else it is.
+    Attributes: phase: ``forward``, ``backward``, ``update``, or ``all`` if it cannot be determined; in a step
+    without a gradient
+        most is ``forward``.
+    module: a module of the model, or another kind of work.
     """
 
     phase: str
@@ -60,7 +60,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class CollectiveTime:
-    """A collective with what it takes: ``seconds`` in all executions, and those that nothing hides."""
+    """Holds a collective, the ``seconds`` of all its executions, and those that nothing hides."""
 
     collective: Collective
     seconds: float
@@ -69,13 +69,11 @@ class CollectiveTime:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds of one run of a program.
+    """Holds the predicted seconds of one run of a program.
 
-    Attributes:
-      parts: with the longest first; their seconds and the exposed ones of the collectives add up to
-        ``seconds``.
-      product_seconds: of the matrix products alone, at the peak rate.
-      memory_seconds: of the main memory's traffic alone, but for that of collectives.
+    Attributes: parts: longest first; their seconds and the exposed seconds of the collectives add up to
+    ``seconds``. product_seconds: seconds of the matrix products alone, at the peak rate. memory_seconds:
+    seconds of the main memory's traffic alone, without that of collectives.
     """
 
     parts: tuple[Part, ...]
@@ -85,17 +83,17 @@ class Estimate:
 
     @property
     def exposed_seconds(self) -> float:
-        """Of collectives, that nothing hides."""
+        """Returns the seconds of collectives that nothing hides."""
         return sum((one.exposed_seconds for one in self.collectives), 0.0)
 
     @property
     def seconds(self) -> float:
-        """Of the step."""
+        """Returns the seconds of the step."""
         return sum(part.seconds for part in self.parts) + self.exposed_seconds
 
     @property
     def least_seconds(self) -> float:
-        """Of the step, if all products and all of the memory's traffic ran beside one another."""
+        """Returns the seconds of the step if all products and all memory traffic overlapped."""
         return max(self.product_seconds, self.memory_seconds) + self.exposed_seconds
 
 
@@ -108,12 +106,8 @@ def estimate(
 ) -> Estimate:
     """Predicts one run of a program.
 
-    Args:
-      program: that was compiled.
-      work: ``read_work`` of it.
-      collectives: ``find_collectives`` of it.
-      coords: ``mesh_coords`` of the mesh.
-      topology: whose rates to take.
+    Args: program: the compiled program. work: its ``read_work``. collectives: its ``find_collectives``.
+    coords: ``mesh_coords`` of the mesh. topology: provides the rates.
     """
     device = topology.device
     names = {collective.name for collective in collectives}
@@ -124,7 +118,7 @@ def estimate(
         if not one.is_transfer and one.cost.bytes_accessed
     }
     in_memory = {one.name: one.cost.memory_bytes / device.memory_rate for one in work}
-    found = tuple(
+    collective_times = tuple(
         _collective_time(one, program, times, in_memory.get(one.name, 0.0), coords, topology)
         for one in collectives
     )
@@ -134,17 +128,17 @@ def estimate(
         for dtype, flops in one.cost.product_flops.items()
     )
     memory = sum(in_memory[one.name] * one.executions for one in computing)
-    return Estimate(_parts(computing, times, device), found, float(products), float(memory))
+    return Estimate(_parts(computing, times, device), collective_times, float(products), float(memory))
 
 
 def mesh_coords(mesh: Mesh) -> Coords:
-    """Where the chip of each device of a mesh is in the network; nowhere, for devices that a switch joins."""
+    """Returns the network coordinates of each device's chip; none for devices that a switch joins."""
     places = [getattr(device, "coords", ()) for device in mesh.devices.flat]
     return np.array(places, int).reshape(*mesh.devices.shape, -1 if places[0] else 0)
 
 
 def roofline_seconds(work: Work, device: Device) -> float:
-    """One execution of an instruction: its products or its bytes, whichever takes longer."""
+    """Returns the seconds of one execution: of its products or of its bytes, whichever takes longer."""
     flops = work.cost.product_flops
     products = sum((count / device.product_rate(dtype) for dtype, count in flops.items()), 0.0)
     return max(products, work.cost.memory_bytes / device.memory_rate)
@@ -153,16 +147,16 @@ def roofline_seconds(work: Work, device: Device) -> float:
 def _parts(work: Sequence[Work], times: Mapping[str, float], device: Device) -> tuple[Part, ...]:
     has_gradient = any("transpose(" in one.op_name for one in work)
     sums: dict[tuple[str, str], list[float]] = {}
-    busy: dict[str, list[float]] = {}  # seconds of instructions, and of the memory, by computation
+    busy: dict[str, list[float]] = {}  # by computation: seconds of its instructions, and of the memory
     for one in work:
         key = (phase_of(one.op_name) if has_gradient else "forward", module_of(one.op_name))
         if one.opcode == "broadcast":
             key = ("all", FILLING)
-        found = sums.setdefault(key, [0, 0, 0.0])
+        part_sums = sums.setdefault(key, [0, 0, 0.0])
         seconds = times.get(one.name, 0.0) * one.executions
-        found[0] += one.cost.flops * one.executions
-        found[1] += one.cost.memory_bytes * one.executions
-        found[2] += seconds
+        part_sums[0] += one.cost.flops * one.executions
+        part_sums[1] += one.cost.memory_bytes * one.executions
+        part_sums[2] += seconds
         both = busy.setdefault(one.computation, [0.0, 0.0])
         both[0] += seconds
         both[1] += one.cost.memory_bytes / device.memory_rate * one.executions
@@ -173,14 +167,14 @@ def _parts(work: Sequence[Work], times: Mapping[str, float], device: Device) -> 
 
 
 def phase_of(op_name: str) -> str:
-    """By JAX's names of derived functions; what is in none of them changes the parameters."""
+    """Returns the phase, from JAX's names of derived functions; without such a name it is ``update``."""
     if "transpose(" in op_name:
         return "backward"
     return "forward" if "jvp(" in op_name else "update"
 
 
 def module_of(op_name: str) -> str:
-    """The module of the model that an instruction belongs to."""
+    """Returns the module of the model that an instruction belongs to."""
     for name, module in _MODULES:
         if name in op_name:
             return module
@@ -195,9 +189,11 @@ def _collective_time(
     coords: Coords,
     topology: Topology,
 ) -> CollectiveTime:
-    one = max(collective_seconds(collective, coords, topology), memory_seconds)
-    hidden = min(one, _seconds_until_awaited(program, collective.name, times)) if collective.is_async else 0.0
-    return CollectiveTime(collective, one * collective.count, (one - hidden) * collective.count)
+    seconds = max(collective_seconds(collective, coords, topology), memory_seconds)
+    hidden = 0.0
+    if collective.is_async:
+        hidden = min(seconds, _seconds_until_awaited(program, collective.name, times))
+    return CollectiveTime(collective, seconds * collective.count, (seconds - hidden) * collective.count)
 
 
 def _seconds_until_awaited(program: Program, name: str, times: Mapping[str, float]) -> float:
@@ -213,11 +209,11 @@ def _seconds_until_awaited(program: Program, name: str, times: Mapping[str, floa
 
 
 def collective_seconds(collective: Collective, coords: Coords, topology: Topology) -> float:
-    """One execution on the links between the devices that take part.
+    """Returns the seconds of one execution on the links between the devices that take part.
 
-    A ring sends in both directions at once. An axis of the network that does not close to a ring has a
-    device at its end with one link, which all of it waits for. An all-to-all of ``n`` devices sends each part
-    a quarter of the way round on average; where a switch joins the devices, straight to its place.
+    A ring sends in both directions at once. An axis of the network that is not a ring has a device at its end
+    with only one link, for which all devices wait. An all-to-all of ``n`` devices sends each part a quarter
+    of the way round the ring on average; if a switch joins the devices, it sends each part directly.
     """
     size, count = collective.bytes, collective.group_size
     if count < 2 or not collective.axes:
@@ -237,11 +233,11 @@ def collective_seconds(collective: Collective, coords: Coords, topology: Topolog
 
 
 def _links(collective: Collective, coords: Coords, topology: Topology) -> int:
-    """Links, in one direction each, that a device of a group can send through at once."""
+    """Returns the number of links, in one direction each, that a device of a group can use at once."""
     device = topology.device
     if not device.axes or collective.kind == "collective-permute":
         return 1
-    # Of the group with the mesh's first device: the others are like it.
+    # Looks at the group with the mesh's first device; the other groups are alike.
     first = tuple(slice(None) if name in collective.axes else 0 for name in MESH_AXES)
     group = coords[first].reshape(-1, coords.shape[-1])
     varying = [axis for axis in range(device.axes) if len(set(group[:, axis].tolist())) > 1]
@@ -256,6 +252,9 @@ def _is_whole(coords: np.ndarray, axis: int, topology: Topology) -> bool:
 
 
 def _closes(topology: Topology, axis: int) -> bool:
-    """Whether an axis of the network is a ring: all 16 chips of v5e and v6e, multiples of 4 of the others."""
+    """Returns whether an axis of the network is a ring.
+
+    Source: an axis of 16 chips of v5e and v6e is one, and for the other TPUs every multiple of 4.
+    """
     size = topology.shape[axis]
     return size == 16 if topology.device.axes == 2 else size % 4 == 0

@@ -1,8 +1,8 @@
-"""Accelerators that programs can be compiled for without having them: their published rates and their slices.
+"""Describes the accelerators that programs can be compiled for without having them: rates and topologies.
 
-Rates are those of one device as JAX counts them, from the vendor's own pages. Those of TPU chips were read in
-November 2026; the links of v4 and the two GPUs are as their papers and data sheets are remembered, and are
-still to be looked up again:
+Rates are per device as JAX counts devices, and come from the vendors' pages. Those of TPU chips were read in
+November 2026. The link rate of v4 and the rates of the two GPUs were written from memory of their papers and
+data sheets and have not been looked up again:
 
     v4     docs.cloud.google.com/tpu/docs/v4; its links are those of Jouppi et al. 2023 (arXiv:2304.01433)
     v5e    docs.cloud.google.com/tpu/docs/v5e
@@ -24,22 +24,19 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """One kind of device.
+    """Describes one kind of device.
 
-    Attributes:
-      name: as it stands before the colon of a topology.
-      platform: JAX's name of the backend.
-      memory_bytes: of its main memory.
-      product_rates: floating-point operations of matrix products a second, by the type of the operands. A
-        TPU multiplies float32 as bfloat16 unless more is asked for, an NVIDIA GPU as TF32.
-      memory_rate: bytes a second from and to the main memory.
-      link_rate: bytes a second through one link, in one direction.
-      links_per_axis: links that each axis of the network has: two of a ring, one for each neighbour. Of a
-        GPU, one: the way into its switch, which takes all its links together.
-      axes: of the network of a TPU slice; 0 where a switch joins all devices.
-      devices_per_chip: as JAX counts.
-      most_chips: of one slice, or of one machine's GPUs.
-      source: of the rates.
+    Attributes: name: the part of a topology before the colon. platform: JAX's name of the backend.
+    memory_bytes: size of the main memory. product_rates: floating-point operations of matrix products per
+    second, by the type of the operands. By
+        default a TPU multiplies float32 as bfloat16, and an NVIDIA GPU as TF32.
+    memory_rate: bytes per second between the device and its main memory. link_rate: bytes per second through
+    one link, in one direction. links_per_axis: links per axis of the network: two in a ring, one to each
+    neighbour. A GPU has one, its
+        connection to the switch, which combines all its links.
+    axes: number of axes of a TPU slice's network; 0 if a switch joins all devices. devices_per_chip: number
+    of devices that JAX counts per chip. most_chips: maximum number of chips in one slice, or of GPUs in one
+    machine. source: where the rates come from.
     """
 
     name: str
@@ -55,22 +52,23 @@ class Device:
     source: str
 
     def product_rate(self, dtype: str) -> float:
-        """Operations a second for operands of a type, ``f32_highest`` those of the highest precision."""
+        """Returns operations per second for a type; ``f32_highest`` is float32 in the highest precision."""
         return self.product_rates.get(dtype, self.product_rates["bf16"])
 
     @property
     def usable_bytes(self) -> int:
-        """Of the main memory, what a program may take by ``memory.read_memory``.
+        """Returns the part of the main memory that a program may take, as ``memory.read_memory`` counts it.
 
-        On TPUs 93 %: of a v5e's 16 GiB the runtime keeps 258 MiB, as libtpu's log says, and what is allocated
-        was up to 4 % more than the worst moment, for which 5 % are granted; v5e's share is taken for all.
-        On GPUs 75 %: what JAX takes at its start unless ``XLA_PYTHON_CLIENT_MEM_FRACTION`` says otherwise.
+        On TPUs it is 93 %. The runtime keeps 258 MiB of a v5e's 16 GiB, as libtpu's log shows, and the
+        allocated memory exceeded the peak in use by up to 4 %, for which 5 % are reserved. v5e's share is
+        used for all TPUs. On GPUs it is 75 %: what JAX reserves when it starts unless
+        ``XLA_PYTHON_CLIENT_MEM_FRACTION`` says otherwise.
         """
         return self.memory_bytes * (93 if self.platform == "tpu" else 75) // 100
 
     @property
     def peak_rate(self) -> float:
-        """Operations a second in bfloat16: what utilization is measured against."""
+        """Returns the bfloat16 operations per second that utilization is measured against."""
         return self.product_rates["bf16"]
 
 
@@ -85,7 +83,7 @@ def _tpu(
     page: str,
     per: int = 1,
 ) -> Device:
-    # The highest precision multiplies float32 in six bfloat16 passes.
+    # In the highest precision, a float32 product takes six bfloat16 passes.
     rates = {"bf16": flops / per, "f32": flops / per, "f32_highest": flops / per / 6}
     return Device(
         name=name,
@@ -118,8 +116,8 @@ def _gpu(name: str, rates: dict[str, float], memory_rate: float, link_rate: floa
     )
 
 
-# The bandwidth between chips is published for all links of a chip and both directions together: 4 links of
-# a 2D torus, 6 of a 3D one.
+# The bandwidth between chips is published for all links of a chip and both directions together: a chip has 4
+# links in a 2D torus and 6 in a 3D torus.
 DEVICES = {
     device.name: device
     for device in (
@@ -133,7 +131,7 @@ DEVICES = {
     )
 }
 
-# What the compiler is seen to accept, for messages; it knows more.
+# Topologies that the compiler accepts, for error messages; it knows more.
 EXAMPLES = {
     "v4": ("v4:2x2x1", "v4:2x2x2", "v4:2x2x4", "v4:4x4x4"),
     "v5e": ("v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:16x16"),
@@ -147,12 +145,10 @@ EXAMPLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices of one kind, joined.
+    """Describes devices of one kind that a network joins.
 
-    Attributes:
-      name: as the user wrote it.
-      device: of which it is made.
-      shape: chips along each axis of the network, or the number of GPUs.
+    Attributes: name: as the user wrote it. device: the kind of the devices. shape: chips along each axis of
+    the network, or the number of GPUs.
     """
 
     name: str
@@ -161,50 +157,48 @@ class Topology:
 
     @property
     def num_chips(self) -> int:
-        """Of the slice."""
+        """Returns the number of chips."""
         return math.prod(self.shape)
 
     @property
     def num_devices(self) -> int:
-        """As JAX counts them."""
+        """Returns the number of devices, as JAX counts them."""
         return self.num_chips * self.device.devices_per_chip
 
     @property
     def xla_name(self) -> str:
-        """What the backend's compiler calls it."""
+        """Returns the name that the backend's compiler uses."""
         sizes = "x".join(map(str, self.shape))
         return f"{self.device.name}:{sizes}"
 
 
 def read_topology(name: str) -> Topology:
-    """Reads ``v5e:4x4``, ``v5p:2x2x1`` or ``h100:8``.
+    """Reads a topology such as ``v5e:4x4``, ``v5p:2x2x1`` or ``h100:8``.
 
-    Raises:
-      ConfigError: it is none; the message has some that are.
+    Raises: ConfigError: it is not a topology; the message lists some.
     """
     match = re.fullmatch(r"([\w.]+):(\d+(?:x\d+)*)", name.lower())
     device = DEVICES.get(match[1]) if match else None
     if match is None or device is None:
         known = ", ".join(example for examples in EXAMPLES.values() for example in examples[-2:])
         raise ConfigError(
-            f"--topology={name} is not KIND:SIZES with a KIND of {', '.join(DEVICES)}: for example {known}"
+            f"--topology={name} must be KIND:SIZES, where KIND is one of {', '.join(DEVICES)}: for example "
+            f"{known}"
         )
     shape = tuple(map(int, match[2].split("x")))
     if 0 in shape or len(shape) != (device.axes or 1):
-        what = (
-            f"{device.axes} sizes, one for each axis of its network" if device.axes else "one number of GPUs"
+        sizes = (
+            f"{device.axes} sizes, one for each axis of its network" if device.axes else "a number of GPUs"
         )
         raise ConfigError(
-            f"--topology={name}: {device.name} has {what}: for example {', '.join(EXAMPLES[device.name])}"
+            f"--topology={name}: {device.name} needs {sizes}: for example {', '.join(EXAMPLES[device.name])}"
         )
     if math.prod(shape) > device.most_chips:
-        joined = (
-            "in one slice"
-            if device.axes
-            else "in one machine, and no rate is published of what joins several"
+        limit = (
+            "in one slice" if device.axes else "in one machine; plans for several machines are not supported"
         )
         raise ConfigError(
-            f"--topology={name}: {device.name} has at most {device.most_chips} chips {joined}: for example "
+            f"--topology={name}: {device.name} has at most {device.most_chips} chips {limit}: for example "
             + ", ".join(EXAMPLES[device.name])
         )
     return Topology(name, device, shape)

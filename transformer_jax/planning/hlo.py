@@ -1,7 +1,7 @@
-"""The text of a compiled XLA program as computations and instructions, and how often each is executed.
+"""Parses the text of a compiled XLA program into computations and instructions, and counts their executions.
 
-``Compiled.as_text()`` is the one form in which every backend shows what it compiled. Only the parts of the
-syntax that its readers need are read; the rest of a line is kept as text.
+``Compiled.as_text()`` is the only form in which every backend shows its compiled program. Only the needed
+parts of the syntax are parsed; the rest of a line is kept as text.
 """
 
 import dataclasses
@@ -27,10 +27,9 @@ _SAME_VALUE = ("copy", "copy-done", "bitcast", "convert", "reshape", "opt-barrie
 
 @dataclasses.dataclass(frozen=True)
 class ArrayShape:
-    """An array in a program: its element type as XLA spells it, its dimensions, its memory space.
+    """Describes an array of a program: element type in XLA's spelling, dimensions, memory space.
 
-    Attributes:
-      space: 0 is the device's main memory. A TPU's other spaces are on the chip itself.
+    Attributes: space: 0 is the device's main memory; a TPU's other spaces are on the chip itself.
     """
 
     dtype: str
@@ -39,50 +38,50 @@ class ArrayShape:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Returns the number of elements."""
         return math.prod(self.dims)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the elements, without the padding of a layout in tiles."""
+        """Returns the bytes of the elements, without the padding of a tiled layout."""
         return -(-self.size * _bits(self.dtype) // 8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation."""
+    """Holds one line of a computation."""
 
     name: str
     opcode: str
-    shape: str  # as text: an array, or a tuple of shapes
+    shape: str  # text of an array's shape, or of a tuple of shapes
     operands: tuple[str, ...]  # names of instructions of the same computation
-    argument: str  # what stands in the parentheses: the operands, or a constant's value
-    attributes: str  # what follows them
+    argument: str  # text in the parentheses: the operands, or a constant's value
+    attributes: str  # text after the parentheses
     is_root: bool = False
 
     @property
     def arrays(self) -> tuple[ArrayShape, ...]:
-        """The arrays of the result, those of nested tuples one after the other."""
+        """Returns the arrays of the result, with nested tuples flattened."""
         return read_arrays(self.shape)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the result."""
+        """Returns the bytes of the result."""
         return sum(array.num_bytes for array in self.arrays)
 
     @property
     def called(self) -> dict[str, tuple[str, ...]]:
-        """Names of computations by the attribute which names them, such as ``body``."""
+        """Returns the names of called computations, by the attribute that names them, such as ``body``."""
         return {key: tuple(_NAME.findall(value)) for key, value in _CALLS.findall(self.attributes)}
 
     @property
     def op_name(self) -> str:
-        """Where in the traced function it came from, such as ``jit(f)/layers/self_attention/dot_general``."""
+        """Returns its place in the traced function, such as ``jit(f)/layers/self_attention/dot_general``."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
         return match[1] if match else ""
 
     def attribute(self, pattern: str) -> str | None:
-        """The first group of a regular expression found in the attributes; None where it is not."""
+        """Returns the first group of a regular expression found in the attributes; None if not found."""
         match = re.search(pattern, self.attributes)
         return match[1] if match else None
 
@@ -92,11 +91,10 @@ Computation = Mapping[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program.
+    """Holds a compiled program.
 
-    Attributes:
-      computations: by name; each its instructions by name, in the order in which they are scheduled.
-      entry: the name of the computation that is the program.
+    Attributes: computations: instructions by name and computation, in the order in which they are scheduled.
+    entry: name of the computation that is the program.
     """
 
     computations: Mapping[str, Computation]
@@ -104,9 +102,9 @@ class Program:
 
     @functools.cached_property
     def executions(self) -> dict[str, int]:
-        """How often one run of the program executes each computation that it reaches.
+        """Returns how often one run of the program executes each computation that it reaches.
 
-        Of a conditional every branch counts as executed, and a loop whose number of trips cannot be told
+        Every branch of a conditional counts as executed, and a loop whose trip count is unknown
         (``unknown_loops``) as one trip.
         """
         counts = dict.fromkeys(self._callers_first(), 0)
@@ -122,7 +120,7 @@ class Program:
 
     @functools.cached_property
     def unknown_loops(self) -> tuple[str, ...]:
-        """Names of the loops whose number of trips hangs on data, or cannot be read."""
+        """Returns the names of the loops whose trip count depends on data or cannot be determined."""
         return tuple(
             instruction.name
             for name in self.executions
@@ -131,18 +129,16 @@ class Program:
         )
 
     def root(self, computation: str) -> Instruction:
-        """The instruction whose result is that of the computation."""
+        """Returns the instruction whose result is that of the computation."""
         return next(line for line in self.computations[computation].values() if line.is_root)
 
     def trip_count(self, computation: str, loop: Instruction) -> int | None:
-        """How often a loop's body runs; None where that cannot be told.
+        """Returns how often a loop's body runs, or None if that cannot be determined.
 
-        XLA's CPU and GPU compilers write it down. Of TPU programs it follows from the constants that
-        the loop's counter begins with, is compared with, and grows by.
+        XLA's CPU and GPU compilers state it. In TPU programs it follows from the constants that the loop's
+        counter starts at, is compared with, and is incremented by.
 
-        Args:
-          computation: the name of the one that ``loop`` is in.
-          loop: a ``while`` instruction.
+        Args: computation: name of the computation that contains ``loop``. loop: a ``while`` instruction.
         """
         known = _TRIPS.search(loop.attributes)
         if known:
@@ -175,7 +171,7 @@ class Program:
         return order[::-1]
 
     def _limit(self, condition: str) -> tuple[int, int] | None:
-        """Place of the counter in the loop's tuple, and the number that it stays below."""
+        """Returns the counter's index in the loop's tuple and the number that it stays below, or None."""
         root, operands = self._unwrapped(condition, self.root(condition))
         direction = root.attribute(r"\bdirection=(\w+)")
         if root.opcode != "compare" or direction not in ("LT", "LE"):
@@ -187,7 +183,7 @@ class Program:
         return int(counter), last + (direction == "LE")
 
     def _step(self, body: str, index: int) -> int | None:
-        """What one trip adds to the element ``index`` of the loop's tuple."""
+        """Returns what one trip adds to the element ``index`` of the loop's tuple, or None."""
         root = self.root(body)
         if root.opcode != "tuple":
             return None
@@ -201,25 +197,25 @@ class Program:
         return next((step for step in steps if step is not None), None)
 
     def _unwrapped(self, computation: str, line: Instruction) -> tuple[Instruction, list[tuple[str, str]]]:
-        """The instruction, or what a fusion ends with; where its operands are: (computation, name)."""
+        """Returns the instruction, or the last one of a fusion, and its operands as (computation, name)."""
         if line.opcode != "fusion":
             return line, [(computation, name) for name in line.operands]
         inner = line.called["calls"][0]
         root = self.root(inner)
-        found = []
+        operands = []
         for name in root.operands:
             operand = self._line(inner, name)
             is_parameter = operand.opcode == "parameter"
-            found.append(
+            operands.append(
                 (computation, line.operands[int(operand.argument)]) if is_parameter else (inner, name)
             )
-        return root, found
+        return root, operands
 
     def _line(self, computation: str, name: str) -> Instruction:
         return self.computations[computation][name]
 
     def _constant(self, computation: str, name: str, element: int | None = None) -> int | None:
-        """The integer that an instruction, or an element of a tuple, always is; None where it varies."""
+        """Returns the constant integer value of an instruction or of a tuple's element; None if it varies."""
         line = self._line(computation, name)
         if line.opcode == "tuple" and element is not None:
             return self._constant(computation, line.operands[element])
@@ -234,10 +230,9 @@ class Program:
 
 
 def read_program(text: str) -> Program:
-    """Reads what ``Compiled.as_text()`` gives.
+    """Parses the text from ``Compiled.as_text()``.
 
-    Raises:
-      ValueError: it is not the text of a compiled program.
+    Raises: ValueError: it is not the text of a compiled program.
     """
     computations: dict[str, dict[str, Instruction]] = {}
     entry = ""
@@ -254,7 +249,7 @@ def read_program(text: str) -> Program:
         elif match := _LINE.match(line):
             last = match[2]
             current[last] = _read_instruction(line[match.end() :], last, bool(match[1]))
-        elif last in current:  # what a Pallas kernel says of itself has lines of its own
+        elif last in current:  # the metadata of a Pallas kernel continues on lines of its own
             whole = current[last].attributes + line
             current[last] = dataclasses.replace(current[last], attributes=whole)
     if not entry:
@@ -263,7 +258,7 @@ def read_program(text: str) -> Program:
 
 
 def read_arrays(shape: str) -> tuple[ArrayShape, ...]:
-    """The arrays in the text of a shape, those of nested tuples one after the other."""
+    """Returns the arrays in the text of a shape, with nested tuples flattened."""
     return tuple(
         ArrayShape(
             dtype,
@@ -275,7 +270,7 @@ def read_arrays(shape: str) -> tuple[ArrayShape, ...]:
 
 
 def tuple_elements(shape: str) -> list[str]:
-    """The shapes in the text of a tuple's shape, each as text; of an array, itself."""
+    """Returns the elements of a tuple's shape as texts; the shape of an array is its only element."""
     shape = _COMMENT.sub("", shape).strip()
     if not shape.startswith("("):
         return [shape]
@@ -283,7 +278,7 @@ def tuple_elements(shape: str) -> list[str]:
 
 
 def _read_instruction(text: str, name: str, is_root: bool) -> Instruction:
-    """Reads what stands to the right of ``name = ``."""
+    """Parses the text to the right of ``name = ``."""
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     shape, rest = text[:end], text[end:].lstrip()
     opening = rest.index("(")
@@ -294,7 +289,7 @@ def _read_instruction(text: str, name: str, is_root: bool) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """The place of the parenthesis that closes the one at ``opening``."""
+    """Returns the index of the parenthesis that closes the one at ``opening``."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, opening):
         depth += 1 if match[0] == "(" else -1
@@ -304,7 +299,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _split(text: str) -> Iterator[str]:
-    """The parts of a list between commas that no bracket holds."""
+    """Yields the parts of a list between commas that are not inside brackets."""
     depth, start = 0, 0
     for place, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
@@ -317,7 +312,7 @@ def _split(text: str) -> Iterator[str]:
 
 @functools.cache
 def _bits(dtype: str) -> int:
-    """Bits of one element; nothing of tokens and opaque values."""
+    """Returns the bits of one element; 0 for tokens and opaque values."""
     if dtype == "pred":
         return 8
     match = re.match(r"(?:bf|[fsuc])(\d+)", dtype)

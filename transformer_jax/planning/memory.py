@@ -1,4 +1,4 @@
-"""What is in a device's memory while a compiled program runs."""
+"""Reads what is in a device's memory while a compiled program runs."""
 
 import dataclasses
 import math
@@ -13,16 +13,15 @@ from transformer_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device.
+    """Holds numbers of bytes on one device.
 
-    Attributes:
-      parameters, optimizer: of the state that the step is given and changes in place.
-      other_arguments: the batch, caches, the number of the step, and what the layouts of arguments in
-        tiles add to them.
-      outputs: that do not take the place of an argument.
-      activations: what the forward pass leaves in memory for the backward pass.
-      temporaries: all else that there is at the worst moment, or is allocated: gradients and working space.
-      code: of the program.
+    Attributes: parameters, optimizer: the parts of the state, which the step updates in place.
+    other_arguments: the batch, caches, the step number, and what tiled layouts add to the arguments. outputs:
+    outputs that do not reuse an argument's memory. activations: what the forward pass leaves in memory for
+    the backward pass. temporaries: everything else at the peak, or everything else that is allocated (see
+    ``read_memory``):
+        gradients and working space.
+    code: the program itself.
     """
 
     parameters: int
@@ -35,12 +34,12 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """All but the code."""
+        """Returns everything but the code."""
         return sum(dataclasses.astuple(self)) - self.code
 
     @property
     def total(self) -> int:
-        """What must fit: the peak and the code."""
+        """Returns what must fit: the peak and the code."""
         return self.peak + self.code
 
 
@@ -52,42 +51,40 @@ def read_memory(
     *,
     platform: str,
 ) -> Memory:
-    """The compiler's own plan of a device's memory, taken apart.
+    """Splits the compiler's own plan of a device's memory into its parts.
 
-    Of temporaries it is what is allocated, ``temp_size_in_bytes``, but of a TPU's program what is in memory
-    at the worst moment. There ``temp_size_in_bytes`` is what libtpu's log calls "HLO temp" and, once more,
-    the part of it that the log calls fragmentation. Of a training step of Transformer big with scanned layers
-    and 8 rows a chip, the log had 1.54 GiB, of which 0.58 of "fragmentation"; JAX has 2.12, and 1.39 at the
-    worst moment. With the 2.39 GiB of arguments that is 4 % less than what is allocated.
+    Temporaries are what is allocated, ``temp_size_in_bytes``, but for a TPU's program what is in memory at
+    the peak. There ``temp_size_in_bytes`` is what libtpu's log calls "HLO temp" plus, a second time, the part
+    of it that the log calls fragmentation. For example, for a training step of Transformer big with scanned
+    layers and 8 rows per chip, the log reports 1.54 GiB, 0.58 GiB of it "fragmentation"; JAX reports 2.12
+    GiB, and 1.39 GiB at the peak. Together with the 2.39 GiB of arguments, the peak is 4 % less than what is
+    allocated.
 
-    Args:
-      compiled: the program.
-      program: its text, read.
-      params: shapes with shardings of the parameters among its arguments.
-      optimizer: and of the optimizer's state.
-      platform: of the devices that the program is for.
+    Args: compiled: the program. program: its parsed text. params: shapes with shardings of the parameters
+    among its arguments. optimizer: the same of the optimizer's state. platform: platform of the devices that
+    the program is for.
     """
-    found: Any = compiled.memory_analysis()
+    analysis: Any = compiled.memory_analysis()
     parameters, state = shard_bytes(params), shard_bytes(optimizer)
-    outputs = max(0, found.output_size_in_bytes - found.alias_size_in_bytes)
-    temporary = found.temp_size_in_bytes
-    if platform == "tpu" and found.peak_memory_in_bytes:  # 0 of a plugin that does not tell it
-        worst = found.peak_memory_in_bytes - found.argument_size_in_bytes - outputs
-        temporary = min(temporary, max(0, worst))
+    outputs = max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
+    temporary = analysis.temp_size_in_bytes
+    if platform == "tpu" and analysis.peak_memory_in_bytes:  # 0 if the plugin does not report it
+        peak = analysis.peak_memory_in_bytes - analysis.argument_size_in_bytes - outputs
+        temporary = min(temporary, max(0, peak))
     activations = min(activation_bytes(program), temporary)
     return Memory(
         parameters=parameters,
         optimizer=state,
-        other_arguments=max(0, found.argument_size_in_bytes - parameters - state),
+        other_arguments=max(0, analysis.argument_size_in_bytes - parameters - state),
         outputs=outputs,
         activations=activations,
         temporaries=temporary - activations,
-        code=found.generated_code_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
     )
 
 
 def shard_bytes(tree: PyTree) -> int:
-    """Bytes of a pytree's leaves on one device, by their shapes, types and shardings."""
+    """Returns the bytes of a pytree's leaves on one device, from their shapes, types and shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -96,10 +93,10 @@ def shard_bytes(tree: PyTree) -> int:
 
 
 def activation_bytes(program: Program) -> int:
-    """Bytes in main memory that forward instructions write and backward instructions read.
+    """Returns the bytes in main memory that forward instructions write and backward instructions read.
 
-    Which is which is told by JAX's names: what it derives from a function is under ``jvp(...)``, and the
-    transposed, backward part of that under ``transpose(jvp(...))``.
+    JAX's names tell the two apart: derivatives of a function are under ``jvp(...)``, and their transposed,
+    backward part is under ``transpose(jvp(...))``.
     """
     for name in scheduled_computations(program)[::-1]:  # the outermost first
         lines = program.computations[name]
@@ -130,7 +127,7 @@ def _kept(program: Program, computation: str) -> int:
 
 
 def _origin(program: Program, computation: str, name: str) -> str:
-    """The phase of what an instruction gives; a copy, or what has no name, has that of its operands."""
+    """Returns the phase of an instruction's result; a copy or a nameless one has that of its operands."""
     lines = program.computations[computation]
     seen: set[str] = set()
     waiting = [name]
@@ -147,7 +144,7 @@ def _origin(program: Program, computation: str, name: str) -> str:
 
 
 def _sources(program: Program, computation: str, name: str) -> list[tuple[str, int]]:
-    """The arrays that a value is made of: (instruction that made it, place among its results)."""
+    """Returns the arrays that a value consists of: (the instruction that made it, index of its result)."""
     lines = program.computations[computation]
     line = lines[name]
     if line.opcode == "tuple":
@@ -161,7 +158,7 @@ def _sources(program: Program, computation: str, name: str) -> list[tuple[str, i
 
 
 def _element(program: Program, computation: str, line: Instruction, place: int) -> list[tuple[str, int]]:
-    """The arrays of one element of a tuple."""
+    """Returns the arrays of one element of a tuple."""
     lines = program.computations[computation]
     if line.opcode == "tuple":
         return _sources(program, computation, line.operands[place])
@@ -173,7 +170,7 @@ def _element(program: Program, computation: str, line: Instruction, place: int) 
 
 
 def _is_unchanged(program: Program, body: str, place: int) -> bool:
-    """Whether a loop gives an element of its tuple back as it was."""
+    """Returns whether a loop returns an element of its tuple unchanged."""
     root = program.root(body)
     if root.opcode != "tuple":
         return False

@@ -1,9 +1,10 @@
-"""The floating-point operations that a model needs, in closed form: what utilization is measured with.
+"""Counts the floating-point operations that a model needs, in closed form; utilization is measured with them.
 
-After Chowdhery et al. 2022 (PaLM), appendix B: the matrix products of a forward pass, of attention those of
-every query with every key, and twice as many for the backward pass; nothing for what is computed a second
-time (rematerialisation), for lookups, norms, the softmax or the optimizer. For a decoder alone whose heads
-have d_model in all that is 6 N + 12 L H K T a token, with N the parameters of its matrices and the logits'.
+As in Chowdhery et al. 2022 (PaLM), appendix B: the matrix products of a forward pass, including those of
+every query with every key in attention, and twice as many for the backward pass. Recomputation (gradient
+checkpointing), lookups, norms, the softmax and the optimizer do not count. For a decoder-only model whose
+heads have d_model dimensions in total this is 6 N + 12 L H K T per token, where N is the number of parameters
+in the matrices, those of the logits included.
 """
 
 from collections.abc import Mapping
@@ -18,12 +19,10 @@ FORMULA = "matrix products of the model, forward once and backward twice (Chowdh
 def model_flops(
     config: TransformerConfig, batch: Mapping[str, jax.ShapeDtypeStruct], *, train: bool = True
 ) -> int:
-    """Operations of one training step, or of one forward pass, on a whole batch.
+    """Returns the operations of one training step, or of one forward pass, on a whole batch.
 
-    Args:
-      config: of the model.
-      batch: its shapes, padding included.
-      train: whether there is a backward pass.
+    Args: config: the model's config. batch: the shapes of the batch, padding included. train: whether there
+    is a backward pass.
     """
     rows = next(iter(batch.values())).shape[0]
     source = config.num_patches + 1 if config.image_shape else batch["inputs"].shape[1]
@@ -41,7 +40,11 @@ def model_flops(
 
 
 def decode_flops(config: TransformerConfig, rows: int, source: int, width: int) -> int:
-    """Operations of one token more for each of ``rows``, with caches of ``width`` and ``source`` places."""
+    """Returns the operations of one decoding step for ``rows`` sequences.
+
+    Args: config: the model's config. rows: number of sequences. source: length of the encoder's states;
+    unused by decoder-only models. width: length of the decoder's cache.
+    """
     context = 0 if config.is_decoder_only else source
     layer = _projections(config) + _feedforward(config) + _scores(config, width)
     if context:
@@ -50,7 +53,11 @@ def decode_flops(config: TransformerConfig, rows: int, source: int, width: int) 
 
 
 def _stack(config: TransformerConfig, layers: int, length: int, context: int) -> int:
-    """Of one row of ``length`` tokens, which also attend to ``context`` ones of an encoder."""
+    """Returns the operations of a stack on one row of ``length`` tokens.
+
+    Args: config: the model's config. layers: number of layers. length: tokens of the row. context: tokens of
+    the encoder that the row also attends to; 0 for none.
+    """
     layer = length * (_projections(config) + _scores(config, length) + _feedforward(config))
     if context:
         layer += length * (_projections(config, only_queries=True) + _scores(config, context))
@@ -59,13 +66,16 @@ def _stack(config: TransformerConfig, layers: int, length: int, context: int) ->
 
 
 def _projections(config: TransformerConfig, *, only_queries: bool = False) -> int:
-    """Of a token: queries and outputs, and keys and values."""
+    """Returns the operations per token of the linear maps of attention.
+
+    Args: config: the model's config. only_queries: count queries and outputs, but not keys and values.
+    """
     sizes = config.key_size + config.value_size
     return 2 * config.d_model * config.num_heads * sizes * (1 if only_queries else 2)
 
 
 def _scores(config: TransformerConfig, length: int) -> int:
-    """Of a query: its products with ``length`` keys, and their weights' with the values."""
+    """Returns the operations per query: its products with ``length`` keys, and the weighted sum of values."""
     return 2 * length * config.num_heads * (config.key_size + config.value_size)
 
 
@@ -74,12 +84,12 @@ def _feedforward(config: TransformerConfig) -> int:
 
 
 def _logits(config: TransformerConfig) -> int:
-    """Of a target."""
+    """Returns the operations per target token."""
     return 2 * config.d_model * config.vocab_size
 
 
 def _head(config: TransformerConfig, length: int) -> int:
-    """Of a row of an encoder alone."""
+    """Returns the operations per row of the head of an encoder-only model."""
     width = config.d_model
     pooled, masked = 2 * width * width, length * (2 * width * width + _logits(config))
     return {

@@ -1,4 +1,4 @@
-"""A plan: an experiment's steps compiled for a topology, and what their programs say."""
+"""Makes a plan: compiles an experiment's steps for a topology and reads the compiled programs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from transformer_jax.planning.programs import STEPS, CompiledStep, compile_steps
 from transformer_jax.planning.report import XLA_ATTENTION, Plan, StepPlan
 from transformer_jax.train_step import compile_train_step
 
-_PALLAS = ("tpu_custom_call", "__gpu$xla.gpu.triton")  # one target for all of its kernels
+_PALLAS = ("tpu_custom_call", "__gpu$xla.gpu.triton")  # the targets that all Pallas kernels share
 
 
 def make_plan(
@@ -34,19 +34,15 @@ def make_plan(
     devices: Sequence[Any] | None = None,
     options: dict[str, Any] | None = None,
 ) -> Plan:
-    """Compiles the steps of an experiment for a topology and reads what the compiler made of them.
+    """Compiles the steps of an experiment for a topology and reads the compiled programs.
 
-    Args:
-      experiment: whose mesh section says how the devices are arranged.
-      topology: to compile for.
-      name: of the experiment, for the report.
-      steps: some of ``STEPS``.
-      devices: to compile for, instead of stand-ins for the topology's.
-      options: of the compiler.
+    Args: experiment: its mesh section says how the devices are arranged. topology: the topology to compile
+    for. name: the experiment's name, for the report. steps: some of ``STEPS``. devices: devices to compile
+    for, instead of stand-ins for the topology's. options: options of the compiler.
 
-    Raises:
-      ConfigError: the compiler is missing or knows no such topology, or the mesh does not fit the devices,
-        the batch or the model.
+    Raises: ConfigError: the compiler is missing or does not know the topology, or the mesh does not fit the
+    devices, the
+        batch or the model.
     """
     devices = topology_devices(topology) if devices is None else devices
     try:
@@ -59,7 +55,7 @@ def make_plan(
 
 
 def with_rows(experiment: Experiment, rows_per_device: int, num_devices: int) -> Experiment:
-    """The experiment with so many rows for each device in a (micro-)batch, of its longest length."""
+    """Returns the experiment with so many rows per device in a (micro-)batch of the greatest length."""
     rows = rows_per_device * num_devices * experiment.train.gradient_accumulation_steps
     data = dataclasses.replace(experiment.data, batch_size=rows, buckets=())
     return dataclasses.replace(experiment, data=data)
@@ -89,7 +85,7 @@ def _read_step(step: CompiledStep, experiment: Experiment, mesh: Mesh, topology:
 
 
 def _sizes(name: str, experiment: Experiment, mesh: Mesh) -> tuple[int, int, int]:
-    """Rows, tokens and needed operations of a step."""
+    """Returns rows, tokens and the operations that the model needs for a step."""
     model = experiment.model
     if name != "decode":
         batch: dict[str, jax.ShapeDtypeStruct] = batch_template(experiment, mesh)
@@ -103,13 +99,13 @@ def _sizes(name: str, experiment: Experiment, mesh: Mesh) -> tuple[int, int, int
 
 
 def _pallas_name(work: Work) -> str:
-    """The kernel's own name, which comes before ``pallas_call``; else the instruction's."""
+    """Returns the kernel's own name, which precedes ``pallas_call``, or else the instruction's name."""
     before, _, after = work.op_name.rpartition("/pallas_call")
     return before.rpartition("/")[2] if before and not after else work.name.split(".")[0]
 
 
 def attention_kernels(work: Sequence[Work]) -> tuple[str, ...]:
-    """The kernels that compute attention, by what custom calls inside it are called."""
+    """Returns the names of the kernels that compute attention, from the custom calls inside it."""
     kernels = sorted(
         {
             one.kernel + (f" {_pallas_name(one)}" if one.kernel in _PALLAS else "")

@@ -1,8 +1,8 @@
-"""Compiling the real steps of an experiment, ahead of time, for devices that are not there.
+"""Compiles the real steps of an experiment ahead of time, for devices that are not present.
 
-TPU programs are compiled by libtpu, GPU programs by JAX's CUDA plugin without NVIDIA's libraries. Neither
-needs an accelerator, and both belong into an environment of their own (``make plan-env``): installed beside
-everything else they print alarming lines at every start.
+libtpu compiles TPU programs; JAX's CUDA plugin compiles GPU programs, without NVIDIA's libraries. Neither
+needs an accelerator. Both belong in an environment of their own (``make plan-env``), because they print error
+messages at every start if they are installed with everything else.
 """
 
 import concurrent.futures
@@ -33,12 +33,12 @@ from transformer_jax.train_step import compile_train_step
 from transformer_jax.types import PyTree
 
 STEPS = ("train", "evaluate", "decode")
-CUDA_FOLDER = "cuda-plugin"  # in the environment, outside of what Python imports from
+CUDA_FOLDER = "cuda-plugin"  # a folder of the environment that is not on Python's import path
 INSTALL = "make plan-env, then .venv-plan/bin/python -m transformer_jax.plan ..."
 
-_AT_ONCE = 2  # compilations
+_AT_ONCE = 2  # number of compilations at the same time
 
-# libtpu asks for these, and a metadata server, at its start; here there is nothing to ask about.
+# libtpu reads these, and asks a metadata server, when it starts. Without a TPU they must be set by hand.
 _TPU_VARIABLES = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -46,7 +46,7 @@ _TPU_VARIABLES = {
     "TPU_WORKER_ID": "0",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is held, so others may compile beside us
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compiling holds no chip, so several processes may do it
 }
 _GPU_FACTS = """
 gpu_device_info {{
@@ -79,13 +79,10 @@ _GPUS = {
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """A program compiled for a topology.
+    """Holds a step compiled for a topology.
 
-    Attributes:
-      name: one of ``STEPS``.
-      compiled: what JAX gives.
-      text: the program.
-      seconds: that compiling took.
+    Attributes: name: one of ``STEPS``. compiled: JAX's compiled program. text: the text of the program.
+    seconds: time that compiling took.
     """
 
     name: str
@@ -95,18 +92,17 @@ class CompiledStep:
 
 
 def topology_devices(topology: Topology) -> Sequence[Any]:
-    """Stand-ins for the devices of a topology, to compile for.
+    """Returns stand-ins for the devices of a topology, to compile for.
 
-    Raises:
-      ConfigError: the compiler is not installed, or knows no such topology.
+    Raises: ConfigError: the compiler is not installed or does not know the topology.
     """
     from jax.experimental import topologies
 
     try:
         if topology.device.platform == "tpu":
-            found = topologies.get_topology_desc(platform="tpu", **_prepare_tpu(topology))
+            description = topologies.get_topology_desc(platform="tpu", **_prepare_tpu(topology))
         else:
-            found = topologies.get_topology_desc(platform="cuda", **_prepare_cuda(topology))
+            description = topologies.get_topology_desc(platform="cuda", **_prepare_cuda(topology))
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         if "INVALID_ARGUMENT" not in reason and "NOT_FOUND" not in reason:
@@ -114,10 +110,10 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
                 f"the compiler for --topology={topology.name} cannot start: {reason}"
             ) from error
         raise ConfigError(
-            f"--topology={topology.name}: the compiler knows no such topology ({reason}). It knows, among "
-            f"others, {', '.join(EXAMPLES[topology.device.name])}"
+            f"--topology={topology.name}: the compiler does not know this topology ({reason}). It knows, "
+            f"among others, {', '.join(EXAMPLES[topology.device.name])}"
         ) from error
-    return found.devices
+    return description.devices
 
 
 def _prepare_tpu(topology: Topology) -> dict[str, Any]:
@@ -126,9 +122,9 @@ def _prepare_tpu(topology: Topology) -> dict[str, Any]:
     for name, value in _TPU_VARIABLES.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"topology_name": topology.xla_name}
-    if topology.num_chips == 1:  # the compiler expects 2 x 2 chips of a host
+    if topology.num_chips == 1:  # by default the compiler assumes hosts of 2 x 2 chips
         options["chips_per_host_bounds"] = [1, 1, 1]
-    if topology.device.name == "v4":  # both cores of a chip are one device, as JAX has them on a real one
+    if topology.device.name == "v4":  # makes both cores of a chip one device, as JAX does on a real v4
         options["chip_config_name"] = "megacore"
     return options
 
@@ -139,7 +135,7 @@ def _prepare_cuda(topology: Topology) -> dict[str, Any]:
     if not libraries:
         raise ConfigError(f"compiling for a GPU needs JAX's CUDA plugin in {folder}: {INSTALL}")
     _register_cuda(folder, libraries[-1])
-    shape = f"1x1x{topology.num_devices}"  # partitions, hosts, devices of a host
+    shape = f"1x1x{topology.num_devices}"  # partitions x hosts x devices per host
     return {"topology_name": "", "target_config": _GPUS[topology.device.name], "topology": shape}
 
 
@@ -149,16 +145,13 @@ def compile_steps(
     steps: Sequence[str] = STEPS,
     options: dict[str, Any] | None = None,
 ) -> list[CompiledStep]:
-    """Compiles steps of an experiment as training and evaluation would run them, two at once.
+    """Compiles steps of an experiment as training and evaluation run them, two at the same time.
 
-    Args:
-      experiment: its batches have the longest of their lengths.
-      mesh: of real devices or of those of a topology.
-      steps: some of ``STEPS``. An encoder alone has no decoding step.
-      options: of the compiler.
+    Args: experiment: its batches get the greatest of their lengths. mesh: a mesh of real devices or of a
+    topology's. steps: some of ``STEPS``; an encoder-only model has no decoding step. options: options of the
+    compiler.
 
-    Raises:
-      ConfigError: the mesh does not divide the batch or the model.
+    Raises: ConfigError: the mesh does not divide the batch or the model.
     """
     lowered = {
         name: _LOWER[name](experiment, mesh)
@@ -171,7 +164,7 @@ def compile_steps(
         compiled = lowered[name].compile(compiler_options=options)
         return CompiledStep(name, compiled, compiled.as_text() or "", time.monotonic() - began)
 
-    # A compilation takes little more than one core, and the longest is begun first.
+    # A compilation uses little more than one core. The longest one starts first.
     with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as threads:
         return list(threads.map(compile_one, lowered))
 
@@ -188,14 +181,14 @@ def _lower_evaluate(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def _lower_decode(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
-    """One token more for every hypothesis of ``evaluate.batch_size`` sources or prompts."""
+    """Lowers one decoding step for every hypothesis of ``evaluate.batch_size`` sources or prompts."""
     model, settings = experiment.model, experiment.evaluate
     params = compile_train_step(experiment, mesh)[0].params
     rows = settings.batch_size * (settings.beam_size if settings.temperature == 0 else 1)
     length = min(experiment.data.max_length, model.max_length)
     network: Any = build(model)
 
-    trees: list[Any] = []  # of what is kept: only arrays may stand in it, and here there are shapes
+    trees: list[Any] = []  # structures of context and cache, which accept only arrays, while these are shapes
 
     def states(params: PyTree) -> tuple[list[Any], list[Any]]:
         if model.is_decoder_only:
@@ -209,8 +202,10 @@ def _lower_decode(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
         return jax.tree.leaves(context), jax.tree.leaves(cache)
 
     def step(params: PyTree, tokens: jax.Array, context: list[Any], cache: list[Any]) -> Any:
-        kept = [jax.tree.unflatten(*one) for one in zip(trees, (context, cache), strict=True)]
-        return network.apply({"params": params}, tokens, *kept, method="decode_step")
+        states = [
+            jax.tree.unflatten(tree, leaves) for tree, leaves in zip(trees, (context, cache), strict=True)
+        ]
+        return network.apply({"params": params}, tokens, *states, method="decode_step")
 
     place = _row_sharding(mesh, rows, 1 if model.scan_layers else 0)
     context, cache = jax.tree.map(place, jax.eval_shape(states, params))
@@ -220,7 +215,10 @@ def _lower_decode(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def _row_sharding(mesh: Mesh, rows: int, layer_axes: int) -> Callable[[Any], jax.ShapeDtypeStruct]:
-    """Puts the rows of what decoding keeps on their devices, where they divide; layers come before rows."""
+    """Returns a function that shards the rows of decoding states if the mesh divides them.
+
+    Args: mesh: the mesh. rows: number of rows. layer_axes: number of axes of layers, which precede the rows.
+    """
     axes = partitioning.BATCH_AXES if rows % partitioning.num_batch_shards(mesh) == 0 else None
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -235,19 +233,19 @@ def _row_sharding(mesh: Mesh, rows: int, layer_axes: int) -> Callable[[Any], jax
 
 _LOWER = {"train": _lower_train, "evaluate": _lower_evaluate, "decode": _lower_decode}
 
-# What JAX offers no public name for.
+# These functions use private names of JAX, because there are no public ones.
 
 
 def _register_cuda(folder: pathlib.Path, library: pathlib.Path) -> None:
-    """Makes JAX know the CUDA plugin, which lies where JAX does not look by itself, and its Triton."""
+    """Registers the CUDA plugin, which is outside JAX's search path, and its Triton compiler with JAX."""
     from jax._src import xla_bridge
     from jax._src.lib import triton
 
     if "cuda" in xla_bridge._backend_factories:
         return
-    with _quiet():  # it says that there is no driver
+    with _quiet():  # the plugin prints that there is no driver
         c_api = xla_bridge.register_plugin("cuda", library_path=str(library))
-    sys.path.append(str(folder))  # not for longer: JAX would find the plugin there, and load it once more
+    sys.path.append(str(folder))  # only for this import: otherwise JAX would find and load the plugin again
     package = next(folder.glob("jax_cuda*_plugin")).name
     extension = importlib.import_module(f"{package}.cuda_plugin_extension")
     sys.path.remove(str(folder))
@@ -257,7 +255,7 @@ def _register_cuda(folder: pathlib.Path, library: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing that a library writes to standard error is shown."""
+    """Discards everything that a library writes to standard error."""
     sys.stderr.flush()
     before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -1,4 +1,4 @@
-"""What ``plan`` says: a table for people, and the same as JSON for programs."""
+"""Prints a plan: a table for people, and the same values as JSON for programs."""
 
 import dataclasses
 import json
@@ -16,20 +16,17 @@ WHAT_IT_IS = (
     "These are estimates from compiled programs and published peak rates, not measurements: nothing was run. "
     "A real step takes longer."
 )
-XLA_ATTENTION = "products and softmax compiled by XLA, no fused kernel"
+XLA_ATTENTION = "matrix products and softmax compiled by XLA, no fused kernel"
 
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """All that is known of one compiled step.
+    """Holds everything that is known about one compiled step.
 
-    Attributes:
-      name: ``train``, ``evaluate`` or ``decode``.
-      rows, tokens: of a batch over all devices, padding included; images count as tokens.
-      cost: of one device.
-      model_flops: what the model needs on all devices, see ``model_flops``.
-      attention: the kernels that compute it.
-      uncounted: kernels that do not say how many operations they do; those are missing from ``cost``.
+    Attributes: name: ``train``, ``evaluate`` or ``decode``. rows, tokens: of a batch over all devices,
+    padding included; images count as tokens. cost: operations and bytes of one device. model_flops:
+    operations that the model needs on all devices; see ``model_flops``. attention: the kernels that compute
+    attention. uncounted: kernels whose number of operations is unknown; ``cost`` does not include them.
     """
 
     name: str
@@ -47,7 +44,7 @@ class StepPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The steps of an experiment, compiled for a topology and a mesh."""
+    """Holds the steps of an experiment, compiled for a topology and a mesh."""
 
     config: str
     topology: Topology
@@ -57,15 +54,15 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether every step fits into what a device's memory has for it."""
+        """Returns whether every step fits into the memory that is available to it on a device."""
         return all(step.memory.total <= self.topology.device.usable_bytes for step in self.steps)
 
     def utilization(self, step: StepPlan) -> float:
-        """Model FLOPs utilization, from 0 to 1: operations that the model needs of those possible."""
+        """Returns the model FLOPs utilization, from 0 to 1: needed operations divided by possible ones."""
         return self._share(step, step.estimate.seconds)
 
     def most_utilization(self, step: StepPlan) -> float:
-        """The same with ``least_seconds``: the roofline of the program as a whole."""
+        """Returns the utilization for ``least_seconds``, the roofline of the program as a whole."""
         return self._share(step, step.estimate.least_seconds)
 
     def _share(self, step: StepPlan, seconds: float) -> float:
@@ -74,19 +71,18 @@ class Plan:
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON values. Bytes and operations are of one device, seconds of one run of a step.
+    """Returns the plan as JSON values. Bytes and operations are per device, seconds per run of a step.
 
-    Keys:
-      what: that it is an estimate. config, topology, mesh (sizes by axis), fits.
-      device: name, count, memory_bytes, usable_bytes (what is counted on), peak_flops (a second, by type),
-        memory_rate and link_rate (bytes a second), source.
-      steps: by name: rows and tokens (of a batch, all devices), memory (bytes: parameters, optimizer,
+    Keys: what: says that the values are estimates. config, topology, mesh (sizes by axis), fits. device:
+    name, count, memory_bytes, usable_bytes (available to a program), peak_flops (per second, by
+        type), memory_rate and link_rate (bytes per second), source.
+    steps: by name: rows and tokens (of a batch, all devices), memory (bytes: parameters, optimizer,
         other_arguments, outputs, activations, temporaries, code, peak, total), flops (product, other),
         memory_traffic_bytes, bytes_accessed (XLA's measure), collectives (a list: kind, axes, dtype,
         bytes, count, group_size, is_async, seconds, exposed_seconds), parts (a list: phase, module, flops,
         memory_bytes, seconds), product_seconds, memory_seconds, exposed_collective_seconds, step_seconds,
-        least_step_seconds (were products and memory traffic always beside one another),
-        tokens_per_second, model_flops (all devices), model_flops_formula, utilization, most_utilization (of
+        least_step_seconds (if products and memory traffic always overlapped), tokens_per_second,
+        model_flops (all devices), model_flops_formula, utilization, most_utilization (for
         least_step_seconds), attention, uncounted_kernels, loops_counted_once, compile_seconds.
     """
     device = plan.topology.device
@@ -149,15 +145,15 @@ def _collective_json(one: Collective) -> dict[str, Any]:
 
 
 def to_text(plan: Plan) -> str:
-    """The plan as tables."""
+    """Returns the plan as tables."""
     device, mesh = plan.topology.device, " x ".join(f"{name}={size}" for name, size in plan.mesh.items())
     rates = ", ".join(f"{dtype} {rate / 1e12:,.4g}" for dtype, rate in device.product_rates.items())
     lines = [
         f"{plan.config} on {plan.topology.name}: {plan.num_devices} devices, mesh {mesh}",
         WHAT_IT_IS,
-        f"Rates of a device: {rates} TFLOP/s; memory {device.memory_bytes / GIB:.4g} GiB at "
+        f"Rates per device: {rates} TFLOP/s; memory {device.memory_bytes / GIB:.4g} GiB at "
         f"{device.memory_rate / 1e9:,.0f} GB/s; a link {device.link_rate / 1e9:,.0f} GB/s in one direction",
-        f"  from {device.source}",
+        f"  source: {device.source}",
         f"Utilization counts {FORMULA}",
     ]
     for step in plan.steps:
@@ -170,7 +166,7 @@ def _step_lines(plan: Plan, step: StepPlan) -> list[str]:
     if memory.total <= device.usable_bytes:
         verdict = "fits"
     elif memory.total <= device.memory_bytes:
-        verdict = f"MAY NOT FIT, for {device.usable_bytes / GIB:.4g} GiB are counted on"
+        verdict = f"MAY NOT FIT: about {device.usable_bytes / GIB:.4g} GiB are available to a program"
     else:
         verdict = "DOES NOT FIT"
     unit = "images" if step.rows == step.tokens and step.name != "decode" else "tokens"
@@ -180,16 +176,16 @@ def _step_lines(plan: Plan, step: StepPlan) -> list[str]:
     rows = [(name.replace("_", " "), f"{getattr(memory, name) / GIB:.3f} GiB") for name in sizes]
     rows += [
         ("peak without code", f"{memory.peak / GIB:.3f} GiB"),
-        ("in all", f"{memory.total / GIB:.3f} of {device.memory_bytes / GIB:.4g} GiB: {verdict}"),
+        ("total", f"{memory.total / GIB:.3f} of {device.memory_bytes / GIB:.4g} GiB: {verdict}"),
     ]
     lines = [
         f"{step.name}: {step.rows:,} rows, {step.tokens:,} {unit} (compiled in {step.compile_seconds:.0f} s)",
-        "  memory of a device",
+        "  memory per device",
         *_table(rows),
-        "  work of a device",
+        "  work per device",
         *_table(
             [
-                ("products", f"{sum(step.cost.product_flops.values()) / 1e12:,.4g} TFLOP"),
+                ("matrix products", f"{sum(step.cost.product_flops.values()) / 1e12:,.4g} TFLOP"),
                 ("other operations", f"{step.cost.other_flops / 1e12:,.4g} TFLOP"),
                 ("main memory traffic", f"{step.cost.memory_bytes / 1e9:,.4g} GB"),
                 ("bytes accessed, by XLA's measure", f"{step.cost.bytes_accessed / 1e9:,.4g} GB"),
@@ -201,23 +197,23 @@ def _step_lines(plan: Plan, step: StepPlan) -> list[str]:
         *_collectives_table(step),
         *_table(
             [
-                ("products alone", f"{times.product_seconds * 1e3:,.3f} ms"),
+                ("matrix products alone", f"{times.product_seconds * 1e3:,.3f} ms"),
                 ("memory traffic alone", f"{times.memory_seconds * 1e3:,.3f} ms"),
                 ("predicted step", f"{times.seconds * 1e3:,.3f} ms"),
-                (f"{unit} a second", f"{step.tokens / max(times.seconds, 1e-12):,.0f}"),
+                (f"{unit} per second", f"{step.tokens / max(times.seconds, 1e-12):,.0f}"),
                 ("model FLOPs utilization", f"{plan.utilization(step):.1%} of the bf16 peak"),
                 (
                     "at most",
-                    f"{plan.most_utilization(step):.1%}, were products and memory traffic always beside one "
-                    f"another ({times.least_seconds * 1e3:,.3f} ms)",
+                    f"{plan.most_utilization(step):.1%}, if products and memory traffic always overlapped "
+                    f"({times.least_seconds * 1e3:,.3f} ms)",
                 ),
             ]
         ),
     ]
     if step.uncounted:
-        lines.append(f"  not counted: operations inside {', '.join(step.uncounted)}, which do not say them")
+        lines.append(f"  not counted: operations inside {', '.join(step.uncounted)}, which do not state them")
     if step.unknown_loops:
-        lines.append(f"  counted as one trip: {', '.join(step.unknown_loops)}, whose trips hang on data")
+        lines.append(f"  counted as one trip: {', '.join(step.unknown_loops)}, whose trips depend on data")
     return lines
 
 
@@ -241,21 +237,22 @@ def _collectives_table(step: StepPlan) -> list[str]:
         return ["  collectives: none"]
     groups: dict[tuple[Any, ...], list[float]] = {}
     for one in step.estimate.collectives:
-        found = one.collective
-        how = "started ahead" if found.is_async else ""
-        key = ("+".join(found.axes) or "none", found.kind, found.dtype, found.group_size, how)
+        collective = one.collective
+        start = "asynchronous" if collective.is_async else ""
+        axes = "+".join(collective.axes) or "none"
+        key = (axes, collective.kind, collective.dtype, collective.group_size, start)
         sums = groups.setdefault(key, [0, 0, 0.0, 0.0])
-        sums[0] += found.count
-        sums[1] += found.total_bytes
+        sums[0] += collective.count
+        sums[1] += collective.total_bytes
         sums[2] += one.seconds
         sums[3] += one.exposed_seconds
     rows: list[tuple[str, ...]] = [
-        ("axes", "kind", "type", "devices", "", "times", "MB in all", "ms", "ms not hidden")
+        ("axes", "kind", "type", "devices", "", "count", "total MB", "ms", "ms not hidden")
     ]
     for key, (count, size, seconds, exposed) in sorted(groups.items(), key=lambda item: -item[1][2]):
         figures = (f"{count:,}", f"{size / 1e6:,.3f}", f"{seconds * 1e3:.3f}", f"{exposed * 1e3:.3f}")
         rows.append((*map(str, key), *figures))
-    return ["  collectives of a device", *columns(rows, left=5)]
+    return ["  collectives per device", *columns(rows, left=5)]
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -264,7 +261,7 @@ def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def columns(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Columns as wide as they must be, the first ``left`` of them flush left."""
+    """Returns the lines of a table with aligned columns; the first ``left`` columns are flush left."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "    "
@@ -277,5 +274,5 @@ def columns(rows: Sequence[Sequence[str]], left: int) -> list[str]:
 
 
 def write_json(values: Any) -> str:
-    """JSON text of plain values, indented."""
+    """Returns plain values as indented JSON text."""
     return json.dumps(values, indent=2, ensure_ascii=False)

@@ -1,9 +1,9 @@
-"""Which mesh, with or without rematerialisation, and how many rows a device: what fits and is fastest.
+"""Searches for the fastest mesh, gradient checkpointing and rows per device that fit into memory.
 
-There are far more candidates than can be compiled. Each is first judged in closed form, by what it keeps in
-memory (Korthikanti et al. 2022, section 4) and what it computes and sends; then the most promising are
-compiled, one at a time, and what their programs say corrects the closed form for those that are left. Only
-what was compiled is ranked.
+There are far more candidates than can be compiled. Each is first judged by a closed-form estimate of what it
+saves in memory (Korthikanti et al. 2022, section 4), computes and sends. Then the most promising ones are
+compiled, one at a time, and the results correct the estimates of the remaining ones. Only compiled candidates
+are ranked.
 """
 
 import dataclasses
@@ -25,28 +25,28 @@ from transformer_jax.planning.programs import topology_devices
 from transformer_jax.planning.report import Plan
 from transformer_jax.train_step import make_init
 
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # a device
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows per device to try
 LONG = 2048  # tokens; rows shorter than this are not split
 
 
-# What a layer keeps for its backward pass: all that it needs, or what ``remat_keeps`` says.
+# What a layer saves for its backward pass: everything that it needs, or what ``remat_keeps`` says.
 Kept: TypeAlias = Literal["all", "products", "inputs"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """What is tried: sizes of mesh axes, rematerialisation, rows of a batch for each device."""
+    """Describes a configuration to try: sizes of the mesh axes, gradient checkpointing, rows per device."""
 
     mesh: tuple[tuple[str, int], ...]
     kept: Kept
     rows: int
 
     def size(self, axis: str) -> int:
-        """Of a mesh axis."""
+        """Returns the size of a mesh axis."""
         return dict(self.mesh)[axis]
 
     def apply(self, experiment: Experiment) -> Experiment:
-        """The experiment with it."""
+        """Returns the experiment with this candidate's mesh, gradient checkpointing and batch size."""
         mesh = dataclasses.replace(experiment.mesh, **dict(self.mesh))
         model = dataclasses.replace(experiment.model, **self.model_fields)
         changed = dataclasses.replace(experiment, mesh=mesh, model=model)
@@ -54,13 +54,13 @@ class Candidate:
 
     @property
     def model_fields(self) -> dict[str, Any]:
-        """The fields of the model's config that say what its layers keep."""
+        """Returns the fields of the model's config that say what its layers save."""
         return {"remat": False} if self.kept == "all" else {"remat": True, "remat_keeps": self.kept}
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A candidate that was compiled; without a plan where the compiler refused it, and why."""
+    """Holds a compiled candidate; if the compiler refused it, there is an error instead of a plan."""
 
     candidate: Candidate
     plan: Plan | None
@@ -68,22 +68,21 @@ class Result:
 
     @property
     def fits(self) -> bool:
-        """Whether there is a program and it fits."""
+        """Returns whether it compiled and fits into memory."""
         return self.plan is not None and self.plan.fits
 
     @property
     def utilization(self) -> float:
-        """Model FLOPs utilization that is predicted."""
+        """Returns the predicted model FLOPs utilization."""
         return self.plan.utilization(self.plan.steps[0]) if self.plan else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What came of a search.
+    """Holds the results of a search.
 
-    Attributes:
-      results: those that fit, the highest utilization first, then the others in the order of compilation.
-      num_candidates: all that the closed form judged.
+    Attributes: results: those that fit, with the highest utilization first, then the others in the order of
+    compilation. num_candidates: the number of candidates that were judged in closed form.
     """
 
     config: str
@@ -95,10 +94,10 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of an experiment, whatever its mesh."""
+    """Holds the sizes of an experiment that do not depend on the mesh."""
 
     parameters: int
-    state_bytes: int  # parameters and optimizer
+    state_bytes: int  # parameters and optimizer state
     layers: int
     width: int
     heads: int
@@ -119,17 +118,12 @@ def search(
 ) -> Search:
     """Compiles the training step of the most promising candidates and ranks those that fit.
 
-    Args:
-      experiment: whose mesh, rematerialisation and batch size are replaced.
-      topology: to compile for.
-      name: of the experiment, for the report.
-      most: candidates to compile.
-      progress: is told of each that was compiled.
-      devices: to compile for, instead of stand-ins for the topology's.
-      rows: a device, to try.
+    Args: experiment: the experiment; candidates replace its mesh, gradient checkpointing and batch size.
+    topology: the topology to compile for. name: the experiment's name, for the report. most: maximum number
+    of candidates to compile. progress: called with one line for each compiled candidate. devices: devices to
+    compile for, instead of stand-ins for the topology's. rows: rows per device to try.
 
-    Raises:
-      ConfigError: the compiler is missing or knows no such topology, or no candidate can be.
+    Raises: ConfigError: the compiler is missing or does not know the topology, or there is no candidate.
     """
     devices = topology_devices(topology) if devices is None else devices
     waiting = list(candidates(experiment.model, experiment.data.max_length, len(devices), rows))
@@ -139,17 +133,17 @@ def search(
     time_scale = dict(memory_scale)
     seen = set[str]()
     while waiting and len(results) < most:
-        found = [
+        fitting = [
             one
             for one in waiting
             if expected_bytes(one, sizes) * memory_scale[one.kept] <= topology.device.usable_bytes
         ]
-        if not found:  # the closed form may be wrong: the smallest is tried
-            found = [min(waiting, key=lambda one: expected_bytes(one, sizes))] if not results else []
-        if not found:
+        if not fitting and not results:  # the estimate may be wrong, so the smallest is tried
+            fitting = [min(waiting, key=lambda one: expected_bytes(one, sizes))]
+        if not fitting:
             break
         best = max(
-            found,
+            fitting,
             key=lambda one: (
                 _speed(one, sizes, topology) / time_scale[one.kept],
                 -expected_bytes(one, sizes),
@@ -161,7 +155,7 @@ def search(
         progress(f"{len(results)} of at most {most}: {describe(result)}")
         if result.plan is not None:
             step = result.plan.steps[0]
-            # What was not compiled yet errs, as far as is known, like what was.
+            # Kinds of checkpointing that were not compiled yet get the same correction.
             for kept in {best.kept, *(set(get_args(Kept)) - seen)}:
                 memory_scale[kept] = step.memory.total / expected_bytes(best, sizes)
                 time_scale[kept] = step.estimate.seconds / expected_seconds(best, sizes, topology)
@@ -177,7 +171,7 @@ def search(
 def candidates(
     model: TransformerConfig, length: int, num_devices: int, rows: tuple[int, ...] = ROWS
 ) -> Iterator[Candidate]:
-    """All that divides the model's sizes: meshes, without and with rematerialisation, rows."""
+    """Yields all candidates that divide the model's sizes: meshes, gradient checkpointing, and rows."""
     divisors = [size for size in range(1, num_devices + 1) if num_devices % size == 0]
     for fsdp, context, tensor in itertools.product(divisors, repeat=3):
         data, rest = divmod(num_devices, fsdp * context * tensor)
@@ -193,27 +187,28 @@ def candidates(
 
 
 def describe(result: Result) -> str:
-    """A result in one line."""
+    """Returns a result in one line."""
     one = result.candidate
     mesh = " x ".join(f"{name}={size}" for name, size in one.mesh)
-    what = f"{mesh}, layers keep {one.kept}, {one.rows} rows a device"
+    setup = f"{mesh}, layers save {one.kept}, {one.rows} rows per device"
     if result.plan is None:
-        return f"{what}: {result.error}"
+        return f"{setup}: {result.error}"
     share = result.plan.steps[0].memory.total / result.plan.topology.device.memory_bytes
-    return f"{what}: {share:.0%} of the memory, utilization {result.utilization:.1%}"
+    return f"{setup}: {share:.0%} of the memory, utilization {result.utilization:.1%}"
 
 
 def expected_bytes(candidate: Candidate, sizes: Sizes) -> float:
-    """Of a device's memory, in closed form.
+    """Returns a closed-form estimate of the bytes in a device's memory.
 
-    State and gradients are split over ``fsdp`` and ``tensor``. A layer keeps ``10 + 24 / t`` bytes for each
-    element of its input and ``5 / t`` for each of its attention weights in 16 bits (equation 2 of
-    Korthikanti et al. 2022). With rematerialisation it has all of that one layer at a time, and keeps its
-    input, or beside it ``4 + 16 / t`` bytes: two sums, queries, keys, values, what a kernel gives, and four
-    for the hidden units of the feed-forward network.
+    State and gradients are split over ``fsdp`` and ``tensor``. With ``t`` the size of ``tensor``, a layer
+    saves ``10 + 24 / t`` bytes for each element of its input and ``5 / t`` for each attention weight in 16
+    bits (equation 2 of Korthikanti et al. 2022). With gradient checkpointing these are in memory for one
+    layer at a time, and every layer saves its input alone ("inputs"), or also ``4 + 16 / t`` bytes per
+    element ("products"): two sums, queries, keys, values, the attention kernel's output, and four times the
+    width for the feed-forward network's hidden units.
     """
     split, tensor = candidate.size("fsdp") * candidate.size("tensor"), candidate.size("tensor")
-    # Rows a device are counted over all devices, so those along tensor hold each other's.
+    # The batch is rows times all devices, but the devices along ``tensor`` hold the same rows.
     tokens = candidate.rows * sizes.length * tensor
     layer = tokens * sizes.width * (10 + 24 / tensor)
     layer += 5 * tokens * sizes.heads / tensor * sizes.length
@@ -225,9 +220,9 @@ def expected_bytes(candidate: Candidate, sizes: Sizes) -> float:
 
 
 def expected_seconds(candidate: Candidate, sizes: Sizes, topology: Topology) -> float:
-    """Of a step, in closed form: products at their peak rate, and what axes of the mesh send."""
+    """Returns a closed-form estimate of a step's seconds: products at their peak rate and communication."""
     device, tensor, fsdp = topology.device, candidate.size("tensor"), candidate.size("fsdp")
-    # Elementwise work once more, and attention with some kernels, is little, but not nothing.
+    # "products" recomputes elementwise operations and, with some kernels, attention, which costs little.
     again = {"all": 1.0, "products": 1.02, "inputs": 4 / 3}[candidate.kept]
     products = candidate.rows * sizes.flops_per_row * again / device.peak_rate
     sent = 0.0
@@ -260,7 +255,7 @@ def _compile(
 
 
 def model_sizes(experiment: Experiment) -> Sizes:
-    """What the closed form knows of an experiment; it needs one device, to make shapes for."""
+    """Returns the sizes that the closed-form estimates need; uses one device to derive shapes."""
     model = experiment.model
     state = partitioning.unbox(jax.eval_shape(make_init(experiment)))
     alone = partitioning.make_mesh(partitioning.MeshConfig(data=1), jax.devices()[:1])

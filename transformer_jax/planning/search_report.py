@@ -1,4 +1,4 @@
-"""What ``plan --search`` says."""
+"""Prints the results of ``plan --search``."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ from transformer_jax.planning.hardware import GIB
 from transformer_jax.planning.report import WHAT_IT_IS, columns, to_json
 from transformer_jax.planning.search import Result, Search
 
-HOW = "were compiled, chosen in closed form; only these are ranked"
+HOW = "were compiled, chosen by a closed-form estimate; only these are ranked"
 
 
 def search_json(search: Search) -> dict[str, Any]:
-    """The search as JSON values.
+    """Returns the search as JSON values.
 
-    Keys:
-      what, config, topology, candidates (how many there are), compiled (how many of them were).
-      results: a list, the best first: mesh, kept (by a layer: all, products or inputs), rows_per_device,
-        fits, error (empty where it compiled), and plan, as ``report.to_json`` has it, or null.
+    Keys: what, config, topology, candidates (their number), compiled (number of compiled candidates).
+    results: a list, best first: mesh, kept (what a layer saves: all, products or inputs), rows_per_device,
+    fits,
+        error (empty if it compiled), and plan, as in ``report.to_json``, or null.
     """
     return {
         "what": f"{WHAT_IT_IS} {len(search.results)} of {search.num_candidates} candidates {HOW}.",
@@ -38,9 +38,9 @@ def search_json(search: Search) -> dict[str, Any]:
 
 
 def search_text(search: Search) -> str:
-    """The search as a table."""
+    """Returns the search as a table."""
     rows: list[tuple[str, ...]] = [
-        ("", "mesh", "layers keep", "rows a device", "GiB", "step, ms", "tokens a second", "utilization")
+        ("", "mesh", "layers save", "rows/device", "GiB", "step, ms", "tokens/s", "utilization")
     ]
     for place, one in enumerate(search.results, 1):
         rows.append((f"{place}." if one.fits else "-", *_cells(one)))
@@ -61,11 +61,11 @@ def search_text(search: Search) -> str:
         flags.append(f"--rows_per_device={best.candidate.rows}")
         lines += [
             "",
-            "the first, in full: the same command without --search and with",
+            "for the full plan of the first one, replace --search in this command by",
             "  " + " ".join(flags),
         ]
     else:
-        lines += ["", "none of them fits: more devices, or a smaller model"]
+        lines += ["", "none of them fits: use more devices or a smaller model"]
     return "\n".join(lines)
 
 

@@ -79,8 +79,9 @@ def asked_for(question: str) -> str:
 def scores(answer: Callable[[str, str], str], examples: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Returns exact match and F1 in per cent.
 
-    Args: answer: returns an answer to a question (first argument) from its context (second). examples: the
-    examples of ``caption_questions``.
+    Args:
+      answer: returns an answer to a question (first argument) from its context (second).
+      examples: the examples of ``caption_questions``.
     """
     predictions = [answer(example["inputs"], example["context"]) for example in examples]
     figures = squad_scores(predictions, [example["answers"] for example in examples])

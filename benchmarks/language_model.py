@@ -14,12 +14,12 @@ nanoGPT's settings, for example to compare the implementations with equal hyperp
 The program prints three figures, because they answer different questions:
 
 * the time per step: the median over windows of 50 steps without an evaluation, so neither compilation nor the
-amount of evaluation affects it;
+  amount of evaluation affects it;
 * the time of the whole command, including imports, compilation, checkpoints and each side's own evaluations
-every 250 steps: nanoGPT evaluates 40 random batches, this project the whole validation text;
+  every 250 steps: nanoGPT evaluates 40 random batches, this project the whole validation text;
 * the loss in nats on the last tenth of the text after the last step, in consecutive blocks of 64 characters,
-each without context from earlier blocks. nanoGPT's last checkpoint is evaluated in the same way, and its own
-estimate from 20 random batches is printed beside the result.
+  each without context from earlier blocks. nanoGPT's last checkpoint is evaluated in the same way, and its
+  own estimate from 20 random batches is printed beside the result.
 
 The text is ``tinyshakespeare/input.txt.gz`` in ``--data`` or $TRANSFORMER_JAX_DATA. ``--python`` needs only
 torch and NumPy and may belong to another environment. Nothing is written to nanoGPT's folder.

@@ -33,8 +33,11 @@ def tokens_per_second(
 ) -> float:
     """Returns the tokens per second over the last 30 seconds of a run.
 
-    Args: config: the experiment. num_steps: updates of the run. processes: the launcher's flags that set the
-    numbers of processes and devices. environment: further environment variables.
+    Args:
+      config: the experiment.
+      num_steps: updates of the run.
+      processes: the launcher's flags that set the numbers of processes and devices.
+      environment: further environment variables.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [

@@ -66,7 +66,8 @@ TASKS = {
 def get_config(name: str = "mrpc") -> ml_collections.ConfigDict:
     """Returns the config of a task: three epochs of AdamW (Devlin et al. 2019, section A.3).
 
-    Args: name: sst2, mrpc, qqp, mnli, qnli, rte, wnli or cola.
+    Args:
+      name: sst2, mrpc, qqp, mnli, qnli, rte, wnli or cola.
     """
     if name not in TASKS:
         raise ConfigError(f"there is no task {name!r} here: {nearest(name, TASKS)}")

@@ -32,7 +32,8 @@ CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
     """Returns the config: whole words are masked; captions and lines are packed into rows of 64 tokens.
 
-    Args: variant: scratch or minilm.
+    Args:
+      variant: scratch or minilm.
     """
     if variant not in ("scratch", "minilm"):
         raise ValueError(f"unknown variant {variant!r}: use 'scratch' or 'minilm'")

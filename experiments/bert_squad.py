@@ -34,7 +34,8 @@ BATCH_SIZE, EPOCHS = 32, 3
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     """Returns the config: 384 tokens, windows 128 tokens apart, three epochs, as in the original release.
 
-    Args: variant: base or large.
+    Args:
+      variant: base or large.
     """
     num_steps = EPOCHS * WINDOWS // BATCH_SIZE
     return experiment.Experiment(

@@ -33,7 +33,8 @@ from transformer_jax.optimizers import OptimizerConfig
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     """Returns the config of the pretraining in section A.2.
 
-    Args: variant: base, large, or a smaller one of ``families.bert``.
+    Args:
+      variant: base, large, or a smaller one of ``families.bert``.
     """
     return experiment.Experiment(
         model=families.bert.config(variant, head="pretraining", scan_layers=True, dtype="bfloat16"),

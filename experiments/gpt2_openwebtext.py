@@ -46,7 +46,8 @@ from transformer_jax.optimizers import OptimizerConfig
 def get_config(variant: str = "small") -> ml_collections.ConfigDict:
     """Returns the config, with 480 rows of 1,024 tokens per step.
 
-    Args: variant: small (124 million parameters), medium, large or xl.
+    Args:
+      variant: small (124 million parameters), medium, large or xl.
     """
     return experiment.Experiment(
         model=families.gpt2.config(

@@ -31,7 +31,8 @@ VOCAB_SIZE = 320
 def get_config(language: str = "de") -> ml_collections.ConfigDict:
     """Returns the config.
 
-    Args: language: of the translations: de, fr or es.
+    Args:
+      language: of the translations: de, fr or es.
     """
     return experiment.Experiment(
         model=families.transformer.config("tiny", vocab_size=VOCAB_SIZE, norm_position="pre", dropout=0.0),

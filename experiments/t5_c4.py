@@ -40,7 +40,8 @@ WARMUP_STEPS = 10_000  # k in the learning rate 1 / sqrt(max(n, k)), section 3.1
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     """Returns the config of the pretraining in sections 3.1.2 to 3.1.4 of Raffel et al.
 
-    Args: variant: any of ``families.t5``.
+    Args:
+      variant: any of ``families.t5``.
     """
     dropouts = ("dropout", "attention_dropout", "feedforward_dropout")
     is_large = variant in ("large", "3b", "11b", "1.1-large", "1.1-xl", "1.1-xxl")

@@ -59,9 +59,9 @@ def pairs(direction: str) -> SourceConfig:
 def get_config(variant: str = "pretrained") -> ml_collections.ConfigDict:
     """Returns the config.
 
-    Args: variant: pretrained, which starts from the parameters of ``runs/t5_spans``, or scratch, which uses
-    only its
-        tokenizer.
+    Args:
+      variant: pretrained, which starts from the parameters of ``runs/t5_spans``, or scratch, which uses only
+        its tokenizer.
     """
     if variant not in ("pretrained", "scratch"):
         raise ValueError(f"unknown variant {variant!r}: use 'pretrained' or 'scratch'")

@@ -37,7 +37,8 @@ IMAGES, EPOCHS, BATCH_SIZE, SIDE = 1_281_167, 300, 1024, 224
 def get_config(variant: str = "B/16") -> ml_collections.ConfigDict:
     """Returns the config of Table 3: randomly cropped images, half of them mirrored.
 
-    Args: variant: size and patch, such as B/16.
+    Args:
+      variant: size and patch, such as B/16.
     """
     return experiment.Experiment(
         model=families.vit.config(

@@ -31,7 +31,8 @@ WARMUP_STEPS = 4_000
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     """Returns the config of one of the paper's models.
 
-    Args: variant: base, big, or any row of Table 3, such as C-layers-2.
+    Args:
+      variant: base, big, or any row of Table 3, such as C-layers-2.
     """
     model = transformer.config(
         variant,

@@ -65,9 +65,12 @@ def kubectl_command(*arguments: str) -> list[str]:
 def kubectl(*arguments: str, text: str | None = None) -> str:
     """Runs kubectl and returns its output.
 
-    Args: *arguments: the arguments of kubectl. text: the standard input of kubectl.
+    Args:
+      *arguments: the arguments of kubectl.
+      text: the standard input of kubectl.
 
-    Raises: KubectlError: kubectl failed or is not installed.
+    Raises:
+      KubectlError: kubectl failed or is not installed.
     """
     command = kubectl_command(*arguments)
     try:
@@ -86,7 +89,8 @@ def kubectl(*arguments: str, text: str | None = None) -> str:
 def read_hardware() -> jobsets.Hardware:
     """Returns the machines that the flags request.
 
-    Raises: ConfigError: no such machines exist, or two flags exclude each other.
+    Raises:
+      ConfigError: no such machines exist, or two flags exclude each other.
     """
     if bool(FLAGS.topology) == bool(FLAGS.gpus):
         raise ConfigError("give either --topology, such as v5e:4x4, or --gpus, such as h100:8")
@@ -103,7 +107,8 @@ def read_hardware() -> jobsets.Hardware:
 def read_cluster() -> jobsets.Cluster:
     """Returns where the flags say that the run executes.
 
-    Raises: ConfigError: a flag has an invalid value.
+    Raises:
+      ConfigError: a flag has an invalid value.
     """
     names = [field.name for field in dataclasses.fields(jobsets.Cluster) if field.name != "env"]
     values: dict[str, Any] = {name: FLAGS[name].value for name in names}
@@ -113,7 +118,8 @@ def read_cluster() -> jobsets.Cluster:
 def check_workdir(run: Run, mount_path: str) -> None:
     """Checks that a run folder is on storage that outlives a pod.
 
-    Raises: ConfigError: the folder does not lie in ``mount_path``.
+    Raises:
+      ConfigError: the folder does not lie in ``mount_path``.
     """
     workdir = pathlib.PurePosixPath(posixpath.normpath(run.workdir))
     if pathlib.PurePosixPath(mount_path) not in workdir.parents:
@@ -138,8 +144,10 @@ def training_command(run: Run, hardware: jobsets.Hardware) -> list[str]:
 def results_command(run: Run, members: Sequence[Member], states: Sequence[str]) -> list[str]:
     """Returns the command that prints the table of a sweep, executed in the cluster, where its folder is.
 
-    Args: run: the run whose folder holds the sweep. members: the members of the sweep. states: terminal
-    states of the members' JobSets, in the same order.
+    Args:
+      run: the run whose folder holds the sweep.
+      members: the members of the sweep.
+      states: terminal states of the members' JobSets, in the same order.
     """
     with tempfile.TemporaryDirectory() as folder:
         begin_sweep(dataclasses.replace(run, workdir=folder), members)
@@ -168,9 +176,11 @@ def apply(manifests: Sequence[Mapping[str, Any]]) -> None:
 def wait_for(names: Sequence[str]) -> list[str]:
     """Waits until JobSets have ended, and prints restarts and ends meanwhile.
 
-    Returns: The terminal state of each JobSet.
+    Returns:
+      The terminal state of each JobSet.
 
-    Raises: KubectlError: kubectl failed ``MOST_FAILED_POLLS`` times in a row.
+    Raises:
+      KubectlError: kubectl failed ``MOST_FAILED_POLLS`` times in a row.
     """
     seen: dict[str, tuple[str, int]] = collections.defaultdict(lambda: ("", 0))
     failed_polls = 0
@@ -208,10 +218,12 @@ def _logs(name: str) -> list[str]:
 def launch(arguments: Sequence[str]) -> int:
     """Does what the flags request and returns the exit status.
 
-    Args: arguments: the flags of ``transformer_jax.train``.
+    Args:
+      arguments: the flags of ``transformer_jax.train``.
 
-    Raises: ConfigError: a flag, the config or the sweep is invalid; nothing was submitted. KubectlError: the
-    cluster refused the JobSets.
+    Raises:
+      ConfigError: a flag, the config or the sweep is invalid; nothing was submitted.
+      KubectlError: the cluster refused the JobSets.
     """
     cluster, hardware, run = read_cluster(), read_hardware(), read_run(arguments)
     remote_runs.check_config_file(run)

@@ -72,9 +72,12 @@ def environments(
 
     They are ``base`` with the process's rank, the coordinator's address and the process's own devices.
 
-    Args: num_processes: number of processes of the run. devices_per_process: see the flag. base: the
-    environment that all processes share. port: where process 0 waits for the others. parallel: number of runs
-    at the same time, which share the cores.
+    Args:
+      num_processes: number of processes of the run.
+      devices_per_process: see the flag.
+      base: the environment that all processes share.
+      port: where process 0 waits for the others.
+      parallel: number of runs at the same time, which share the cores.
     """
     common = {"PYTHONUNBUFFERED": "1", **base}  # otherwise Python buffers output that goes to a pipe
     is_set = _DEVICES_FLAG in base.get("XLA_FLAGS", "")
@@ -117,14 +120,18 @@ def launch(
 ) -> list[int | None]:
     """Trains each run in processes of its own.
 
-    Args: runs: the runs, in the order in which they start. labels: one per run; printed before the process
-    number on each line of output. A run with a non-empty label
-        also writes its output to a log file.
-    num_processes: number of processes per run. devices_per_process: see the flag. parallel: number of runs at
-    the same time. stop_timeout: seconds that a process has to save and exit before it is killed. command:
-    returns the command that each process of a run executes.
+    Args:
+      runs: the runs, in the order in which they start.
+      labels: one per run; printed before the process number on each line of output. A run with a non-empty
+        label also writes its output to a log file.
+      num_processes: number of processes per run.
+      devices_per_process: see the flag.
+      parallel: number of runs at the same time.
+      stop_timeout: seconds that a process has to save and exit before it is killed.
+      command: returns the command that each process of a run executes.
 
-    Returns: The exit status of each run; None for a run that was not started because a signal came first.
+    Returns:
+      The exit status of each run; None for a run that was not started because a signal came first.
     """
 
     def make_environments() -> list[dict[str, str]]:
@@ -153,10 +160,13 @@ def launch(
 def launch_sweep(run: launching.Run, members: Sequence[sweeps.Member], **settings: Any) -> bool:
     """Trains the unfinished members of a sweep and prints the table of results.
 
-    Args: run: the run that the flags describe. members: all members of the sweep. **settings: keyword
-    arguments of ``launch``.
+    Args:
+      run: the run that the flags describe.
+      members: all members of the sweep.
+      **settings: keyword arguments of ``launch``.
 
-    Returns: True if a member failed.
+    Returns:
+      True if a member failed.
     """
     left = sweeps.begin_sweep(run, members)
     launch([member.run for member in left], [member.name for member in left], **settings)

@@ -48,7 +48,8 @@ _GPUS = re.compile(r"(?:[\w.-]+:)?(\d+)")  # [TYPE:]NUMBER
 class Settings:
     """Describes the resources and options of a job.
 
-    Raises: ValueError: Slurm or JAX would not accept a setting.
+    Raises:
+      ValueError: Slurm or JAX would not accept a setting.
     """
 
     nodes: int = 1
@@ -225,8 +226,11 @@ def job_script(
 ) -> str:
     """Returns the batch script of a run.
 
-    Args: run: the run to train; its folder must be an absolute path. name: the job's name. settings: the
-    job's resources and options. command: returns the command that each process executes.
+    Args:
+      run: the run to train; its folder must be an absolute path.
+      name: the job's name.
+      settings: the job's resources and options.
+      command: returns the command that each process executes.
     """
     tasks = settings.num_tasks * settings.nodes
     srun = [f"--nodes={settings.nodes}", f"--ntasks={tasks}", f"--ntasks-per-node={settings.num_tasks}"]
@@ -267,13 +271,17 @@ def table_script(workdir: str, name: str, settings: Settings) -> str:
 def submit(script: str, path: pathlib.Path, after: Sequence[str] = ()) -> str:
     """Writes a batch script and submits it.
 
-    Args: script: the text of the script. path: the file to write it to. after: numbers of the jobs that must
-    end, successfully or not, before this one starts.
+    Args:
+      script: the text of the script.
+      path: the file to write it to.
+      after: numbers of the jobs that must end, successfully or not, before this one starts.
 
-    Returns: The number of the job.
+    Returns:
+      The number of the job.
 
-    Raises: ValueError: sbatch is not installed, or refuses the script; the message includes sbatch's own.
-    OSError: the script cannot be written.
+    Raises:
+      ValueError: sbatch is not installed, or refuses the script; the message includes sbatch's own.
+      OSError: the script cannot be written.
     """
     program = shutil.which("sbatch")
     if program is None:
@@ -305,13 +313,18 @@ def launch(
 ) -> list[str]:
     """Submits a job for each run.
 
-    Args: runs: the runs to train. settings: the resources and options of each job. table_of: folder of a
-    sweep; if given, a further job prints its table after the others have ended. is_dry: print the scripts
-    instead of submitting them. command: returns the command that each process of a run executes.
+    Args:
+      runs: the runs to train.
+      settings: the resources and options of each job.
+      table_of: folder of a sweep; if given, a further job prints its table after the others have ended.
+      is_dry: print the scripts instead of submitting them.
+      command: returns the command that each process of a run executes.
 
-    Returns: The numbers of the jobs.
+    Returns:
+      The numbers of the jobs.
 
-    Raises: ValueError: see ``submit``; the message names the jobs that were already submitted.
+    Raises:
+      ValueError: see ``submit``; the message names the jobs that were already submitted.
     """
     jobs: list[str] = []
     runs = [dataclasses.replace(run, workdir=os.path.abspath(run.workdir)) for run in runs]

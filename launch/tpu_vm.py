@@ -112,7 +112,8 @@ def delete_commands() -> list[list[str]]:
 def install_commands(archive: str) -> list[list[str]]:
     """Returns the commands that copy the checkout to all workers and install it there with pinned versions.
 
-    Args: archive: path of the archive of the checkout, on this machine.
+    Args:
+      archive: path of the archive of the checkout, on this machine.
     """
     lines = ["set -e", IS_RUNNING, REFUSE_RUNNING]
     if FLAGS.bucket:
@@ -151,8 +152,9 @@ fi
 def run_commands(arguments: Sequence[str], stamp: str) -> list[list[str]]:
     """Returns the command that starts a run, or the members of a sweep in turn, on all workers.
 
-    Args: arguments: flags of the train program. stamp: name of the folder on each worker that receives the
-    output.
+    Args:
+      arguments: flags of the train program.
+      stamp: name of the folder on each worker that receives the output.
     """
     folder = f"{REMOTE_RUNS}/{stamp}"
     own = [f"--env={text}" for text in FLAGS.env] + ["--sweep"] * FLAGS.sweep
@@ -211,9 +213,11 @@ def stop_commands() -> list[list[str]]:
 def pack_checkout(archive: str) -> int:
     """Writes an archive of the working tree, except the files that git ignores.
 
-    Returns: The number of files in the archive.
+    Returns:
+      The number of files in the archive.
 
-    Raises: ConfigError: the folder is not a git checkout.
+    Raises:
+      ConfigError: the folder is not a git checkout.
     """
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(listed, cwd=CHECKOUT, capture_output=True, text=True)
@@ -229,7 +233,8 @@ def pack_checkout(archive: str) -> int:
 def execute(commands: Sequence[Sequence[str]]) -> None:
     """Runs commands one after the other without capturing their output, or prints them with ``--dry_run``.
 
-    Raises: GcloudError: a command failed, or gcloud is not installed.
+    Raises:
+      GcloudError: a command failed, or gcloud is not installed.
     """
     for command in commands:
         if FLAGS.dry_run:
@@ -250,8 +255,8 @@ def execute(commands: Sequence[Sequence[str]]) -> None:
 def check_training(arguments: Sequence[str]) -> None:
     """Checks the flags of ``run`` here, as the workers will read them.
 
-    Raises: ConfigError: a flag, the config or the sweep is invalid, or the run folder would not outlive an
-    install.
+    Raises:
+      ConfigError: a flag, the config or the sweep is invalid, or the run folder would not outlive an install.
     """
     remote_runs.read_environment(FLAGS.env)
     run = read_run(arguments)
@@ -268,10 +273,13 @@ def check_training(arguments: Sequence[str]) -> None:
 def launch(step: str, arguments: Sequence[str]) -> None:
     """Executes one step.
 
-    Args: step: one of ``STEPS``. arguments: flags of ``transformer_jax.train``; only the step ``run`` accepts
-    any.
+    Args:
+      step: one of ``STEPS``.
+      arguments: flags of ``transformer_jax.train``; only the step ``run`` accepts any.
 
-    Raises: ConfigError: a flag is invalid; nothing was done. GcloudError: a command failed.
+    Raises:
+      ConfigError: a flag is invalid; nothing was done.
+      GcloudError: a command failed.
     """
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", FLAGS.name):
         raise ConfigError(

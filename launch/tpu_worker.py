@@ -55,8 +55,9 @@ class Programs:
 def training_command(run: Run, workers: str) -> list[str]:
     """Returns the command that trains on this worker.
 
-    Args: run: the run to train. workers: network endpoints of all workers, separated by commas, as the
-    metadata server lists them.
+    Args:
+      run: the run to train.
+      workers: network endpoints of all workers, separated by commas, as the metadata server lists them.
     """
     return run.command(sys.executable, *(["--distributed"] if "," in workers else []))
 
@@ -71,13 +72,19 @@ def run_all(
 ) -> int:
     """Trains a run, or the members of a sweep in turn.
 
-    Args: run: the run that the flags describe. environment: the environment variables of the trainings.
-    sweep: train the members of the experiment's ``sweep()``. is_first: this is the first worker, which alone
-    records how members ended and writes the table. command: returns the command that trains a run.
+    Args:
+      run: the run that the flags describe.
+      environment: the environment variables of the trainings.
+      sweep: train the members of the experiment's ``sweep()``.
+      is_first: this is the first worker, which alone records how members ended and writes the table.
+      command: returns the command that trains a run.
 
-    Returns: The exit status: the one of the run, or of the first member that failed.
+    Returns:
+      The exit status: the one of the run, or of the first member that failed.
 
-    Raises: ConfigError: the sweep is invalid. OSError: a record or the table cannot be written.
+    Raises:
+      ConfigError: the sweep is invalid.
+      OSError: a record or the table cannot be written.
     """
     programs = Programs(environment)
     if not sweep:

@@ -119,7 +119,7 @@ def test_a_line_that_does_not_match_is_named(tmp_path):
     with pytest.raises(DataError, match=r"a\.label, line 2: does not match .*pattern=.*'no label here'"):
         read_all(settings)
     optional = config(tmp_path, "pattern", "a.label[2:]", (("labels", "x"),), pattern=r"(?P<x>x)?.*")
-    with pytest.raises(DataError, match=r"line 3: does not match .* finds no 'x'"):
+    with pytest.raises(DataError, match=r"line 3: does not match .* whose group 'x' matched nothing"):
         read_all(optional)
 
 

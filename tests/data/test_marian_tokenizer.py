@@ -119,9 +119,9 @@ def test_what_cannot_be_read_is_one_error(files):
     (files / "elsewhere").rename(files / "target.spm")
     for broken, message in (
         ("{", "is not JSON"),
-        ('{"a": 0, "b": 2}', "each token its id, from 0 to 1"),
-        ('["a"]', "each token its id"),
-        ('{"</s>": 0, "<unk>": 1}', "there is no <pad>"),
+        ('{"a": 0, "b": 2}', "each token to its own id, from 0 to 1"),
+        ('["a"]', "each token to its own id"),
+        ('{"</s>": 0, "<unk>": 1}', "it lacks <pad>"),
     ):
         (files / "vocab.json").write_text(broken)
         with pytest.raises(DataError, match=message):

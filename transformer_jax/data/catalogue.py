@@ -25,9 +25,11 @@ OUR_BUILDERS = {  # the library's own data sets, which are prepared on first use
 class TfdsSource:
     """A prepared TFDS split.
 
-    Args: name: name of the data set and the split, for error messages. records: has ``__len__`` and
-    ``__getitems__``; images in it are not decoded. features: the features of an example and the place of each
-    ("a/b" for b within a). channels: channels of the images.
+    Args:
+      name: name of the data set and the split, for error messages.
+      records: has ``__len__`` and ``__getitems__``; images in it are not decoded.
+      features: the features of an example and the place of each ("a/b" for b within a).
+      channels: channels of the images.
     """
 
     def __init__(self, name: str, records: Any, features: Features, channels: int = 3):
@@ -74,7 +76,8 @@ def _plain(value: Any) -> Any:
 def load_tfds(name: str, split: str, features: Features, folder: str) -> TfdsSource:
     """Opens a split, such as "train" or "train[:90%]", of a prepared data set or of one of the library's own.
 
-    Raises: DataError: the data set, the split or a feature does not exist, or a feature has another type.
+    Raises:
+      DataError: the data set, the split or a feature does not exist, or a feature has another type.
     """
     builder = _prepared_builder(name, folder)
     tfds_features = {feature: _find_feature(builder, name, feature, key) for feature, key in features}
@@ -102,8 +105,11 @@ def load_tfds(name: str, split: str, features: Features, folder: str) -> TfdsSou
 def _find_feature(builder: Any, name: str, target: str, key: str) -> Any:
     """Returns the TFDS feature at ``key`` after checking that its type is allowed for ``target``.
 
-    Args: builder: the data set's builder. name: the data set's name, for errors. target: the feature of an
-    example that it will become. key: its name in the data set.
+    Args:
+      builder: the data set's builder.
+      name: the data set's name, for errors.
+      target: the feature of an example that it will become.
+      key: its name in the data set.
     """
     feature: Any = builder.info.features
     in_list = False

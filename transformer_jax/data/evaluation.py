@@ -28,15 +28,21 @@ def evaluation_batches(
 ) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Returns all of ``source`` once: ``evaluation_pieces`` in the batches of ``batches_of_pieces``.
 
-    Args: config: how to batch; its sources and tokenizer are not read here. source: the split to evaluate.
-    transform: turns examples into tokens. longest_allowed: maximum number of tokens per side that the model
-    accepts; None for no limit. process_index: index of this process. process_count: number of processes that
-    share every batch. row_multiple: number of parts that a batch is split into, over all processes.
+    Args:
+      config: how to batch; its sources and tokenizer are not read here.
+      source: the split to evaluate.
+      transform: turns examples into tokens.
+      longest_allowed: maximum number of tokens per side that the model accepts; None for no limit.
+      process_index: index of this process.
+      process_count: number of processes that share every batch.
+      row_multiple: number of parts that a batch is split into, over all processes.
 
-    Returns: The batches, each with the index in ``source`` of the example in each of its rows.
+    Returns:
+      The batches, each with the index in ``source`` of the example in each of its rows.
 
-    Raises: DataError: an example is longer than ``longest_allowed``, or lacks what the objective needs.
-    ValueError: ``process_count`` does not divide ``row_multiple``.
+    Raises:
+      DataError: an example is longer than ``longest_allowed``, or lacks what the objective needs.
+      ValueError: ``process_count`` does not divide ``row_multiple``.
     """
     places, pieces = evaluation_pieces(config, source, transform)
     return batches_of_pieces(
@@ -66,16 +72,22 @@ def batches_of_pieces(
     ``max_length`` share one further length: the longest of them, rounded up to a multiple of 64 but not above
     ``longest_allowed``. So there are at most ``len(lengths) + 1`` shapes.
 
-    Args: config: how to batch. places: for each piece, the index of its example in the source. pieces: at
-    least one. longest_allowed: maximum number of tokens per side that the model accepts; None for no limit.
-    process_index: index of this process. process_count: number of processes that share every batch.
-    row_multiple: number of parts that a batch is split into, over all processes.
+    Args:
+      config: how to batch.
+      places: for each piece, the index of its example in the source.
+      pieces: at least one.
+      longest_allowed: maximum number of tokens per side that the model accepts; None for no limit.
+      process_index: index of this process.
+      process_count: number of processes that share every batch.
+      row_multiple: number of parts that a batch is split into, over all processes.
 
-    Returns: For every batch the index of the example in each row (-1 for an empty row, whose segments are all
-    0), and the batch. They contain the rows of this process; every process has the same number of batches.
+    Returns:
+      For every batch the index of the example in each row (-1 for an empty row, whose segments are all 0),
+      and the batch. They contain the rows of this process; every process has the same number of batches.
 
-    Raises: DataError: a piece is longer than ``longest_allowed``. ValueError: ``process_count`` does not
-    divide ``row_multiple``.
+    Raises:
+      DataError: a piece is longer than ``longest_allowed``.
+      ValueError: ``process_count`` does not divide ``row_multiple``.
     """
     if row_multiple % process_count:
         raise ValueError(f"{row_multiple=} must be a multiple of {process_count=}")
@@ -110,9 +122,11 @@ def evaluation_pieces(
 ) -> tuple[list[int], list[TokenExample]]:
     """Returns the pieces of all examples of a source; they are the same in every evaluation.
 
-    Returns: For each piece the index of its example in ``source``, increasing, and the pieces.
+    Returns:
+      For each piece the index of its example in ``source``, increasing, and the pieces.
 
-    Raises: DataError: there are no pieces.
+    Raises:
+      DataError: there are no pieces.
     """
     # The cache is bounded in bytes; without a bound all images would be in memory.
     cache = TokenCache(source, transform, purpose="evaluate", leave_out_blank=False)
@@ -138,7 +152,8 @@ def evaluation_pieces(
 def count_cut(places: Sequence[int], pieces: Sequence[TokenExample]) -> int:
     """Returns the number of examples that were truncated.
 
-    Args: places: for each piece, the index of its example, as ``evaluation_pieces`` returns it. pieces: the
-    pieces.
+    Args:
+      places: for each piece, the index of its example, as ``evaluation_pieces`` returns it.
+      pieces: the pieces.
     """
     return len({place for place, piece in zip(places, pieces, strict=True) if CUT in piece})

@@ -42,9 +42,11 @@ def fingerprint(source: Source) -> str:
 class MemorySource:
     """A source whose values are in memory.
 
-    Args: columns: for each feature, its values in all examples.
+    Args:
+      columns: for each feature, its values in all examples.
 
-    Raises: DataError: the features have different numbers of values.
+    Raises:
+      DataError: the features have different numbers of values.
     """
 
     def __init__(self, columns: Mapping[str, Sequence[Any] | np.ndarray]):
@@ -104,10 +106,13 @@ class PrefixedSource:
 def check_value(feature: str, value: Any, where: str) -> None:
     """Checks that a value has a type that ``FEATURES`` allows for the feature.
 
-    Args: feature: one of ``FEATURES``. value: a plain Python value, as from JSON. where: the location of the
-    value, for the error: file and line, or example, and key.
+    Args:
+      feature: one of ``FEATURES``.
+      value: a plain Python value, as from JSON.
+      where: the location of the value, for the error: file and line, or example, and key.
 
-    Raises: DataError: the value has another type, or contains half of a surrogate pair.
+    Raises:
+      DataError: the value has another type, or contains half of a surrogate pair.
     """
     allowed = FEATURES[feature]
     if _kind(value) not in allowed and not (value == [] and any(kind.startswith("list") for kind in allowed)):

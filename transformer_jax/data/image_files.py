@@ -22,13 +22,16 @@ def read_idx(names: Sequence[str], features: Features) -> MemorySource:
     An idx file has two zero bytes, the type, the number of dimensions, the size of each dimension as four
     big-endian bytes, and then the values.
 
-    Args: names: one file per feature, in the order of ``features``; a name may end in a slice. features:
-    "images" and "labels", in any order.
+    Args:
+      names: one file per feature, in the order of ``features``; a name may end in a slice.
+      features: "images" and "labels", in any order.
 
-    Returns: A source with images of shape (h, w, 1), uint8, and labels of type int.
+    Returns:
+      A source with images of shape (h, w, 1), uint8, and labels of type int.
 
-    Raises: DataError: a file is missing, in another format, truncated, or has another number of examples than
-    the first.
+    Raises:
+      DataError: a file is missing, in another format, truncated, or has another number of examples than the
+        first.
     """
     paths = [split_name(name)[0] for name in names]
     arrays = [
@@ -67,9 +70,12 @@ def _read_values(path: str, dimensions: int) -> np.ndarray:
 def decode_image(content: bytes, channels: int) -> np.ndarray:
     """Decodes an image file (PNG, JPEG, ...) to an array (height, width, channels) of uint8.
 
-    Args: content: the bytes of the file. channels: 1, 3 or 4; the image is converted to so many.
+    Args:
+      content: the bytes of the file.
+      channels: 1, 3 or 4; the image is converted to so many.
 
-    Raises: OSError: the bytes are not an image, or its pixels are 32-bit numbers.
+    Raises:
+      OSError: the bytes are not an image, or its pixels are 32-bit numbers.
     """
     import PIL.Image  # imported here, so that only programs with images pay for it
 
@@ -80,7 +86,8 @@ def decode_image(content: bytes, channels: int) -> np.ndarray:
 def read_image(path: str | os.PathLike[str], channels: int) -> np.ndarray:
     """Reads an image file like ``decode_image``, and rotates it upright as its EXIF orientation says.
 
-    Raises: DataError: the file is missing, broken or not an image, or ``channels`` is not 1, 3 or 4.
+    Raises:
+      DataError: the file is missing, broken or not an image, or ``channels`` is not 1, 3 or 4.
     """
     import PIL.Image
     import PIL.ImageOps

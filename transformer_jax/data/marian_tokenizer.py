@@ -41,9 +41,11 @@ def load_marian_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     token there: consecutive characters that the text's language lacks are looked up one by one, and a piece
     that ``vocab.json`` lacks is split into smaller ones. ``>>fra<<`` and similar tokens are special tokens.
 
-    Returns: The tokenizer of the sources; its ``targets`` is the tokenizer of the targets.
+    Returns:
+      The tokenizer of the sources; its ``targets`` is the tokenizer of the targets.
 
-    Raises: DataError: a file is missing or broken, or a SentencePiece model is not a unigram model.
+    Raises:
+      DataError: a file is missing or broken, or a SentencePiece model is not a unigram model.
     """
     names = _read_vocabulary(pathlib.Path(folder) / VOCABULARY_FILE)
     source, target = (
@@ -55,8 +57,9 @@ def load_marian_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
 def _of_one_language(path: pathlib.Path, names: Sequence[str]) -> tokenizers.Tokenizer:
     """Returns the tokenizer of one language.
 
-    Args: path: the language's SentencePiece file, with the scores. names: the tokens of both languages, in
-    the order of their ids.
+    Args:
+      path: the language's SentencePiece file, with the scores.
+      names: the tokens of both languages, in the order of their ids.
     """
     model = _read_model(path)
     kind = model.trainer_spec.model_type

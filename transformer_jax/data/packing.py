@@ -47,12 +47,14 @@ _MOST_TIMES = 8  # nearest_sizes does not look beyond so many times the given si
 def nearest_sizes(size: int, lengths: Sequence[int], batch_size: int, parts: int) -> list[int]:
     """Returns the nearest sizes with which ``parts`` divides the rows of batches of every length.
 
-    Args: size: ``batch_size`` or, if that is 0, ``tokens_per_batch``; batches of this size cannot be divided.
-    lengths: the lengths of batches, in tokens. batch_size: rows of every batch, or 0. parts: the number of
-    parts that must divide the rows.
+    Args:
+      size: ``batch_size`` or, if that is 0, ``tokens_per_batch``; batches of this size cannot be divided.
+      lengths: the lengths of batches, in tokens.
+      batch_size: rows of every batch, or 0.
+      parts: the number of parts that must divide the rows.
 
-    Returns: The nearest size below and the nearest above ``size``, if they exist; none above eight times
-    ``size``.
+    Returns:
+      The nearest size below and the nearest above ``size``, if they exist; none above eight times ``size``.
     """
     if batch_size:
         below = size // parts * parts
@@ -79,7 +81,8 @@ def check_processes(
 ) -> None:
     """Checks that the processes can share the rows of batches of all ``lengths`` equally.
 
-    Raises: DataError: they cannot, or ``process_index`` is not below ``process_count``.
+    Raises:
+      DataError: they cannot, or ``process_index`` is not below ``process_count``.
     """
     if not 0 <= process_index < process_count:
         raise DataError(f"{process_index=} must be from 0 to {process_count=} - 1")
@@ -103,12 +106,15 @@ def plan_buckets(
 ) -> tuple[list[BatchPlan], list[int]]:
     """Puts every example into the shortest bucket that holds both its sides, one example per row.
 
-    Args: lengths: tokens of the inputs and the targets of each example, 0 for a side that it lacks.
-    bucket_lengths: increasing; no example is longer than the last. tokens_per_batch: per side, padding
-    included. seed: seed of the order of the batches. batch_size: rows of every batch; 0 to use
-    ``tokens_per_batch`` instead.
+    Args:
+      lengths: tokens of the inputs and the targets of each example, 0 for a side that it lacks.
+      bucket_lengths: increasing; no example is longer than the last.
+      tokens_per_batch: per side, padding included.
+      seed: seed of the order of the batches.
+      batch_size: rows of every batch; 0 to use ``tokens_per_batch`` instead.
 
-    Returns: The full batches in random order, and the examples that did not fill a batch, oldest first.
+    Returns:
+      The full batches in random order, and the examples that did not fill a batch, oldest first.
     """
     buckets: dict[int, list[int]] = {length: [] for length in bucket_lengths}
     for example, longest in enumerate(lengths.max(axis=1).tolist()):
@@ -135,11 +141,15 @@ def plan_packed(
 
     Both sides of an example are in the same row.
 
-    Args: lengths: tokens of the inputs and the targets of each example, at most ``max_length``. max_length:
-    tokens in a row, per side. tokens_per_batch: per side, padding included. seed: seed of the order of the
-    rows. batch_size: as in ``plan_buckets``.
+    Args:
+      lengths: tokens of the inputs and the targets of each example, at most ``max_length``.
+      max_length: tokens in a row, per side.
+      tokens_per_batch: per side, padding included.
+      seed: seed of the order of the rows.
+      batch_size: as in ``plan_buckets``.
 
-    Returns: The full batches, and the examples of the rows that did not fill a batch, oldest first.
+    Returns:
+      The full batches, and the examples of the rows that did not fill a batch, oldest first.
     """
     space = np.full((len(lengths), 2), max_length)  # free tokens in every row that may be opened
     rows: list[list[int]] = []
@@ -167,12 +177,14 @@ def fill_batch(
 ) -> dict[str, np.ndarray]:
     """Writes token examples into the arrays of a batch (``transformer_jax.types`` describes the keys).
 
-    Args: rows: the examples of every row; a row may be empty. length: tokens per side; every row must fit.
-    like: an example with the keys, types and shapes of all; by default the first one in ``rows``.
+    Args:
+      rows: the examples of every row; a row may be empty.
+      length: tokens per side; every row must fit.
+      like: an example with the keys, types and shapes of all; by default the first one in ``rows``.
 
-    Raises: DataError: an example has other keys or shapes than ``like``, or a row with several examples has a
-    key that
-        cannot be packed.
+    Raises:
+      DataError: an example has other keys or shapes than ``like``, or a row with several examples has a key
+        that cannot be packed.
     """
     if like is None:
         like = next((example for examples in rows for example in examples), None)
@@ -231,9 +243,9 @@ def side_lengths(example: TokenExample) -> tuple[int, ...]:
 def check_example(example: TokenExample, *, packed: bool, batch_size: int) -> None:
     """Checks that a token example is consistent and can be put into batches.
 
-    Raises: DataError: an array is not as long as its side; a value cannot be packed although ``packed`` is
-    set; or the
-        example has no tokens and ``batch_size`` is 0.
+    Raises:
+      DataError: an array is not as long as its side; a value cannot be packed although ``packed`` is set; or
+        the example has no tokens and ``batch_size`` is 0.
     """
     for side in SIDES:
         for key in (key for key in example if key.startswith(f"{side}_")):

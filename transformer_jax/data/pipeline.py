@@ -48,9 +48,9 @@ class DataConfig:
     ``batch_size`` or, if that is 0, ``tokens_per_batch // length``, rounded down to a multiple of 8 but at
     least 8. So there are ``len(lengths)`` shapes to compile, or one if batches are packed or have no tokens.
 
-    Raises: ValueError: a size is below 1, a bucket exceeds ``max_length`` or batches are packed, the kind of
-    batching is
-        unknown, or the sources have different features.
+    Raises:
+      ValueError: a size is below 1, a bucket exceeds ``max_length`` or batches are packed, the kind of
+        batching is unknown, or the sources have different features.
     """
 
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
@@ -115,11 +115,15 @@ def training_iterator(
 ) -> "TrainingIterator":
     """Returns endless training batches of ``source``; see ``TrainingIterator``.
 
-    Args: config: how to batch; its sources and tokenizer are not read here. source: the training split.
-    transform: turns examples into tokens. process_index: index of this process. process_count: number of
-    processes that share every batch.
+    Args:
+      config: how to batch; its sources and tokenizer are not read here.
+      source: the training split.
+      transform: turns examples into tokens.
+      process_index: index of this process.
+      process_count: number of processes that share every batch.
 
-    Raises: DataError: the processes cannot share the rows of a batch equally.
+    Raises:
+      DataError: the processes cannot share the rows of a batch equally.
     """
     check_processes(config.lengths, config.tokens_per_batch, config.batch_size, process_index, process_count)
     windows = _WindowedBatches(config, source, transform, process_index, process_count)
@@ -149,8 +153,8 @@ class TrainingIterator:
     def __next__(self) -> dict[str, np.ndarray]:
         """Returns this process's rows of the next batch; ``transformer_jax.types`` describes the keys.
 
-        Raises: DataError: no example of the source can be used for training, or one lacks what the objective
-        needs.
+        Raises:
+          DataError: no example of the source can be used for training, or one lacks what the objective needs.
         """
         return next(self._iterator)
 
@@ -163,7 +167,8 @@ class TrainingIterator:
     def set_state(self, state: dict[str, Any]) -> None:
         """Resumes at the state that ``get_state`` returned, perhaps with another number of processes.
 
-        Raises: DataError: the state was saved with other data or other settings of the data.
+        Raises:
+          DataError: the state was saved with other data or other settings of the data.
         """
         self._iterator.set_state(state)
 

@@ -58,13 +58,14 @@ class SourceConfig:
     * ``pattern``: one file; the regular expression ``pattern`` matches every line, and its groups are the
       features;
     * ``document``: any number of files, each of which is the inputs of one example; the pieces of a document
-    are trained on close together, so a document that is most of the data is not mixed with other sources;
+      are trained on close together, so a document that is most of the data is not mixed with other sources;
     * ``idx``: one file per feature (images, labels), in MNIST's format.
 
     Any name may end in a slice as in TFDS, ``"train[:90%]"`` or ``"a.txt[-5000:]"``. It selects examples, or
     characters of a document. Files whose names end in ``.gz`` are read as gzip.
 
-    Raises: ValueError: a split or feature does not suit the kind, or a feature or the encoding is unknown.
+    Raises:
+      ValueError: a split or feature does not suit the kind, or a feature or the encoding is unknown.
     """
 
     kind: Literal["tfds", "text", "tsv", "jsonl", "pattern", "document", "idx"] = "tfds"
@@ -153,11 +154,13 @@ def load_source(config: SourceConfig, split: str) -> Source:
     on first use, which takes at most about half a minute. Any other TFDS data set must have been prepared
     before.
 
-    Args: config: describes the corpus. split: "train", "validation" or "test".
+    Args:
+      config: describes the corpus.
+      split: "train", "validation" or "test".
 
-    Raises: DataError: the split is unknown or empty, a file or data set is missing, files are misaligned, or
-    a line or
-        value cannot be read.
+    Raises:
+      DataError: the split is unknown or empty, a file or data set is missing, files are misaligned, or a line
+        or value cannot be read.
     """
     if split not in SPLITS:
         raise DataError(f"there is no split {split!r}: {nearest(split, SPLITS)}")
@@ -173,7 +176,8 @@ def load_source(config: SourceConfig, split: str) -> Source:
 def load_sources(configs: Sequence[SourceConfig], split: str) -> Source:
     """Opens one split of several corpora and concatenates them.
 
-    Raises: DataError: as ``load_source``.
+    Raises:
+      DataError: as ``load_source``.
     """
     sources = [load_source(config, split) for config in configs]
     return sources[0] if len(sources) == 1 else JoinedSource(sources)

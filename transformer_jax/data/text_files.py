@@ -35,7 +35,8 @@ def slice_of(name: str, count: int) -> slice:
     ``"a.txt[:90%]"`` is the first 90 %, rounded to the nearest whole number, ``"a.txt[-50:]"`` the last 50,
     ``"a.txt"`` everything.
 
-    Raises: DataError: the slice goes beyond ``count`` items.
+    Raises:
+      DataError: the slice goes beyond ``count`` items.
     """
     match = _SLICE.fullmatch(name)
     places = [0, count]
@@ -53,7 +54,8 @@ def slice_of(name: str, count: int) -> slice:
 def read_file(path: str) -> bytes:
     """Returns the content of a file, decompressed if the name ends in ``.gz``.
 
-    Raises: DataError: the file is missing or broken.
+    Raises:
+      DataError: the file is missing or broken.
     """
     try:
         with open(path, "rb") as file:
@@ -71,7 +73,8 @@ def read_file(path: str) -> bytes:
 def read_text(path: str, encoding: str = "utf-8") -> str:
     """Returns the text of a file (gzip if the name ends in ``.gz``).
 
-    Raises: DataError: the file is missing, broken, or not in this encoding; the message says in which line.
+    Raises:
+      DataError: the file is missing, broken, or not in this encoding; the message says in which line.
     """
     content = read_file(path)
     try:
@@ -87,7 +90,8 @@ def read_text(path: str, encoding: str = "utf-8") -> str:
 def read_lines(path: str, encoding: str = "utf-8") -> list[str]:
     """Returns the lines of a text file without their ends.
 
-    Raises: DataError: as ``read_text``.
+    Raises:
+      DataError: as ``read_text``.
     """
     lines = read_text(path, encoding).split("\n")
     if not lines[-1]:

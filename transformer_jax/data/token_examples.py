@@ -33,8 +33,10 @@ class Transform(Protocol):
 
         Must be a pure function of the tokens and the random numbers.
 
-        Args: tokens: the result of ``encode``. rng: a generator for this visit alone. draw_other: returns the
-        tokens of another example, chosen with ``rng``.
+        Args:
+          tokens: the result of ``encode``.
+          rng: a generator for this visit alone.
+          draw_other: returns the tokens of another example, chosen with ``rng``.
         """
         ...
 
@@ -42,8 +44,11 @@ class Transform(Protocol):
 class TokenCache:
     """Reads the token examples of a source and keeps those that are read first in memory.
 
-    Args: source: the examples. transform: turns examples into tokens. purpose: what the examples are for, in
-    error messages. leave_out_blank: return None for an example with a blank text.
+    Args:
+      source: the examples.
+      transform: turns examples into tokens.
+      purpose: what the examples are for, in error messages.
+      leave_out_blank: return None for an example with a blank text.
     """
 
     def __init__(
@@ -58,7 +63,8 @@ class TokenCache:
     def read(self, indices: Sequence[int]) -> list[TokenExample | None]:
         """Returns the token examples at ``indices``.
 
-        Raises: DataError: an example lacks what the objective needs.
+        Raises:
+          DataError: an example lacks what the objective needs.
         """
         missing = [index for index in dict.fromkeys(indices) if index not in self._cached]
         read = self._source.read(missing) if missing else []
@@ -96,10 +102,14 @@ def draw_other(
 ) -> TokenExample:
     """Returns the tokens of a random example that is neither ``index`` nor blank.
 
-    Args: read: returns a token example, or None if it is blank. index: the example to exclude. num_examples:
-    the size of the source. rng: chooses the example.
+    Args:
+      read: returns a token example, or None if it is blank.
+      index: the example to exclude.
+      num_examples: the size of the source.
+      rng: chooses the example.
 
-    Raises: DataError: no such example was found.
+    Raises:
+      DataError: no such example was found.
     """
     for _ in range(_MOST_DRAWS if num_examples > 1 else 0):
         other = int(rng.integers(num_examples - 1))

@@ -50,12 +50,13 @@ class TokenizerConfig:
 
     * ``byte``: one token for each of the 256 bytes; nothing is trained (``vocab_size`` is unused);
     * ``bpe``: byte pairs merged within words (Sennrich et al. 2016, over bytes as in Radford et al. 2019);
-    the same texts give the same vocabulary;
+      the same texts give the same vocabulary;
     * ``unigram``: a unigram language model (Kudo 2018). Hugging Face's trainer adds in no fixed order, so
-    training twice gives slightly different vocabularies: keep the stored one.
+      training twice gives slightly different vocabularies: keep the stored one.
 
-    Raises: ValueError: the vocabulary is too small for the special tokens and the 256 bytes, or a special
-    token repeats.
+    Raises:
+      ValueError: the vocabulary is too small for the special tokens and the 256 bytes, or a special token
+        repeats.
     """
 
     kind: Literal["byte", "bpe", "unigram"] = "bpe"
@@ -88,10 +89,13 @@ class TokenizerConfig:
 class Tokenizer:
     """Converts texts to ids and back; see the module for its guarantees.
 
-    Args: implementation: tokenizes texts, but not targets if ``targets`` is given. targets: the tokenizer of
-    a decoder's texts over the same ids, if it is a different one, as MarianMT's is.
+    Args:
+      implementation: tokenizes texts, but not targets if ``targets`` is given.
+      targets: the tokenizer of a decoder's texts over the same ids, if it is a different one, as MarianMT's
+        is.
 
-    Raises: DataError: the vocabulary has no token that ends a text.
+    Raises:
+      DataError: the vocabulary has no token that ends a text.
     """
 
     def __init__(self, implementation: tokenizers.Tokenizer, targets: "Tokenizer | None" = None):
@@ -160,7 +164,8 @@ class Tokenizer:
     def id_of(self, role: str) -> int:
         """Returns the id of the token for ``role``, one of ``ROLES``.
 
-        Raises: DataError: the vocabulary has no such token.
+        Raises:
+          DataError: the vocabulary has no such token.
         """
         if role not in ROLES:
             raise DataError(f"a tokenizer has no role {role!r}: {nearest(role, ROLES)}")
@@ -187,9 +192,12 @@ class Tokenizer:
         ``[CLS] text [SEP]`` (BERT). If the file does not say (GPT-2's, and this library's own), eos is
         appended.
 
-        Args: text: any text. parse_special: as for ``encode``.
+        Args:
+          text: any text.
+          parse_special: as for ``encode``.
 
-        Raises: DataError: the file does not say, and there is no eos.
+        Raises:
+          DataError: the file does not say, and there is no eos.
         """
         implementation = self._parsing if parse_special else self._implementation
         if implementation.num_special_tokens_to_add(is_pair=False):
@@ -201,8 +209,9 @@ class Tokenizer:
 
         Programs that know nothing of the model use this to prepare its inputs.
 
-        Args: single: a text and its special tokens, such as "<cls> $A <sep>". pair: the same for two texts,
-        ``$A`` and ``$B``.
+        Args:
+          single: a text and its special tokens, such as "<cls> $A <sep>".
+          pair: the same for two texts, ``$A`` and ``$B``.
         """
         if self._implementation.post_processor is not None:
             return self
@@ -239,7 +248,8 @@ class Tokenizer:
 
         Bytes that are not UTF-8, which a model may generate, become U+FFFD.
 
-        Raises: ValueError: an id is outside the vocabulary.
+        Raises:
+          ValueError: an id is outside the vocabulary.
         """
         array = np.asarray(ids)
         if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
@@ -253,7 +263,8 @@ class Tokenizer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes ``tokenizer.json`` atomically, and the tokenizer of the targets, if there is one, beside it.
 
-        Raises: OSError: as ``files.write_whole``.
+        Raises:
+          OSError: as ``files.write_whole``.
         """
         beside = targets_path(path)
         if self._targets is not None:
@@ -266,7 +277,8 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """Reads what ``save`` wrote, or any tokenizer.json of Hugging Face.
 
-        Raises: DataError: the file is missing or broken, or its vocabulary has no token that ends a text.
+        Raises:
+          DataError: the file is missing or broken, or its vocabulary has no token that ends a text.
         """
         beside = targets_path(path)
         return cls(_read(path), cls(_read(beside)) if beside.exists() else None)

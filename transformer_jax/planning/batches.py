@@ -59,8 +59,10 @@ def batch_template(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns a training batch as shapes with shardings.
 
-    Args: experiment: its data section determines the number of rows. mesh: the mesh that the rows are split
-    over. length: tokens per side; by default the greatest length of batches.
+    Args:
+      experiment: its data section determines the number of rows.
+      mesh: the mesh that the rows are split over.
+      length: tokens per side; by default the greatest length of batches.
     """
     data = experiment.data
     length = length or data.max_length

@@ -31,17 +31,19 @@ _NAMED = re.compile(
 class Collective:
     """Describes a collective instruction of a compiled program.
 
-    Attributes: kind: one of ``KINDS``. A TPU's fusion of an all-reduce and a slice counts as
-    ``reduce-scatter``. axes: the mesh axes along which its groups of devices extend, in the mesh's order.
-    Axes of size 1 never
+    Attributes:
+      kind: one of ``KINDS``. A TPU's fusion of an all-reduce and a slice counts as ``reduce-scatter``.
+      axes: the mesh axes along which its groups of devices extend, in the mesh's order. Axes of size 1 never
         count; the tuple is empty if every group is a single device.
-    dtype: type of its results; several types are joined by ``+``. bytes: size of its results on one device in
-    one execution; a combined collective adds up its results. count: executions in one run of the program: the
-    product of the trip counts of the loops around it. group_size: number of devices that take part together;
-    2 for a permutation. is_async: whether two instructions start and await it, with others in between. name:
-    name of the instruction. op_name: its place in the traced function. is_count_exact: False if a loop around
-    it has a trip count that depends on data; the loop then counts as one
-        trip.
+      dtype: type of its results; several types are joined by ``+``.
+      bytes: size of its results on one device in one execution; a combined collective adds up its results.
+      count: executions in one run of the program: the product of the trip counts of the loops around it.
+      group_size: number of devices that take part together; 2 for a permutation.
+      is_async: whether two instructions start and await it, with others in between.
+      name: name of the instruction.
+      op_name: its place in the traced function.
+      is_count_exact: False if a loop around it has a trip count that depends on data; the loop then counts as
+        one trip.
     """
 
     kind: str
@@ -66,11 +68,12 @@ def read_collectives(compiled_text: str, mesh: Mesh) -> list[Collective]:
 
     A collective that two instructions start and await counts once.
 
-    Args: compiled_text: the text from ``Compiled.as_text()``. mesh: the mesh that the program was compiled
-    for, with its devices in the same order.
+    Args:
+      compiled_text: the text from ``Compiled.as_text()``.
+      mesh: the mesh that the program was compiled for, with its devices in the same order.
 
-    Raises: ValueError: the text is not that of a compiled program, or the program is for another number of
-    devices.
+    Raises:
+      ValueError: the text is not that of a compiled program, or the program is for another number of devices.
     """
     return find_collectives(read_program(compiled_text), mesh)
 
@@ -161,7 +164,8 @@ def device_groups(attributes: str, num_devices: int) -> np.ndarray:
     XLA writes them as lists, as an iota that is reshaped and transposed, or, in newer versions, as axes of a
     mesh. A permutation has pairs of a source and a target.
 
-    Raises: ValueError: they are written in another way.
+    Raises:
+      ValueError: they are written in another way.
     """
     if match := _PAIRS.search(attributes):
         numbers = [int(number) for number in re.findall(r"\d+", match[1] or "")]
@@ -181,9 +185,11 @@ def device_groups(attributes: str, num_devices: int) -> np.ndarray:
 def _named_groups(axes: str, ids: str | None, chosen: str, num_devices: int) -> np.ndarray:
     """Returns the groups that are written as axes of a mesh.
 
-    Args: axes: names and sizes of the mesh's axes. ids: the devices of the mesh, if they are not in order.
-    chosen: the axes, or parts of them, along which the groups extend. num_devices: number of devices of the
-    mesh.
+    Args:
+      axes: names and sizes of the mesh's axes.
+      ids: the devices of the mesh, if they are not in order.
+      chosen: the axes, or parts of them, along which the groups extend.
+      num_devices: number of devices of the mesh.
     """
     sizes = {name: int(size) for name, size in re.findall(r"['\"]?([\w.\-]+)['\"]?=(\d+)", axes)}
     devices = np.arange(num_devices)

@@ -39,13 +39,13 @@ _TRANSFERS = ("copy-start", "slice-start")  # moves between memories that run be
 class Cost:
     """Holds what one execution of an instruction computes and moves.
 
-    Attributes: product_flops: operations of matrix products and convolutions, by the type of their operands;
-    with a suffix
-        ``_highest`` if they request more than the backend's default precision.
-    other_flops: all other operations, one per element. bytes_accessed: bytes read and written in any memory,
-    by XLA's own measure: starting a copy counts as
+    Attributes:
+      product_flops: operations of matrix products and convolutions, by the type of their operands; with a
+        suffix ``_highest`` if they request more than the backend's default precision.
+      other_flops: all other operations, one per element.
+      bytes_accessed: bytes read and written in any memory, by XLA's own measure: starting a copy counts as
         reading, and waiting for a copy or concatenating slices counts as if it moved data.
-    memory_bytes: bytes moved to or from the device's main memory.
+      memory_bytes: bytes moved to or from the device's main memory.
     """
 
     product_flops: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -63,9 +63,11 @@ class Cost:
 class Work:
     """Describes an instruction that takes time.
 
-    Attributes: executions: number of executions in one run of the program. is_transfer: whether it moves data
-    between memories while other instructions run. kernel: the target of a custom call; empty for instructions
-    that XLA compiled itself. is_counted: False for a kernel whose number of operations is unknown.
+    Attributes:
+      executions: number of executions in one run of the program.
+      is_transfer: whether it moves data between memories while other instructions run.
+      kernel: the target of a custom call; empty for instructions that XLA compiled itself.
+      is_counted: False for a kernel whose number of operations is unknown.
     """
 
     name: str

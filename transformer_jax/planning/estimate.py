@@ -45,10 +45,10 @@ _MODULES = (
 class Part:
     """Holds what the instructions of one module in one phase take, in one run of the program on one device.
 
-    Attributes: phase: ``forward``, ``backward``, ``update``, or ``all`` if it cannot be determined; in a step
-    without a gradient
-        most is ``forward``.
-    module: a module of the model, or another kind of work.
+    Attributes:
+      phase: ``forward``, ``backward``, ``update``, or ``all`` if it cannot be determined; in a step without a
+        gradient most is ``forward``.
+      module: a module of the model, or another kind of work.
     """
 
     phase: str
@@ -71,9 +71,10 @@ class CollectiveTime:
 class Estimate:
     """Holds the predicted seconds of one run of a program.
 
-    Attributes: parts: longest first; their seconds and the exposed seconds of the collectives add up to
-    ``seconds``. product_seconds: seconds of the matrix products alone, at the peak rate. memory_seconds:
-    seconds of the main memory's traffic alone, without that of collectives.
+    Attributes:
+      parts: longest first; their seconds and the exposed seconds of the collectives add up to ``seconds``.
+      product_seconds: seconds of the matrix products alone, at the peak rate.
+      memory_seconds: seconds of the main memory's traffic alone, without that of collectives.
     """
 
     parts: tuple[Part, ...]
@@ -106,8 +107,12 @@ def estimate(
 ) -> Estimate:
     """Predicts one run of a program.
 
-    Args: program: the compiled program. work: its ``read_work``. collectives: its ``find_collectives``.
-    coords: ``mesh_coords`` of the mesh. topology: provides the rates.
+    Args:
+      program: the compiled program.
+      work: its ``read_work``.
+      collectives: its ``find_collectives``.
+      coords: ``mesh_coords`` of the mesh.
+      topology: provides the rates.
     """
     device = topology.device
     names = {collective.name for collective in collectives}

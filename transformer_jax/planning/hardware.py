@@ -26,17 +26,20 @@ GIB = 2**30
 class Device:
     """Describes one kind of device.
 
-    Attributes: name: the part of a topology before the colon. platform: JAX's name of the backend.
-    memory_bytes: size of the main memory. product_rates: floating-point operations of matrix products per
-    second, by the type of the operands. By
+    Attributes:
+      name: the part of a topology before the colon.
+      platform: JAX's name of the backend.
+      memory_bytes: size of the main memory.
+      product_rates: floating-point operations of matrix products per second, by the type of the operands. By
         default a TPU multiplies float32 as bfloat16, and an NVIDIA GPU as TF32.
-    memory_rate: bytes per second between the device and its main memory. link_rate: bytes per second through
-    one link, in one direction. links_per_axis: links per axis of the network: two in a ring, one to each
-    neighbour. A GPU has one, its
+      memory_rate: bytes per second between the device and its main memory.
+      link_rate: bytes per second through one link, in one direction.
+      links_per_axis: links per axis of the network: two in a ring, one to each neighbour. A GPU has one, its
         connection to the switch, which combines all its links.
-    axes: number of axes of a TPU slice's network; 0 if a switch joins all devices. devices_per_chip: number
-    of devices that JAX counts per chip. most_chips: maximum number of chips in one slice, or of GPUs in one
-    machine. source: where the rates come from.
+      axes: number of axes of a TPU slice's network; 0 if a switch joins all devices.
+      devices_per_chip: number of devices that JAX counts per chip.
+      most_chips: maximum number of chips in one slice, or of GPUs in one machine.
+      source: where the rates come from.
     """
 
     name: str
@@ -147,8 +150,10 @@ EXAMPLES = {
 class Topology:
     """Describes devices of one kind that a network joins.
 
-    Attributes: name: as the user wrote it. device: the kind of the devices. shape: chips along each axis of
-    the network, or the number of GPUs.
+    Attributes:
+      name: as the user wrote it.
+      device: the kind of the devices.
+      shape: chips along each axis of the network, or the number of GPUs.
     """
 
     name: str
@@ -175,7 +180,8 @@ class Topology:
 def read_topology(name: str) -> Topology:
     """Reads a topology such as ``v5e:4x4``, ``v5p:2x2x1`` or ``h100:8``.
 
-    Raises: ConfigError: it is not a topology; the message lists some.
+    Raises:
+      ConfigError: it is not a topology; the message lists some.
     """
     match = re.fullmatch(r"([\w.]+):(\d+(?:x\d+)*)", name.lower())
     device = DEVICES.get(match[1]) if match else None

@@ -29,7 +29,8 @@ _SAME_VALUE = ("copy", "copy-done", "bitcast", "convert", "reshape", "opt-barrie
 class ArrayShape:
     """Describes an array of a program: element type in XLA's spelling, dimensions, memory space.
 
-    Attributes: space: 0 is the device's main memory; a TPU's other spaces are on the chip itself.
+    Attributes:
+      space: 0 is the device's main memory; a TPU's other spaces are on the chip itself.
     """
 
     dtype: str
@@ -93,8 +94,9 @@ Computation = Mapping[str, Instruction]
 class Program:
     """Holds a compiled program.
 
-    Attributes: computations: instructions by name and computation, in the order in which they are scheduled.
-    entry: name of the computation that is the program.
+    Attributes:
+      computations: instructions by name and computation, in the order in which they are scheduled.
+      entry: name of the computation that is the program.
     """
 
     computations: Mapping[str, Computation]
@@ -138,7 +140,9 @@ class Program:
         XLA's CPU and GPU compilers state it. In TPU programs it follows from the constants that the loop's
         counter starts at, is compared with, and is incremented by.
 
-        Args: computation: name of the computation that contains ``loop``. loop: a ``while`` instruction.
+        Args:
+          computation: name of the computation that contains ``loop``.
+          loop: a ``while`` instruction.
         """
         known = _TRIPS.search(loop.attributes)
         if known:
@@ -232,7 +236,8 @@ class Program:
 def read_program(text: str) -> Program:
     """Parses the text from ``Compiled.as_text()``.
 
-    Raises: ValueError: it is not the text of a compiled program.
+    Raises:
+      ValueError: it is not the text of a compiled program.
     """
     computations: dict[str, dict[str, Instruction]] = {}
     entry = ""

@@ -15,13 +15,14 @@ from transformer_jax.types import PyTree
 class Memory:
     """Holds numbers of bytes on one device.
 
-    Attributes: parameters, optimizer: the parts of the state, which the step updates in place.
-    other_arguments: the batch, caches, the step number, and what tiled layouts add to the arguments. outputs:
-    outputs that do not reuse an argument's memory. activations: what the forward pass leaves in memory for
-    the backward pass. temporaries: everything else at the peak, or everything else that is allocated (see
-    ``read_memory``):
+    Attributes:
+      parameters, optimizer: the parts of the state, which the step updates in place.
+      other_arguments: the batch, caches, the step number, and what tiled layouts add to the arguments.
+      outputs: outputs that do not reuse an argument's memory.
+      activations: what the forward pass leaves in memory for the backward pass.
+      temporaries: everything else at the peak, or everything else that is allocated (see ``read_memory``):
         gradients and working space.
-    code: the program itself.
+      code: the program itself.
     """
 
     parameters: int
@@ -60,9 +61,12 @@ def read_memory(
     GiB, and 1.39 GiB at the peak. Together with the 2.39 GiB of arguments, the peak is 4 % less than what is
     allocated.
 
-    Args: compiled: the program. program: its parsed text. params: shapes with shardings of the parameters
-    among its arguments. optimizer: the same of the optimizer's state. platform: platform of the devices that
-    the program is for.
+    Args:
+      compiled: the program.
+      program: its parsed text.
+      params: shapes with shardings of the parameters among its arguments.
+      optimizer: the same of the optimizer's state.
+      platform: platform of the devices that the program is for.
     """
     analysis: Any = compiled.memory_analysis()
     parameters, state = shard_bytes(params), shard_bytes(optimizer)

@@ -21,8 +21,10 @@ def model_flops(
 ) -> int:
     """Returns the operations of one training step, or of one forward pass, on a whole batch.
 
-    Args: config: the model's config. batch: the shapes of the batch, padding included. train: whether there
-    is a backward pass.
+    Args:
+      config: the model's config.
+      batch: the shapes of the batch, padding included.
+      train: whether there is a backward pass.
     """
     rows = next(iter(batch.values())).shape[0]
     source = config.num_patches + 1 if config.image_shape else batch["inputs"].shape[1]
@@ -42,8 +44,11 @@ def model_flops(
 def decode_flops(config: TransformerConfig, rows: int, source: int, width: int) -> int:
     """Returns the operations of one decoding step for ``rows`` sequences.
 
-    Args: config: the model's config. rows: number of sequences. source: length of the encoder's states;
-    unused by decoder-only models. width: length of the decoder's cache.
+    Args:
+      config: the model's config.
+      rows: number of sequences.
+      source: length of the encoder's states; unused by decoder-only models.
+      width: length of the decoder's cache.
     """
     context = 0 if config.is_decoder_only else source
     layer = _projections(config) + _feedforward(config) + _scores(config, width)
@@ -55,8 +60,11 @@ def decode_flops(config: TransformerConfig, rows: int, source: int, width: int) 
 def _stack(config: TransformerConfig, layers: int, length: int, context: int) -> int:
     """Returns the operations of a stack on one row of ``length`` tokens.
 
-    Args: config: the model's config. layers: number of layers. length: tokens of the row. context: tokens of
-    the encoder that the row also attends to; 0 for none.
+    Args:
+      config: the model's config.
+      layers: number of layers.
+      length: tokens of the row.
+      context: tokens of the encoder that the row also attends to; 0 for none.
     """
     layer = length * (_projections(config) + _scores(config, length) + _feedforward(config))
     if context:
@@ -68,7 +76,9 @@ def _stack(config: TransformerConfig, layers: int, length: int, context: int) ->
 def _projections(config: TransformerConfig, *, only_queries: bool = False) -> int:
     """Returns the operations per token of the linear maps of attention.
 
-    Args: config: the model's config. only_queries: count queries and outputs, but not keys and values.
+    Args:
+      config: the model's config.
+      only_queries: count queries and outputs, but not keys and values.
     """
     sizes = config.key_size + config.value_size
     return 2 * config.d_model * config.num_heads * sizes * (1 if only_queries else 2)

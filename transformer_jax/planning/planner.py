@@ -36,13 +36,17 @@ def make_plan(
 ) -> Plan:
     """Compiles the steps of an experiment for a topology and reads the compiled programs.
 
-    Args: experiment: its mesh section says how the devices are arranged. topology: the topology to compile
-    for. name: the experiment's name, for the report. steps: some of ``STEPS``. devices: devices to compile
-    for, instead of stand-ins for the topology's. options: options of the compiler.
+    Args:
+      experiment: its mesh section says how the devices are arranged.
+      topology: the topology to compile for.
+      name: the experiment's name, for the report.
+      steps: some of ``STEPS``.
+      devices: devices to compile for, instead of stand-ins for the topology's.
+      options: options of the compiler.
 
-    Raises: ConfigError: the compiler is missing or does not know the topology, or the mesh does not fit the
-    devices, the
-        batch or the model.
+    Raises:
+      ConfigError: the compiler is missing or does not know the topology, or the mesh does not fit the
+        devices, the batch or the model.
     """
     devices = topology_devices(topology) if devices is None else devices
     try:

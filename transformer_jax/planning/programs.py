@@ -81,8 +81,11 @@ _GPUS = {
 class CompiledStep:
     """Holds a step compiled for a topology.
 
-    Attributes: name: one of ``STEPS``. compiled: JAX's compiled program. text: the text of the program.
-    seconds: time that compiling took.
+    Attributes:
+      name: one of ``STEPS``.
+      compiled: JAX's compiled program.
+      text: the text of the program.
+      seconds: time that compiling took.
     """
 
     name: str
@@ -94,7 +97,8 @@ class CompiledStep:
 def topology_devices(topology: Topology) -> Sequence[Any]:
     """Returns stand-ins for the devices of a topology, to compile for.
 
-    Raises: ConfigError: the compiler is not installed or does not know the topology.
+    Raises:
+      ConfigError: the compiler is not installed or does not know the topology.
     """
     from jax.experimental import topologies
 
@@ -147,11 +151,14 @@ def compile_steps(
 ) -> list[CompiledStep]:
     """Compiles steps of an experiment as training and evaluation run them, two at the same time.
 
-    Args: experiment: its batches get the greatest of their lengths. mesh: a mesh of real devices or of a
-    topology's. steps: some of ``STEPS``; an encoder-only model has no decoding step. options: options of the
-    compiler.
+    Args:
+      experiment: its batches get the greatest of their lengths.
+      mesh: a mesh of real devices or of a topology's.
+      steps: some of ``STEPS``; an encoder-only model has no decoding step.
+      options: options of the compiler.
 
-    Raises: ConfigError: the mesh does not divide the batch or the model.
+    Raises:
+      ConfigError: the mesh does not divide the batch or the model.
     """
     lowered = {
         name: _LOWER[name](experiment, mesh)
@@ -217,7 +224,10 @@ def _lower_decode(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
 def _row_sharding(mesh: Mesh, rows: int, layer_axes: int) -> Callable[[Any], jax.ShapeDtypeStruct]:
     """Returns a function that shards the rows of decoding states if the mesh divides them.
 
-    Args: mesh: the mesh. rows: number of rows. layer_axes: number of axes of layers, which precede the rows.
+    Args:
+      mesh: the mesh.
+      rows: number of rows.
+      layer_axes: number of axes of layers, which precede the rows.
     """
     axes = partitioning.BATCH_AXES if rows % partitioning.num_batch_shards(mesh) == 0 else None
 

@@ -23,10 +23,13 @@ XLA_ATTENTION = "matrix products and softmax compiled by XLA, no fused kernel"
 class StepPlan:
     """Holds everything that is known about one compiled step.
 
-    Attributes: name: ``train``, ``evaluate`` or ``decode``. rows, tokens: of a batch over all devices,
-    padding included; images count as tokens. cost: operations and bytes of one device. model_flops:
-    operations that the model needs on all devices; see ``model_flops``. attention: the kernels that compute
-    attention. uncounted: kernels whose number of operations is unknown; ``cost`` does not include them.
+    Attributes:
+      name: ``train``, ``evaluate`` or ``decode``.
+      rows, tokens: of a batch over all devices, padding included; images count as tokens.
+      cost: operations and bytes of one device.
+      model_flops: operations that the model needs on all devices; see ``model_flops``.
+      attention: the kernels that compute attention.
+      uncounted: kernels whose number of operations is unknown; ``cost`` does not include them.
     """
 
     name: str
@@ -73,17 +76,18 @@ class Plan:
 def to_json(plan: Plan) -> dict[str, Any]:
     """Returns the plan as JSON values. Bytes and operations are per device, seconds per run of a step.
 
-    Keys: what: says that the values are estimates. config, topology, mesh (sizes by axis), fits. device:
-    name, count, memory_bytes, usable_bytes (available to a program), peak_flops (per second, by
+    Keys:
+      what: says that the values are estimates. config, topology, mesh (sizes by axis), fits.
+      device: name, count, memory_bytes, usable_bytes (available to a program), peak_flops (per second, by
         type), memory_rate and link_rate (bytes per second), source.
-    steps: by name: rows and tokens (of a batch, all devices), memory (bytes: parameters, optimizer,
+      steps: by name: rows and tokens (of a batch, all devices), memory (bytes: parameters, optimizer,
         other_arguments, outputs, activations, temporaries, code, peak, total), flops (product, other),
-        memory_traffic_bytes, bytes_accessed (XLA's measure), collectives (a list: kind, axes, dtype,
-        bytes, count, group_size, is_async, seconds, exposed_seconds), parts (a list: phase, module, flops,
+        memory_traffic_bytes, bytes_accessed (XLA's measure), collectives (a list: kind, axes, dtype, bytes,
+        count, group_size, is_async, seconds, exposed_seconds), parts (a list: phase, module, flops,
         memory_bytes, seconds), product_seconds, memory_seconds, exposed_collective_seconds, step_seconds,
-        least_step_seconds (if products and memory traffic always overlapped), tokens_per_second,
-        model_flops (all devices), model_flops_formula, utilization, most_utilization (for
-        least_step_seconds), attention, uncounted_kernels, loops_counted_once, compile_seconds.
+        least_step_seconds (if products and memory traffic always overlapped), tokens_per_second, model_flops
+        (all devices), model_flops_formula, utilization, most_utilization (for least_step_seconds), attention,
+        uncounted_kernels, loops_counted_once, compile_seconds.
     """
     device = plan.topology.device
     return {

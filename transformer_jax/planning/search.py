@@ -81,8 +81,10 @@ class Result:
 class Search:
     """Holds the results of a search.
 
-    Attributes: results: those that fit, with the highest utilization first, then the others in the order of
-    compilation. num_candidates: the number of candidates that were judged in closed form.
+    Attributes:
+      results: those that fit, with the highest utilization first, then the others in the order of
+        compilation.
+      num_candidates: the number of candidates that were judged in closed form.
     """
 
     config: str
@@ -118,12 +120,17 @@ def search(
 ) -> Search:
     """Compiles the training step of the most promising candidates and ranks those that fit.
 
-    Args: experiment: the experiment; candidates replace its mesh, gradient checkpointing and batch size.
-    topology: the topology to compile for. name: the experiment's name, for the report. most: maximum number
-    of candidates to compile. progress: called with one line for each compiled candidate. devices: devices to
-    compile for, instead of stand-ins for the topology's. rows: rows per device to try.
+    Args:
+      experiment: the experiment; candidates replace its mesh, gradient checkpointing and batch size.
+      topology: the topology to compile for.
+      name: the experiment's name, for the report.
+      most: maximum number of candidates to compile.
+      progress: called with one line for each compiled candidate.
+      devices: devices to compile for, instead of stand-ins for the topology's.
+      rows: rows per device to try.
 
-    Raises: ConfigError: the compiler is missing or does not know the topology, or there is no candidate.
+    Raises:
+      ConfigError: the compiler is missing or does not know the topology, or there is no candidate.
     """
     devices = topology_devices(topology) if devices is None else devices
     waiting = list(candidates(experiment.model, experiment.data.max_length, len(devices), rows))

@@ -12,10 +12,10 @@ HOW = "were compiled, chosen by a closed-form estimate; only these are ranked"
 def search_json(search: Search) -> dict[str, Any]:
     """Returns the search as JSON values.
 
-    Keys: what, config, topology, candidates (their number), compiled (number of compiled candidates).
-    results: a list, best first: mesh, kept (what a layer saves: all, products or inputs), rows_per_device,
-    fits,
-        error (empty if it compiled), and plan, as in ``report.to_json``, or null.
+    Keys:
+      what, config, topology, candidates (their number), compiled (number of compiled candidates).
+      results: a list, best first: mesh, kept (what a layer saves: all, products or inputs), rows_per_device,
+        fits, error (empty if it compiled), and plan, as in ``report.to_json``, or null.
     """
     return {
         "what": f"{WHAT_IT_IS} {len(search.results)} of {search.num_candidates} candidates {HOW}.",

@@ -50,7 +50,9 @@ def number_words(number: int, language: str) -> str:
     For numbers above 1,000, ``num2words`` joins the words of the thousands and of the rest, at least in these
     four languages, so the words of each part can be cached.
 
-    Args: number: from 0 to 999,999. language: "en" or one of ``LANGUAGES``.
+    Args:
+      number: from 0 to 999,999.
+      language: "en" or one of ``LANGUAGES``.
     """
     rest = number % 1_000
     if rest == number or not rest:

@@ -239,5 +239,5 @@ def test_what_is_no_compiled_program() -> None:
         read_collectives("module @jit_f {}", cube())
     with pytest.raises(ValueError, match="no groups of devices"):
         read_line("%s = f32[8,4]{1,0} all-reduce(%x), to_apply=%add")
-    with pytest.raises(ValueError, match="mesh of 8 has: device 15"):
+    with pytest.raises(ValueError, match="8 devices of the mesh: device 15"):
         read_line("%s = f32[8,4]{1,0} all-reduce(%x), replica_groups={{0,15}}, to_apply=%add")

@@ -167,11 +167,11 @@ def test_topologies_of_the_examples(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
-        ("v5e", "not KIND:SIZES"),
-        ("v9:4x4", "KIND of v4, v5e, v5p"),
-        ("v5e:4x4x4", "v5e has 2 sizes.*v5e:4x4"),
-        ("v5p:4x4", "v5p has 3 sizes.*v5p:4x4x4"),
-        ("v5e:0x4", "v5e has 2 sizes"),
+        ("v5e", "must be KIND:SIZES"),
+        ("v9:4x4", "KIND is one of v4, v5e, v5p"),
+        ("v5e:4x4x4", "v5e needs 2 sizes.*v5e:4x4"),
+        ("v5p:4x4", "v5p needs 3 sizes.*v5p:4x4x4"),
+        ("v5e:0x4", "v5e needs 2 sizes"),
         ("h100:4x4", "needs a number of GPUs.*h100:8"),
         ("h100:16", "at most 8 chips in one machine.*h100:8"),
         ("v5e:16x32", "at most 256 chips in one slice.*v5e:16x16"),

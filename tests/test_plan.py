@@ -21,7 +21,7 @@ def run(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedPro
     ("arguments", "wanted"),
     [
         ((CONFIG,), "--topology must have a value"),
-        ((CONFIG, "--topology=v9:4x4"), "KIND of v4, v5e, v5p"),
+        ((CONFIG, "--topology=v9:4x4"), "KIND is one of v4, v5e, v5p"),
         ((CONFIG, "--topology=v5e:4x4", "--config.mesh.model=2"), "its axes are data, fsdp, context, tensor"),
         ((CONFIG, "--topology=v5e:4x4", "--steps=train,score"), "'score' is none of train, evaluate, decode"),
         ((CONFIG, "--topology=v5e:4x4", "--config.model.d_modle=2"), "d_modle"),

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 
 from absl import app, flags
 
-from transformer_jax.progress import read_metrics
-from transformer_jax.runtime import CPU_THREADS_VARIABLE
+from transformer_jax.cli.process import CPU_THREADS_VARIABLE
+from transformer_jax.reporting.progress import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 VARIANTS = {"1 process, 2 devices": ("-n", "1", "--devices_per_process=2"), "2 processes": ("-n", "2")}

@@ -47,13 +47,13 @@ def jax_step() -> tuple[Callable[[], float], dict[str, object]]:
     import jax
 
     from transformer_jax import partitioning
+    from transformer_jax.cli.process import keep_freed_memory
     from transformer_jax.data import DataConfig
-    from transformer_jax.experiment import Experiment, TrainConfig
     from transformer_jax.families import transformer
     from transformer_jax.objectives import Seq2Seq
-    from transformer_jax.optimizers import OptimizerConfig
-    from transformer_jax.runtime import keep_freed_memory
-    from transformer_jax.train_step import compile_train_step
+    from transformer_jax.optimizers.optimizers import OptimizerConfig
+    from transformer_jax.runs.experiment import Experiment, TrainConfig
+    from transformer_jax.training.step import compile_train_step
 
     keep_freed_memory()
     experiment = Experiment(
@@ -97,7 +97,7 @@ def products_step() -> tuple[Callable[[], float], dict[str, object]]:
     """
     import jax
 
-    from transformer_jax.runtime import keep_freed_memory
+    from transformer_jax.cli.process import keep_freed_memory
 
     keep_freed_memory()
     rows, head_size, attentions = ROWS * LENGTH, D_MODEL // NUM_HEADS, 3 * NUM_LAYERS
@@ -193,7 +193,7 @@ def torch_step() -> tuple[Callable[[], float], dict[str, object]]:
 def worker(side: str, same_malloc: bool) -> None:
     """Executes as many steps as each line of standard input says, and prints their seconds as JSON."""
     if side == "torch" and same_malloc:
-        from transformer_jax.runtime import keep_freed_memory
+        from transformer_jax.cli.process import keep_freed_memory
 
         keep_freed_memory()
     run, facts = {"jax": jax_step, "torch": torch_step, "products": products_step}[side]()

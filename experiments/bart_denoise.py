@@ -14,11 +14,12 @@ predicted correctly, at 1.076 nats per token. When the model generates a caption
 
 import ml_collections
 
-from transformer_jax import experiment, families
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax import families
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import Denoising
 from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.runs import experiment
 
 VOCAB_SIZE = 4096
 

@@ -29,12 +29,13 @@ from typing import NamedTuple
 
 import ml_collections
 
-from transformer_jax import experiment, families
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax import families
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.config import ConfigError, nearest
 from transformer_jax.data import DataConfig, SourceConfig
 from transformer_jax.objectives import Classification
 from transformer_jax.optimizers import fine_tuning
+from transformer_jax.runs import experiment
 
 CHECKPOINT = "google-bert/bert-base-uncased"
 BATCH_SIZE, EPOCHS = 32, 3

@@ -20,11 +20,12 @@ nats and 12.44 %.
 
 import ml_collections
 
-from transformer_jax import experiment, families
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax import families
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import MaskedLM
 from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.runs import experiment
 
 CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 

@@ -21,11 +21,12 @@ version on generated records with the same features.
 
 import ml_collections
 
-from transformer_jax import experiment, families
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax import families
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.data import SQUAD_FEATURES, DataConfig, SourceConfig
 from transformer_jax.objectives import QuestionAnswering
 from transformer_jax.optimizers import fine_tuning
+from transformer_jax.runs import experiment
 
 WINDOWS = 88_500  # windows of the training split; few contexts need more than one
 BATCH_SIZE, EPOCHS = 32, 3

@@ -24,11 +24,12 @@ from collections.abc import Iterator
 
 import ml_collections
 
-from transformer_jax import experiment, families
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax import families
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig
 from transformer_jax.objectives import Classification
 from transformer_jax.optimizers import fine_tuning
+from transformer_jax.runs import experiment
 
 CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 SENTENCES, BATCH_SIZE, EPOCHS = 6_920, 32, 3

@@ -23,11 +23,12 @@ trains a shrunk version on generated records with the same features.
 
 import ml_collections
 
-from transformer_jax import experiment, families
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax import families
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import MaskedLM
 from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.runs import experiment
 
 
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:

@@ -17,11 +17,12 @@ and 1.898 for nanoGPT, 47.0 ms per update here and 43.4 ms for nanoGPT.
 
 import ml_collections
 
-from transformer_jax import experiment, families
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax import families
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import CausalLM
 from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.runs import experiment
 
 NUM_BYTES = 260  # 256 bytes and four special tokens; the text has 65 different characters of one byte each
 

@@ -25,11 +25,12 @@ the published 41.0.
 
 import ml_collections
 
-from transformer_jax import experiment, families
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax import families
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.runs import experiment
 
 VOCAB_SIZE = 6144
 

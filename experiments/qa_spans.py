@@ -19,11 +19,12 @@ work, jax 0.10.2, 2026-11-23): 99.01 exact match and 99.45 F1 on the test split,
 
 import ml_collections
 
-from transformer_jax import experiment, families
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax import families
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.data import SQUAD_FEATURES, DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import QuestionAnswering
 from transformer_jax.optimizers import fine_tuning
+from transformer_jax.runs import experiment
 
 CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 

@@ -27,11 +27,12 @@ trains a shrunk version on generated records with the same features.
 
 import ml_collections
 
-from transformer_jax import experiment, families
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax import families
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import SpanCorruption
 from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.runs import experiment
 
 SENTINELS = tuple(f"<extra_id_{i}>" for i in range(100))
 WARMUP_STEPS = 10_000  # k in the learning rate 1 / sqrt(max(n, k)), section 3.1.2

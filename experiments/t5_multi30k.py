@@ -25,11 +25,11 @@ from typing import Any
 
 import ml_collections
 
-from transformer_jax import experiment
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.runs import experiment
 
 PRETRAINED = "runs/t5_spans"
 PREFIXES = {"en-de": "translate English to German: ", "de-en": "translate German to English: "}

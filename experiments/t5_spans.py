@@ -16,12 +16,13 @@ from typing import Any
 
 import ml_collections
 
-from transformer_jax import experiment, families
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax import families
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.config import TransformerConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import SpanCorruption
 from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.runs import experiment
 
 NUM_SENTINELS = 100
 VOCAB_SIZE = 6144

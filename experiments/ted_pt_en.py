@@ -16,12 +16,12 @@ version on generated records with the same features.
 
 import ml_collections
 
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
-from transformer_jax.experiment import EvaluateConfig, Experiment, TrainConfig
 from transformer_jax.families import transformer
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.runs.experiment import EvaluateConfig, Experiment, TrainConfig
 
 VOCAB_SIZE = 8192
 

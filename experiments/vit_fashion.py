@@ -17,11 +17,12 @@ accuracy after 1,673 s of training. On a shared Intel Xeon, 2026-11-23: 91.37 % 
 
 import ml_collections
 
-from transformer_jax import experiment, families
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax import families
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig
 from transformer_jax.objectives import Classification
 from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.runs import experiment
 
 LABELS = (
     "T-shirt/top",

@@ -25,11 +25,12 @@ trains a shrunk version on generated images of many sizes with the same features
 
 import ml_collections
 
-from transformer_jax import experiment, families
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax import families
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig
 from transformer_jax.objectives import Classification
 from transformer_jax.optimizers import OptimizerConfig
+from transformer_jax.runs import experiment
 
 IMAGES, EPOCHS, BATCH_SIZE, SIDE = 1_281_167, 300, 1024, 224
 

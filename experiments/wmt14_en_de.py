@@ -17,12 +17,12 @@ trains a shrunk version on generated records with the same features.
 
 import ml_collections
 
-from transformer_jax.checkpoint import CheckpointConfig
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
-from transformer_jax.experiment import EvaluateConfig, Experiment, TrainConfig
 from transformer_jax.families import transformer
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.optimizers import OptimizerConfig, paper_peak_rate
+from transformer_jax.runs.experiment import EvaluateConfig, Experiment, TrainConfig
 
 VOCAB_SIZE = 37_000
 WARMUP_STEPS = 4_000

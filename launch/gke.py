@@ -34,14 +34,14 @@ from typing import Any
 import yaml
 from absl import app, flags
 
-from transformer_jax import jobsets, remote_runs
-from transformer_jax.command_line import reported_errors
+from transformer_jax.cli.flags import reported_errors
 from transformer_jax.config import ConfigError
-from transformer_jax.launching import LAUNCH_FILE, Run, parse_own_flags, read_run
-from transformer_jax.progress import say
-from transformer_jax.sweep_results import SWEEP_FILE
-from transformer_jax.sweeps import Member, begin_sweep, read_members
-from transformer_jax.tpu_slices import parse_slice
+from transformer_jax.launching import jobsets, remote_runs
+from transformer_jax.launching.run import LAUNCH_FILE, Run, parse_own_flags, read_run
+from transformer_jax.launching.sweep_results import SWEEP_FILE
+from transformer_jax.launching.sweeps import Member, begin_sweep, read_members
+from transformer_jax.launching.tpu_slices import parse_slice
+from transformer_jax.reporting.progress import say
 
 JOBSETS = "jobsets.jobset.x-k8s.io"
 POLL_SECONDS = 30.0
@@ -159,7 +159,7 @@ def results_command(run: Run, members: Sequence[Member], states: Sequence[str]) 
     for path, content in files.items():
         lines += [f"mkdir -p {shlex.quote(posixpath.dirname(path))}"]
         lines += [f"printf '%s\\n' {shlex.quote(json.dumps(content))} > {shlex.quote(path)}"]
-    table = ["python", "-m", "transformer_jax.sweeps", f"--workdir={run.workdir}"]
+    table = ["python", "-m", "transformer_jax.launching.sweeps", f"--workdir={run.workdir}"]
     return ["sh", "-c", "\n".join([*lines, f"exec {shlex.join(table)}"])]
 
 

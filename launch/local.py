@@ -24,11 +24,11 @@ from typing import Any
 
 from absl import app, flags
 
-from transformer_jax import launching, sweeps
-from transformer_jax.command_line import reported_errors
-from transformer_jax.process_groups import GroupSettings, run_groups
-from transformer_jax.runtime import CPU_THREADS_VARIABLE
-from transformer_jax.sweep_results import has_failures, report_results
+from transformer_jax.cli.flags import reported_errors
+from transformer_jax.cli.process import CPU_THREADS_VARIABLE
+from transformer_jax.distributed.process_groups import GroupSettings, run_groups
+from transformer_jax.launching import run, sweeps
+from transformer_jax.launching.sweep_results import has_failures, report_results
 
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
 Command = Callable[[launching.Run], Sequence[str]]  # returns the command that each process of a run executes

@@ -28,13 +28,13 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
-from transformer_jax import launching, sweeps
-from transformer_jax.checkpoint_files import COMMIT_FILE
-from transformer_jax.command_line import reported_errors
+from transformer_jax.checkpoints.files import COMMIT_FILE
+from transformer_jax.cli.flags import reported_errors
 from transformer_jax.files import write_whole
-from transformer_jax.progress import say
-from transformer_jax.run_folder import CHECKPOINTS_FOLDER, SUMMARY_FILE
-from transformer_jax.sweep_results import report_results
+from transformer_jax.launching import run, sweeps
+from transformer_jax.launching.sweep_results import report_results
+from transformer_jax.reporting.progress import say
+from transformer_jax.runs.folder import CHECKPOINTS_FOLDER, SUMMARY_FILE
 
 SCRIPT_FILE = "slurm.sh"
 TABLE_SCRIPT_FILE = "slurm_results.sh"
@@ -263,7 +263,7 @@ def table_script(workdir: str, name: str, settings: Settings) -> str:
     gpus = ("--gres", "--gpus", "-G")
     more = [option for option in settings.sbatch if not option.startswith(gpus)]
     options = ["--nodes=1", "--ntasks=1", f"--time={_TABLE_MINUTES}", *settings.queue_options(), *more]
-    command = [sys.executable, "-m", "transformer_jax.sweeps", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "transformer_jax.launching.sweeps", f"--workdir={workdir}"]
     lines = [*_header(name, workdir, options), "", *settings.setup, f"exec {shlex.join(command)}", ""]
     return "\n".join(lines)
 

@@ -32,13 +32,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags
 
-from transformer_jax import remote_runs
-from transformer_jax.command_line import reported_errors
+from transformer_jax.cli.flags import reported_errors
 from transformer_jax.config import ConfigError
-from transformer_jax.launching import parse_own_flags, read_run
-from transformer_jax.progress import say
-from transformer_jax.sweeps import read_members
-from transformer_jax.tpu_slices import parse_slice
+from transformer_jax.launching import remote_runs
+from transformer_jax.launching.run import parse_own_flags, read_run
+from transformer_jax.launching.sweeps import read_members
+from transformer_jax.launching.tpu_slices import parse_slice
+from transformer_jax.reporting.progress import say
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 ARCHIVE = "transformer_jax.tar.gz"

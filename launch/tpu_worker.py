@@ -17,12 +17,12 @@ from typing import Any
 
 from absl import app, flags
 
-from transformer_jax.command_line import reported_errors
-from transformer_jax.launching import Run, parse_own_flags, read_run, record_end, record_start
-from transformer_jax.remote_runs import read_environment
-from transformer_jax.run_folder import run_folder
-from transformer_jax.sweep_results import has_failures, report_results
-from transformer_jax.sweeps import begin_sweep, is_finished, read_members
+from transformer_jax.cli.flags import reported_errors
+from transformer_jax.launching.remote_runs import read_environment
+from transformer_jax.launching.run import Run, parse_own_flags, read_run, record_end, record_start
+from transformer_jax.launching.sweep_results import has_failures, report_results
+from transformer_jax.launching.sweeps import begin_sweep, is_finished, read_members
+from transformer_jax.runs.folder import run_folder
 
 FLAGS = flags.FLAGS
 

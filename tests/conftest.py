@@ -53,9 +53,9 @@ def key() -> jax.Array:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The folder with the texts that ``tests.training.tiny_experiment`` trains on."""
+    """The folder with the texts that ``tests.tiny_training.tiny_experiment`` trains on."""
     # Here, because pytest-xdist's parent loads this file too, and needs no library.
-    from tests.training import write_corpus
+    from tests.tiny_training import write_corpus
 
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder)

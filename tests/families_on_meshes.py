@@ -6,14 +6,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from tests.training import COMPARABLE
-from transformer_jax import families, partitioning
+from tests.tiny_training import COMPARABLE
+from transformer_jax import families
 from transformer_jax.config import TransformerConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
-from transformer_jax.experiment import Experiment, TrainConfig
 from transformer_jax.objectives import CausalLM, Classification, MaskedLM, Objective, Seq2Seq
-from transformer_jax.partitioning import MeshConfig
-from transformer_jax.train_step import compile_train_step
+from transformer_jax.runs.experiment import Experiment, TrainConfig
+from transformer_jax.sharding import partitioning
+from transformer_jax.sharding.partitioning import MeshConfig
+from transformer_jax.training.step import compile_train_step
 
 VOCAB_SIZE, ROWS, LENGTH, NUM_LABELS = 64, 16, 16, 4
 IMAGE_SHAPE, PATCH_SIZE = (16, 16, 3), 4  # 17 vectors: an odd number

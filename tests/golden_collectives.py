@@ -13,10 +13,10 @@ import jax
 from jax.sharding import Mesh
 
 from tests.families_on_meshes import family_batch, family_experiment
-from transformer_jax import partitioning
-from transformer_jax.partitioning import MeshConfig
 from transformer_jax.planning.collectives import Collective, read_collectives
-from transformer_jax.train_step import compile_train_step
+from transformer_jax.sharding import partitioning
+from transformer_jax.sharding.partitioning import MeshConfig
+from transformer_jax.training.step import compile_train_step
 from transformer_jax.types import PyTree
 
 FOLDER = pathlib.Path(__file__).parent / "golden"

@@ -15,18 +15,18 @@ import PIL.Image
 import pytest
 
 from tests.parity.test_fixtures import STORED
-from tests.training import write_corpus
+from tests.tiny_training import write_corpus
 from tests.word_tokenizers import word_tokenizer
-from transformer_jax.checkpoint import CheckpointError
-from transformer_jax.loading import load_model, load_run
-from transformer_jax.progress import read_metrics
+from transformer_jax.checkpoints.checkpointer import CheckpointError
+from transformer_jax.reporting.progress import read_metrics
+from transformer_jax.runs.loading import load_model, load_run
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM_STEPS = 40
 
 CONFIG = """
 import pathlib
-from tests.training import tiny_experiment
+from tests.tiny_training import tiny_experiment
 def get_config():
     return tiny_experiment(
         pathlib.Path({folder!r}),

@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import transformer_jax as tj
 from tests.test_experiments import CASES, experiment_of
 from tests.test_initialization import BPE, classifier, tiny_bert
-from tests.training import tiny_experiment, write_corpus
+
+import transformer_jax as tj
+from tests.tiny_training import tiny_experiment, write_corpus
 from transformer_jax import export, families
 from transformer_jax.config import ConfigError
 from transformer_jax.data import TokenizerConfig
-from transformer_jax.experiment import Experiment
 from transformer_jax.families import FAMILIES, family_of
 from transformer_jax.objectives import CausalLM
+from transformer_jax.pretrained.config_json import content_of
+from transformer_jax.runs.experiment import Experiment
 from transformer_jax.train import train
-from transformer_jax.transformers_config import content_of
 
 ENDS = dict(pad_id=0, eos_id=2, decoder_start_id=1)
 SIZES = dict(d_model=16, num_heads=2, key_size=8, value_size=8, d_feedforward=32, max_length=48)

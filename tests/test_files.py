@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.processes import run_python
+from tests.started_processes import run_python
 from transformer_jax.files import check_writable, write_whole
 
 WRITE = """

@@ -7,8 +7,8 @@ from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.models import build, example_inputs
 
 if TYPE_CHECKING:
-    from transformer_jax.loading import from_run
-    from transformer_jax.pretrained import from_pretrained, save_pretrained
+    from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
+    from transformer_jax.runs.loading import from_run
 
 __version__ = "0.1.0"
 __all__ = [

@@ -19,13 +19,13 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags
 
-from transformer_jax import inference
-from transformer_jax.command_line import define_model_flags, reported_errors, work_on_lines
+from transformer_jax.cli.flags import define_model_flags, reported_errors, work_on_lines
+from transformer_jax.cli.process import prepare_process
 from transformer_jax.config import ConfigError
-from transformer_jax.image_inputs import model_image
-from transformer_jax.loading import load_model
-from transformer_jax.pretrained_model import Pretrained
-from transformer_jax.runtime import prepare_process
+from transformer_jax.inference import texts
+from transformer_jax.inference.images import model_image
+from transformer_jax.inference.model import Pretrained
+from transformer_jax.runs.loading import load_model
 
 
 def parse_pair(line: str) -> tuple[str, str]:

@@ -20,14 +20,14 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags
 
-from transformer_jax import inference, sentence_vectors
-from transformer_jax.command_line import define_model_flags, reported_errors, work_on_lines
+from transformer_jax.cli.flags import define_model_flags, reported_errors, work_on_lines
+from transformer_jax.cli.process import prepare_process
 from transformer_jax.config import ConfigError
 from transformer_jax.files import check_writable, write_whole
-from transformer_jax.loading import load_model
+from transformer_jax.inference import texts, vectors
 from transformer_jax.objectives.classification import encode_texts
-from transformer_jax.progress import say
-from transformer_jax.runtime import prepare_process
+from transformer_jax.reporting.progress import say
+from transformer_jax.runs.loading import load_model
 
 
 def main(argv: Sequence[str]) -> None:

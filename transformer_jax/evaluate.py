@@ -18,25 +18,25 @@ from jax.sharding import Mesh
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from transformer_jax import partitioning
-from transformer_jax.command_line import (
+from transformer_jax.cli.flags import (
     DECODING_FLAGS,
     decoding_from_flags,
     define_decoding_flags,
     define_run_flags,
     reported_errors,
 )
+from transformer_jax.cli.process import prepare_process
 from transformer_jax.data import Source, batches_of_pieces, count_cut, evaluation_pieces, load_source
-from transformer_jax.experiment import EvaluateConfig, Experiment, make_transform
+from transformer_jax.evaluation.predictions import Outputs, answers, reconstructions
 from transformer_jax.files import write_json, write_whole
-from transformer_jax.loading import TrainedRun, load_run
 from transformer_jax.models import build
 from transformer_jax.objectives import Classification, QuestionAnswering, Seq2Seq
 from transformer_jax.objectives.base import Apply, Objective, Sums
-from transformer_jax.predictions import Outputs, answers, reconstructions
-from transformer_jax.progress import summary_table
-from transformer_jax.run_folder import run_folder
-from transformer_jax.runtime import prepare_process
+from transformer_jax.reporting.progress import summary_table
+from transformer_jax.runs.experiment import EvaluateConfig, Experiment, make_transform
+from transformer_jax.runs.folder import run_folder
+from transformer_jax.runs.loading import TrainedRun, load_run
+from transformer_jax.sharding import partitioning
 from transformer_jax.translate import Translator
 from transformer_jax.types import Batch, PyTree
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from transformer_jax.command_line import define_run_flags, reported_errors
-from transformer_jax.loading import from_run
-from transformer_jax.pretrained import save_pretrained
-from transformer_jax.progress import say
-from transformer_jax.runtime import prepare_process
+from transformer_jax.cli.flags import define_run_flags, reported_errors
+from transformer_jax.cli.process import prepare_process
+from transformer_jax.pretrained.reading import save_pretrained
+from transformer_jax.reporting.progress import say
+from transformer_jax.runs.loading import from_run
 
 
 def main(argv: Sequence[str]) -> None:

@@ -16,16 +16,16 @@ from typing import Any
 
 from absl import app, flags
 
-from transformer_jax import inference
-from transformer_jax.command_line import (
+from transformer_jax.cli.flags import (
     define_decoding_flags,
     define_model_flags,
     reported_errors,
     work_on_lines,
 )
-from transformer_jax.loading import load_model
-from transformer_jax.pretrained_model import Pretrained
-from transformer_jax.runtime import prepare_process
+from transformer_jax.cli.process import prepare_process
+from transformer_jax.inference import texts
+from transformer_jax.inference.model import Pretrained
+from transformer_jax.runs.loading import load_model
 
 
 def _options(loaded: Pretrained) -> dict[str, Any]:

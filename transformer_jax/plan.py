@@ -22,17 +22,17 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from transformer_jax.command_line import parse_flags, reported_errors
+from transformer_jax.cli.flags import parse_flags, reported_errors
+from transformer_jax.cli.process import prepare_process
 from transformer_jax.config import ConfigError
-from transformer_jax.experiment import Experiment, read_experiment
-from transformer_jax.partitioning import MESH_AXES, MeshConfig
 from transformer_jax.planning.hardware import DEVICES, EXAMPLES, Topology, read_topology
 from transformer_jax.planning.planner import make_plan, with_rows
 from transformer_jax.planning.programs import STEPS
 from transformer_jax.planning.report import to_json, to_text, write_json
 from transformer_jax.planning.search import search
 from transformer_jax.planning.search_report import search_json, search_text
-from transformer_jax.runtime import prepare_process
+from transformer_jax.runs.experiment import Experiment, read_experiment
+from transformer_jax.sharding.partitioning import MESH_AXES, MeshConfig
 
 FLAGS = flags.FLAGS
 

@@ -26,9 +26,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from transformer_jax import evaluate, partitioning
-from transformer_jax.checkpoint import Checkpointer
-from transformer_jax.command_line import USER_ERRORS, define_training_flags, parse_flags
+from transformer_jax import evaluate
+from transformer_jax.checkpoints.checkpointer import Checkpointer
+from transformer_jax.cli.flags import USER_ERRORS, define_training_flags, parse_flags
+from transformer_jax.cli.process import prepare_process
 from transformer_jax.config import ConfigError
 from transformer_jax.data import (
     Tokenizer,
@@ -39,20 +40,19 @@ from transformer_jax.data import (
     load_sources,
     training_iterator,
 )
-from transformer_jax.experiment import Experiment, make_transform, read_experiment
-from transformer_jax.files import write_json
-from transformer_jax.initialization import check_origin, initial_params
-from transformer_jax.loading import TrainedRun, check_tokenizer
-from transformer_jax.objectives.base import Objective, Sums
-from transformer_jax.processes import (
+from transformer_jax.distributed.processes import (
     check_alike,
     check_shared,
     connect,
     failures_end_all,
 )
-from transformer_jax.progress import MetricWriter, ProgressBar, say
-from transformer_jax.rendezvous import ProcessError
-from transformer_jax.run_folder import (
+from transformer_jax.distributed.rendezvous import ProcessError
+from transformer_jax.distributed.stopping import stop_is_agreed, stop_signals
+from transformer_jax.files import write_json
+from transformer_jax.objectives.base import Objective, Sums
+from transformer_jax.reporting.progress import MetricWriter, ProgressBar, say
+from transformer_jax.runs.experiment import Experiment, make_transform, read_experiment
+from transformer_jax.runs.folder import (
     CHECKPOINTS_FOLDER,
     SUMMARY_FILE,
     check_workdir,
@@ -64,10 +64,11 @@ from transformer_jax.run_folder import (
     run_folder,
     store_config,
 )
-from transformer_jax.runtime import prepare_process
-from transformer_jax.shrinking import shrink
-from transformer_jax.stopping import stop_is_agreed, stop_signals
-from transformer_jax.train_step import compile_train_step
+from transformer_jax.runs.loading import TrainedRun, check_tokenizer
+from transformer_jax.runs.shrinking import shrink
+from transformer_jax.sharding import partitioning
+from transformer_jax.training.initialization import check_origin, initial_params
+from transformer_jax.training.step import compile_train_step
 from transformer_jax.types import Batch
 
 ONE_LINE = (*USER_ERRORS, FloatingPointError, ProcessError)  # errors whose message says all

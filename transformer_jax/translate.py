@@ -14,22 +14,22 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
 
-from transformer_jax import partitioning
-from transformer_jax.command_line import (
+from transformer_jax.cli.flags import (
     decoding_from_flags,
     define_decoding_flags,
     define_run_flags,
     reported_errors,
     work_on_lines,
 )
+from transformer_jax.cli.process import prepare_process
 from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.data import Tokenizer
-from transformer_jax.experiment import EvaluateConfig
-from transformer_jax.generation import Generator
-from transformer_jax.inference import check_tokens
-from transformer_jax.loading import load_run
-from transformer_jax.progress import say
-from transformer_jax.runtime import prepare_process
+from transformer_jax.decoding.generator import Generator
+from transformer_jax.inference.texts import check_tokens
+from transformer_jax.reporting.progress import say
+from transformer_jax.runs.experiment import EvaluateConfig
+from transformer_jax.runs.loading import load_run
+from transformer_jax.sharding import partitioning
 from transformer_jax.types import PyTree
 
 

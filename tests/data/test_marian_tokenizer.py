@@ -12,7 +12,7 @@ from tests.parity.test_fixtures import STORED
 from transformer_jax.data import DataError, Tokenizer, TokenizerConfig, train_tokenizer
 from transformer_jax.data.marian_tokenizer import _read_model, load_marian_tokenizer
 from transformer_jax.objectives import Seq2Seq
-from transformer_jax.pretrained import from_pretrained
+from transformer_jax.pretrained.reading import from_pretrained
 
 FOLDER = pathlib.Path(__file__).parent / "marian"  # tests/parity/make_marian.py
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())

@@ -10,7 +10,7 @@ import grain
 import numpy as np
 import pytest
 
-from tests.processes import run_python
+from tests.started_processes import run_python
 from transformer_jax.data import DataConfig, evaluation_batches, training_iterator
 from transformer_jax.data import token_examples as module
 from transformer_jax.data.examples import DataError, MemorySource

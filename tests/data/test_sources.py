@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.mock_dataset import mock_translate
-from tests.processes import run_python
+from tests.started_processes import run_python
 from transformer_jax.config import ConfigError, read_section
 from transformer_jax.data.catalogue import TfdsSource
 from transformer_jax.data.datasets.number_words import number_words

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from tests.processes import run_python
+from tests.started_processes import run_python
 from transformer_jax.config import ConfigError, read_section
 from transformer_jax.data import tokenizers as module
 from transformer_jax.data.datasets.number_words.number_words import number_words

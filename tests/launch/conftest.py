@@ -6,7 +6,7 @@ import pytest
 from absl import flags
 
 from launch import tpu_vm
-from transformer_jax.launching import split_flags
+from transformer_jax.launching.run import split_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 

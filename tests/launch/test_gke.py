@@ -15,8 +15,8 @@ from launch import gke
 from tests.jobset_schema import schema_problems
 from tests.launch.recorded_programs import stand_in
 from transformer_jax.config import ConfigError
-from transformer_jax.jobsets import STOPPED_STATUS
-from transformer_jax.launching import split_flags
+from transformer_jax.launching.jobsets import STOPPED_STATUS
+from transformer_jax.launching.run import split_flags
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 
@@ -181,7 +181,7 @@ def test_the_table_is_made_in_the_cluster_of_what_is_known_here(launch, kubectl,
     command = [word.replace("$$", "$") for word in container(manifest)["command"]]
     python = stand_in("python", tmp_path, monkeypatch)
     subprocess.run(command, check=True, timeout=20)
-    assert python.commands == [["-m", "transformer_jax.sweeps", f"--workdir={folder}"]]
+    assert python.commands == [["-m", "transformer_jax.launching.sweeps", f"--workdir={folder}"]]
     sweep = json.loads((folder / "sweep.json").read_text())
     names = [member["name"] for member in sweep["members"]]
     assert names[:3] == SWEEP and len(names) == 4

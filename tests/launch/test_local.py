@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from launch import local
-from tests.training import tiny_experiment
-from transformer_jax import launching, sweeps
-from transformer_jax.run_folder import store_config
+from tests.tiny_training import tiny_experiment
+from transformer_jax.launching import run, sweeps
+from transformer_jax.runs.folder import store_config
 
 STAND_IN = str(pathlib.Path(__file__).with_name("stand_in.py"))
 

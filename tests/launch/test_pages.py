@@ -9,7 +9,7 @@ from absl import flags
 
 from launch import gke, tpu_vm
 from tests.jobset_schema import schema_problems
-from transformer_jax.launching import split_flags
+from transformer_jax.launching.run import split_flags
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from launch import local
-from tests.training import tiny_experiment
-from transformer_jax.launching import Run
+from tests.tiny_training import tiny_experiment
+from transformer_jax.launching.run import Run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 LAUNCHER = """
 import os, sys
 from launch import local
-from transformer_jax.process_groups import GroupSettings, run_groups
+from transformer_jax.distributed.process_groups import GroupSettings, run_groups
 count, stop_timeout, program = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 group = GroupSettings(
     [sys.executable, "-c", program], lambda: local.environments(count, None, os.environ, local.free_port())

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 
 from launch import slurm
-from tests.training import tiny_experiment
-from transformer_jax.launching import Run
+from tests.tiny_training import tiny_experiment
+from transformer_jax.launching.run import Run
 
 
 def run_in(folder, *arguments):
@@ -140,7 +140,11 @@ def test_members_are_submitted_first_and_the_table_waits_for_them(tmp_path, monk
         "--chdir": os.getcwd(), "--nodes": "1", "--ntasks": "1", "--time": "15", "--partition": "big",
         "--qos": "low",
     }  # fmt: skip
-    assert shlex.split(table.splitlines()[-1])[2:] == ["-m", "transformer_jax.sweeps", f"--workdir={base}"]
+    assert shlex.split(table.splitlines()[-1])[2:] == [
+        "-m",
+        "transformer_jax.launching.sweeps",
+        f"--workdir={base}",
+    ]
 
 
 def test_where_sbatch_refuses_its_own_words_are_shown_and_the_jobs_before(tmp_path, monkeypatch):

@@ -14,8 +14,8 @@ import pytest
 
 from launch import slurm
 from tests.launch.slurm_cluster import slurm_cluster
-from tests.training import tiny_experiment, write_corpus
-from transformer_jax.launching import Run
+from tests.tiny_training import tiny_experiment, write_corpus
+from transformer_jax.launching.run import Run
 
 pytestmark = pytest.mark.slow
 
@@ -163,7 +163,7 @@ def test_a_job_whose_time_is_up_saves_and_queues_again_where_it_may(tmp_path):
 
 CONFIG = """
 import pathlib
-from tests.training import tiny_experiment, write_corpus
+from tests.tiny_training import tiny_experiment, write_corpus
 def get_config():
     return tiny_experiment(pathlib.Path({folder!r}), train=dict(num_steps=4)).to_config_dict()
 def sweep():

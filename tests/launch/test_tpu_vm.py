@@ -13,7 +13,7 @@ import pytest
 from launch import tpu_vm
 from tests.launch.recorded_programs import stand_in
 from transformer_jax.config import ConfigError
-from transformer_jax.tpu_slices import GENERATIONS
+from transformer_jax.launching.tpu_slices import GENERATIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 

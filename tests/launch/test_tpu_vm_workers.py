@@ -10,7 +10,7 @@ import pytest
 
 from launch import tpu_vm
 from tests.launch.recorded_programs import write_program
-from tests.training import write_corpus
+from tests.tiny_training import write_corpus
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 
@@ -158,7 +158,7 @@ def test_run_follow_and_stop(launch, installed, capfd, monkeypatch):
 
 SWEEP = """
 import pathlib
-from tests.training import tiny_experiment
+from tests.tiny_training import tiny_experiment
 def get_config():
     return tiny_experiment(pathlib.Path({folder!r}), train=dict(num_steps=2)).to_config_dict()
 def sweep():

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from launch import tpu_worker
-from tests.processes import run_python
-from tests.training import tiny_experiment
-from transformer_jax.launching import Run, read_run
-from transformer_jax.sweep_results import RESULTS_TEXT
-from transformer_jax.sweeps import read_members
+from tests.started_processes import run_python
+from tests.tiny_training import tiny_experiment
+from transformer_jax.launching.run import Run, read_run
+from transformer_jax.launching.sweep_results import RESULTS_TEXT
+from transformer_jax.launching.sweeps import read_members
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 
@@ -96,7 +96,7 @@ def test_a_signal_is_passed_on_and_is_the_end_of_a_sweep(tmp_path, single_device
     program = """
         import os, sys
         from launch import tpu_worker
-        from transformer_jax.launching import read_run
+        from transformer_jax.launching.run import read_run
         folder, child = sys.argv[1:]
         run = read_run(["--config=experiments/number_words.py", f"--workdir={folder}"])
         command = lambda run: [sys.executable, "-SE", "-c", child]

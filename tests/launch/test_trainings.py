@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from tests.launch.slurm_cluster import slurm_cluster
-from tests.training import write_corpus
-from transformer_jax.loading import load_run
-from transformer_jax.progress import read_metrics
+from tests.tiny_training import write_corpus
+from transformer_jax.reporting.progress import read_metrics
+from transformer_jax.runs.loading import load_run
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 CONFIG = """
 import pathlib
-from tests.training import tiny_experiment
+from tests.tiny_training import tiny_experiment
 def get_config():
     return tiny_experiment(
         pathlib.Path({folder!r}),

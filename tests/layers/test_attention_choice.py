@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training import tiny_experiment
+from tests.tiny_training import tiny_experiment
 from transformer_jax.layers import attention_kernels
 from transformer_jax.layers.attention import KeyValue, MultiHeadAttention
 from transformer_jax.layers.attention_kernels import choose_kernel
 from transformer_jax.layers.kernel import Kernel
 from transformer_jax.layers.masks import Causal, Explicit, Globals, Mask, MaskPart, Segments, Window
 from transformer_jax.models import build
-from transformer_jax.partitioning import MeshConfig, make_mesh, on_mesh, shard_batch
-from transformer_jax.placement import Placement, placed
-from transformer_jax.train_step import compile_train_step
+from transformer_jax.sharding.partitioning import MeshConfig, make_mesh, on_mesh, shard_batch
+from transformer_jax.sharding.placement import Placement, placed
+from transformer_jax.training.step import compile_train_step
 
 
 def arrays(length: int = 256, keys: int = 256, size: int = 64, dtype: str = "bfloat16") -> list[jax.Array]:

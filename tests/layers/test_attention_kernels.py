@@ -14,8 +14,8 @@ from transformer_jax.layers.attention_ops import dot_product_attention
 from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.layers.splash_attention import SplashAttention, block_size
 from transformer_jax.layers.triton_attention import TritonAttention
-from transformer_jax.partitioning import MeshConfig, make_mesh, on_mesh
-from transformer_jax.placement import Placement, placed
+from transformer_jax.sharding.partitioning import MeshConfig, make_mesh, on_mesh
+from transformer_jax.sharding.placement import Placement, placed
 
 KERNELS = {"splash": SplashAttention(), "triton": TritonAttention()}
 FULL_SPLIT = MeshConfig(data=2, context=2, tensor=2)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 import transformer_jax as tj
 from transformer_jax.models import heads
-from transformer_jax.placement import Placement, placed
+from transformer_jax.sharding.placement import Placement, placed
 
 CONFIGS = {
     "encoder-decoder": tj.families.transformer.config(

@@ -17,7 +17,7 @@ from tests.models import reference
 from transformer_jax.layers import dropout
 from transformer_jax.layers.feedforward import FeedForward
 from transformer_jax.models import abstract_params
-from transformer_jax.partitioning import unbox
+from transformer_jax.sharding.partitioning import unbox
 
 CONFIG = tj.families.transformer.config(
     "tiny", vocab_size=23, d_model=16, num_heads=2, key_size=4, value_size=6, d_feedforward=24, max_length=12,

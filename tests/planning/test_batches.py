@@ -8,15 +8,15 @@ from typing import Any
 import jax
 import pytest
 
-from tests.training import tiny_experiment
-from transformer_jax import partitioning
+from tests.tiny_training import tiny_experiment
 from transformer_jax.data import load_source, training_iterator
-from transformer_jax.experiment import Experiment, make_transform, read_experiment
 from transformer_jax.models import abstract_params, build
-from transformer_jax.partitioning import MeshConfig
 from transformer_jax.planning.batches import batch_template, num_tokens
-from transformer_jax.run_folder import load_or_train_tokenizer
-from transformer_jax.shrinking import shrink
+from transformer_jax.runs.experiment import Experiment, make_transform, read_experiment
+from transformer_jax.runs.folder import load_or_train_tokenizer
+from transformer_jax.runs.shrinking import shrink
+from transformer_jax.sharding import partitioning
+from transformer_jax.sharding.partitioning import MeshConfig
 
 EXPERIMENTS = sorted(pathlib.Path(__file__).parents[2].joinpath("experiments").glob("*.py"))
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from transformer_jax.partitioning import MeshConfig, make_mesh
 from transformer_jax.planning.collectives import Collective, device_groups, read_collectives
+from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
 
 ALL_AXES = ("data", "fsdp", "tensor")
 SHAPE = (8, 4)  # of each device's part, float32

@@ -9,7 +9,6 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from transformer_jax.config import ConfigError
-from transformer_jax.partitioning import MeshConfig, make_mesh
 from transformer_jax.planning.collectives import Collective, find_collectives
 from transformer_jax.planning.costs import Cost, Work, read_work
 from transformer_jax.planning.estimate import (
@@ -23,6 +22,7 @@ from transformer_jax.planning.estimate import (
 )
 from transformer_jax.planning.hardware import DEVICES, EXAMPLES, read_topology
 from transformer_jax.planning.hlo import read_program
+from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
 
 
 def chips(shape: tuple[int, ...], sizes: tuple[int, ...]) -> np.ndarray:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from transformer_jax.partitioning import MeshConfig, make_mesh
 from transformer_jax.planning.hlo import read_program
 from transformer_jax.planning.memory import activation_bytes, read_memory, shard_bytes
+from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
 
 ROWS, WIDTH, LAYERS = 64, 128, 6
 ONE = ROWS * WIDTH * 4  # bytes of a layer's input

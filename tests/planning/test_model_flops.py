@@ -11,10 +11,10 @@ from experiments import bert_mlm, gpt2_openwebtext, t5_c4, vit_imagenet, wmt14_e
 from transformer_jax import families
 from transformer_jax.config import TransformerConfig
 from transformer_jax.models import abstract_params, build
-from transformer_jax.partitioning import unbox
 from transformer_jax.planning.costs import read_work, total
 from transformer_jax.planning.hlo import read_program
 from transformer_jax.planning.model_flops import decode_flops, model_flops
+from transformer_jax.sharding.partitioning import unbox
 
 
 def tokens(rows: int, length: int, *sides: str) -> dict[str, jax.ShapeDtypeStruct]:

@@ -9,14 +9,12 @@ from typing import Any
 import jax
 import pytest
 
-from tests.training import tiny_experiment
+from tests.tiny_training import tiny_experiment
 from transformer_jax import families
 from transformer_jax.config import ConfigError
 from transformer_jax.data import SourceConfig
-from transformer_jax.experiment import Experiment
 from transformer_jax.models import abstract_params
 from transformer_jax.objectives import MaskedLM
-from transformer_jax.partitioning import MeshConfig, make_mesh, unbox
 from transformer_jax.planning.costs import Cost, Work
 from transformer_jax.planning.hardware import Topology, read_topology
 from transformer_jax.planning.planner import attention_kernels, make_plan, with_rows
@@ -33,6 +31,8 @@ from transformer_jax.planning.search import (
     search,
 )
 from transformer_jax.planning.search_report import search_json, search_text
+from transformer_jax.runs.experiment import Experiment
+from transformer_jax.sharding.partitioning import MeshConfig, make_mesh, unbox
 
 TOPOLOGY = read_topology("h100:8")
 

@@ -9,8 +9,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core import read_only_builder
 
+from experiments import caption_questions
 from transformer_jax.config import nearest
-from transformer_jax.data.datasets import caption_questions, number_words
+from transformer_jax.data.datasets import number_words
 from transformer_jax.data.examples import DataError, check_value, described
 from transformer_jax.data.image_files import decode_image
 from transformer_jax.data.text_files import DATA_VARIABLE, Features

@@ -12,7 +12,7 @@ from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.kept import keep
 from transformer_jax.layers.linear import Linear
 from transformer_jax.layers.masks import Mask
-from transformer_jax.placement import constrain
+from transformer_jax.sharding.placement import constrain
 
 
 @flax.struct.dataclass

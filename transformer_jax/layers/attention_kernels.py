@@ -20,7 +20,7 @@ from transformer_jax.layers.kernel import Kernel
 from transformer_jax.layers.masks import Mask
 from transformer_jax.layers.splash_attention import SplashAttention
 from transformer_jax.layers.triton_attention import TritonAttention
-from transformer_jax.placement import current_placement
+from transformer_jax.sharding.placement import current_placement
 
 _log = logging.getLogger(__name__)
 

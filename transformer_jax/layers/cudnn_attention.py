@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from transformer_jax.layers.kernel import Kernel
 from transformer_jax.layers.masks import Causal, Mask, Segments
-from transformer_jax.placement import current_placement
+from transformer_jax.sharding.placement import current_placement
 
 
 class CudnnAttention(Kernel):

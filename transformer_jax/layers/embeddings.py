@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from transformer_jax.layers.linear import product
 from transformer_jax.layers.parameters import parameter
-from transformer_jax.placement import constrain
+from transformer_jax.sharding.placement import constrain
 
 
 class Embedding(nn.Module):

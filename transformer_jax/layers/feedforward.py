@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.kept import keep
 from transformer_jax.layers.linear import Linear
-from transformer_jax.placement import constrain
+from transformer_jax.sharding.placement import constrain
 
 ACTIVATIONS = {
     "relu": nn.relu,

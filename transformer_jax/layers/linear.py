@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transformer_jax.layers.parameters import parameter
-from transformer_jax.placement import current_placement
+from transformer_jax.sharding.placement import current_placement
 
 
 def product(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.layers.parameters import parameter
-from transformer_jax.placement import constrain
+from transformer_jax.sharding.placement import constrain
 
 
 def sinusoidal_table(max_length: int, d_model: int) -> Float[np.ndarray, "L D"]:

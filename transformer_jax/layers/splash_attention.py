@@ -21,7 +21,7 @@ from transformer_jax.layers.kernel import Kernel
 from transformer_jax.layers.kernel_costs import CallArray, Products, call_operations
 from transformer_jax.layers.kernel_inputs import kernel_inputs
 from transformer_jax.layers.masks import Causal, Mask, Segments
-from transformer_jax.placement import Placement, current_placement
+from transformer_jax.sharding.placement import Placement, current_placement
 
 LANES = 128  # the width of a TPU's vector registers, of which a block is a multiple
 _BLOCKS = (512, 384, 256)  # tokens; the scores and gradients of the largest fit into the core's memory

@@ -24,7 +24,7 @@ from transformer_jax.layers.kernel import Kernel
 from transformer_jax.layers.kernel_costs import CallArray, Products, call_operations
 from transformer_jax.layers.kernel_inputs import KernelInputs, kernel_inputs
 from transformer_jax.layers.masks import Causal, Mask, Segments
-from transformer_jax.placement import current_placement
+from transformer_jax.sharding.placement import current_placement
 
 BLOCK = 64  # queries, and keys, of a block of scores
 MOST_HEAD_SIZE = 128

@@ -13,7 +13,7 @@ from transformer_jax.layers.feedforward import FeedForward
 from transformer_jax.layers.kept import keep
 from transformer_jax.layers.masks import Mask
 from transformer_jax.layers.norms import NORMS
-from transformer_jax.placement import constrain
+from transformer_jax.sharding.placement import constrain
 
 
 class Block(nn.Module):

@@ -11,7 +11,7 @@ from transformer_jax.layers.linear import Linear
 from transformer_jax.layers.norms import NORMS
 from transformer_jax.layers.parameters import parameter
 from transformer_jax.layers.positions import PositionEncoding
-from transformer_jax.placement import constrain
+from transformer_jax.sharding.placement import constrain
 
 
 def token_embedding(config: TransformerConfig, name: str | None = None) -> Embedding:

@@ -16,7 +16,7 @@ from transformer_jax.layers.feedforward import ACTIVATIONS
 from transformer_jax.layers.linear import Linear
 from transformer_jax.layers.norms import NORMS
 from transformer_jax.layers.parameters import parameter
-from transformer_jax.placement import constrain, current_placement
+from transformer_jax.sharding.placement import constrain, current_placement
 from transformer_jax.types import PyTree
 
 # Of the logits of tokens, and which of them: what is wanted of each token.

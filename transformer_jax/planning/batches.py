@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from transformer_jax import partitioning
 from transformer_jax.config import TransformerConfig
 from transformer_jax.data import rows_per_batch
 from transformer_jax.data.packing import fill_batch
-from transformer_jax.experiment import Experiment
 from transformer_jax.objectives.special_tokens import ROLES
+from transformer_jax.runs.experiment import Experiment
+from transformer_jax.sharding import partitioning
 from transformer_jax.types import SIDES, Drawing, Encoding, TokenExample
 
 _TEXT = "One two three four. Five six seven eight."

@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from transformer_jax.partitioning import MESH_AXES
 from transformer_jax.planning.collectives import Collective
 from transformer_jax.planning.costs import Work
 from transformer_jax.planning.hardware import Device, Topology
 from transformer_jax.planning.hlo import Program
+from transformer_jax.sharding.partitioning import MESH_AXES
 
 Coords: TypeAlias = Int[np.ndarray, "*mesh axes"]  # coordinates in the network of each device of a mesh
 

@@ -7,9 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from transformer_jax import partitioning
 from transformer_jax.config import ConfigError
-from transformer_jax.experiment import Experiment
 from transformer_jax.planning.batches import batch_template, num_tokens
 from transformer_jax.planning.collectives import find_collectives
 from transformer_jax.planning.costs import Work, read_work, total
@@ -20,7 +18,9 @@ from transformer_jax.planning.memory import read_memory
 from transformer_jax.planning.model_flops import decode_flops, model_flops
 from transformer_jax.planning.programs import STEPS, CompiledStep, compile_steps, topology_devices
 from transformer_jax.planning.report import XLA_ATTENTION, Plan, StepPlan
-from transformer_jax.train_step import compile_train_step
+from transformer_jax.runs.experiment import Experiment
+from transformer_jax.sharding import partitioning
+from transformer_jax.training.step import compile_train_step
 
 _PALLAS = ("tpu_custom_call", "__gpu$xla.gpu.triton")  # the targets that all Pallas kernels share
 

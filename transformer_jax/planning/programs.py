@@ -21,15 +21,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from transformer_jax import partitioning
 from transformer_jax.config import ConfigError
 from transformer_jax.evaluate import make_evaluate_step
-from transformer_jax.experiment import Experiment
 from transformer_jax.models import build
 from transformer_jax.models.cache import PromptContext
 from transformer_jax.planning.batches import batch_template
 from transformer_jax.planning.hardware import EXAMPLES, Topology
-from transformer_jax.train_step import compile_train_step
+from transformer_jax.runs.experiment import Experiment
+from transformer_jax.sharding import partitioning
+from transformer_jax.training.step import compile_train_step
 from transformer_jax.types import PyTree
 
 STEPS = ("train", "evaluate", "decode")

@@ -14,16 +14,16 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 
-from transformer_jax import partitioning
 from transformer_jax.config import ConfigError, TransformerConfig
-from transformer_jax.experiment import Experiment
 from transformer_jax.planning.batches import batch_template
 from transformer_jax.planning.hardware import Topology
 from transformer_jax.planning.model_flops import model_flops
 from transformer_jax.planning.planner import make_plan, with_rows
 from transformer_jax.planning.programs import topology_devices
 from transformer_jax.planning.report import Plan
-from transformer_jax.train_step import make_init
+from transformer_jax.runs.experiment import Experiment
+from transformer_jax.sharding import partitioning
+from transformer_jax.training.step import make_init
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows per device to try
 LONG = 2048  # tokens; rows shorter than this are not split

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
+from tests.test_image_inputs import DEIT, PLAIN, SHORTEST, photo
 
 from tests.parity.test_fixtures import STORED
-from tests.test_image_inputs import DEIT, PLAIN, SHORTEST, photo
-from transformer_jax.pretrained import from_pretrained, save_pretrained
+from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
 
 pytestmark = pytest.mark.live
 

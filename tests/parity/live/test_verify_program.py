@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.parity.test_fixtures import DECODING_MODELS, MODELS, STORED
-from transformer_jax import verify
-from transformer_jax.pretrained import from_pretrained
+from transformer_jax.pretrained import verify
+from transformer_jax.pretrained.reading import from_pretrained
 
 pytestmark = pytest.mark.live
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.live
 READS_ANOTHER = """
 import sys
 from absl import app
-from transformer_jax import pretrained
+from transformer_jax.pretrained import reading
 folder, read = sys.argv.pop(), pretrained.from_pretrained
 pretrained.from_pretrained = lambda _: read(folder)
 pretrained.define_flags()

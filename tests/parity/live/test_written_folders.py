@@ -25,13 +25,13 @@ from tests.parity.test_parity import (
     outputs_of,
     sequences_of,
 )
-from transformer_jax.beam_rules import TRANSFORMERS_RULE
 from transformer_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
-from transformer_jax.generation import TextRules
-from transformer_jax.generation_config import GENERATION_FILE, GenerationDefaults
+from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE
+from transformer_jax.decoding.generator import TextRules
 from transformer_jax.objectives.classification import encode_texts
-from transformer_jax.pretrained import from_pretrained, save_pretrained
-from transformer_jax.tensor_files import INDEX_FILE
+from transformer_jax.pretrained.generation_json import GENERATION_FILE, GenerationDefaults
+from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
+from transformer_jax.pretrained.tensor_files import INDEX_FILE
 
 pytestmark = pytest.mark.live
 

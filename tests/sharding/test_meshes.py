@@ -1,0 +1,98 @@
+"""Every family trains on eight virtual devices, however they are arranged, as it does on one."""
+
+import contextlib
+import functools
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from tests import golden_collectives
+from tests.families_on_meshes import MODELS, train_family
+from tests.tiny_training import assert_equal_training
+from transformer_jax import families
+
+MESHES = [
+    dict(data=8),
+    dict(data=2, fsdp=4),
+    dict(data=2, fsdp=2, tensor=2),
+    dict(data=2, context=4),
+    dict(data=1, fsdp=2, context=2, tensor=2),
+]
+
+
+@functools.cache
+def on_one_device(name, scan_layers=False):
+    return train_family(name, dict(data=1), 1, scan_layers=scan_layers, remat=scan_layers)
+
+
+@pytest.fixture(autouse=True)
+def _quickly_compiled():
+    """Without XLA's optimizations: what is compared is compiled in the same way."""
+    with optimizations(False):
+        yield
+
+
+@contextlib.contextmanager
+def optimizations(are_on):
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", not are_on)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def test_there_is_a_model_of_every_family():
+    assert {name.split()[0] for name in MODELS} == set(families.FAMILIES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "-".join(f"{k}{v}" for k, v in sizes.items()))
+@pytest.mark.parametrize("name", MODELS)
+def test_eight_devices_train_as_one(name, sizes):
+    assert_equal_training(train_family(name, sizes, 8), on_one_device(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES[-2:], ids=lambda sizes: "-".join(sizes))
+@pytest.mark.parametrize("name", ["transformer", "t5"])
+def test_scanned_layers_with_remat_train_so_too(name, sizes):
+    # Of the two each way of rematerialisation has one.
+    kept = "products" if name == "transformer" else "inputs"
+    found = train_family(name, sizes, 8, scan_layers=True, remat=True, remat_keeps=kept)
+    assert_equal_training(found, on_one_device(name, scan_layers=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh_name", golden_collectives.MESHES)
+def test_a_step_has_the_collectives_that_it_had(mesh_name):
+    """See ``golden_collectives`` for how to renew the files where a change is meant."""
+    wanted = json.loads((golden_collectives.FOLDER / f"collectives_{mesh_name}.json").read_text())
+    with optimizations(True):
+        collectives, template, mesh = golden_collectives.collectives_on(mesh_name)
+    found = golden_collectives.table(collectives)
+    bytes_of = [{key: row[key] for key in ("kind", "axes", "bytes")} for row in wanted["collectives"]]
+    assert [{key: row[key] for key in ("kind", "axes", "bytes")} for row in found] == bytes_of
+    is_same_version = jax.__version__ == wanted["jax"]
+    for row, other in zip(found, wanted["collectives"], strict=True):
+        # Other versions of XLA combine more or fewer all-reduces into one.
+        assert row["executions"] == other["executions"] or not is_same_version, row
+    assert_only_parameters_are_gathered(collectives, template, mesh)
+
+
+def assert_only_parameters_are_gathered(collectives, template, mesh):
+    """Over the axes that split the batch: what is gathered has the size of a parameter."""
+    sizes = set()
+    for leaf in jax.tree.leaves(template.params):
+        gathered = [
+            None if {"data", "fsdp"} & set(np.atleast_1d(axis)) else axis for axis in leaf.sharding.spec
+        ]
+        shape = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*gathered)).shard_shape(
+            leaf.shape
+        )
+        sizes |= {4 * math.prod(shape), 4 * math.prod(shape[1:])}  # of all layers, or of one
+    for found in collectives:
+        if found.kind in ("all-gather", "all-to-all") and {"data", "fsdp"} & set(found.axes):
+            assert found.bytes in sizes, found
+        assert found.kind != "all-to-all", found

@@ -1,0 +1,277 @@
+"""``generation_config.json`` of ``transformers``: what ``generate`` does where a caller does not say.
+
+A checkpoint without that file has the same keys in its ``config.json``, where older versions kept them.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE
+from transformer_jax.decoding.constraints import Constraints
+from transformer_jax.decoding.generator import OWN_RULES, DecodingSettings, TextRules
+from transformer_jax.inference.texts import MAX_NEW_TOKENS
+from transformer_jax.pretrained.config_json import CONFIG_FILE, read_object
+from transformer_jax.reporting.progress import say
+
+GENERATION_FILE = "generation_config.json"
+
+# What the file is read for, and what its value may be.
+_READ: dict[str, tuple[type, ...]] = {
+    "num_beams": (int,),
+    "length_penalty": (int, float),
+    "early_stopping": (bool, str),
+    "max_new_tokens": (int,),
+    "max_length": (int,),
+    "min_new_tokens": (int,),
+    "min_length": (int,),
+    "no_repeat_ngram_size": (int,),
+    "forced_bos_token_id": (int,),
+    "forced_eos_token_id": (int, list),
+    "bad_words_ids": (list,),
+    "suppress_tokens": (list,),
+    "renormalize_logits": (bool,),
+    "do_sample": (bool,),
+    "temperature": (int, float),
+    "top_k": (int,),
+    "top_p": (int, float),
+}
+# What ``config.json`` says already, and must not contradict: here and there.
+_SPECIAL = {"eos_id": "eos_token_id", "decoder_start_id": "decoder_start_token_id"}
+_TOP_K = 50  # of which transformers draws, whoever asks it to draw
+# What changes nothing in the tokens that come, or pads them.
+_HARMLESS = {
+    *("bos_token_id", "pad_token_id", "transformers_version", "_from_model_config", "use_cache"),
+    *("cache_implementation", "cache_config", "max_cache_len", "return_legacy_cache", "low_memory"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+    *("return_dict_in_generate", "remove_invalid_values", "compile_config", "disable_compile"),
+    *("continuous_batching_config", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule"),
+    *("assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size"),
+    *("assistant_early_exit", "assistant_lookbehind", "target_lookbehind"),
+}
+# What else ``transformers`` knows, with the value that is as good as none.
+_UNKNOWN_HERE: dict[str, Any] = {
+    "repetition_penalty": 1,
+    "encoder_repetition_penalty": 1,
+    "encoder_no_repeat_ngram_size": 0,
+    "num_return_sequences": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0,
+    "penalty_alpha": 0,
+    "typical_p": 1,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+    "min_p": 0,
+    "top_h": None,
+    "guidance_scale": 1,
+    "exponential_decay_length_penalty": None,
+    "begin_suppress_tokens": None,
+    "forced_decoder_ids": None,
+    "sequence_bias": None,
+    "force_words_ids": None,
+    "constraints": None,
+    "token_healing": False,
+    "watermarking_config": None,
+    "stop_strings": None,
+    "max_time": None,
+    "dola_layers": None,
+    "assistant_ensemble_weight": None,
+}
+
+
+class Chosen(NamedTuple):
+    """How to generate, complete; see ``inference.generate_texts``."""
+
+    settings: DecodingSettings
+    rules: TextRules
+    max_new_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationDefaults:
+    """What ``generate`` does where a caller does not say: as made, what it does for a run of this project.
+
+    Attributes:
+      num_beams, length_penalty: of searching.
+      rules: what else there is to say of searching, and of what may come.
+      max_new_tokens: of an output, eos included.
+      do_sample: whether to draw.
+      temperature, top_k, top_p: of drawing, whoever asks for it; see ``generation.DecodingSettings``.
+      content: keys of ``generation_config.json`` as they were read, to be written again; {} is no file.
+    """
+
+    num_beams: int = 1
+    length_penalty: float = 0.6
+    rules: TextRules = OWN_RULES
+    max_new_tokens: int = MAX_NEW_TOKENS
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    content: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def chosen(
+        self,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        num_beams: int | None = None,
+        length_penalty: float | None = None,
+        early_stopping: bool | str | None = None,
+        no_repeat_ngram_size: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Chosen:
+        """These with what a caller says, who does not say what is None.
+
+        Beams without a temperature search, and a temperature without beams draws, whatever is the default.
+
+        Raises:
+          ValueError: a value is outside its range, or one is for sampling and nothing is sampled.
+        """
+        searches = num_beams is not None and num_beams > 1
+        if temperature is None:
+            temperature = self.temperature if self.do_sample and not searches else 0.0
+        draws = temperature > 0
+        if num_beams is None:
+            num_beams = 1 if draws else self.num_beams
+        settings = DecodingSettings(
+            num_beams,
+            self.length_penalty if length_penalty is None else length_penalty,
+            temperature,
+            (self.top_k if draws else 0) if top_k is None else top_k,
+            (self.top_p if draws else 1.0) if top_p is None else top_p,
+            0 if seed is None else seed,
+        )
+        beams, constraints = self.rules.beams, self.rules.constraints
+        if early_stopping is not None:
+            beams = dataclasses.replace(beams, early_stopping=early_stopping)
+        if min_new_tokens is not None:
+            constraints = dataclasses.replace(constraints, min_new_tokens=min_new_tokens, min_length=0)
+        if no_repeat_ngram_size is not None:
+            constraints = dataclasses.replace(constraints, no_repeat_ngram_size=no_repeat_ngram_size)
+        max_length = self.rules.max_length if max_new_tokens is None else None
+        longest = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        return Chosen(settings, TextRules(beams, constraints, max_length), longest)
+
+
+RUN_DEFAULTS = GenerationDefaults()
+
+
+def read_generation(
+    folder: pathlib.Path, model_content: Mapping[str, Any], config: TransformerConfig
+) -> GenerationDefaults:
+    """The defaults of a checkpoint; says what its file asks for that is not done here.
+
+    Args:
+      folder: of the checkpoint.
+      model_content: of its ``config.json``.
+      config: of the model.
+
+    Raises:
+      ConfigError: the file is broken, or a value is of no use.
+    """
+    if config.is_encoder_only:
+        return RUN_DEFAULTS
+    path = folder / GENERATION_FILE
+    if path.exists():
+        content = read_object(path)
+    else:
+        path = folder / CONFIG_FILE
+        content = _legacy(model_content)
+    present = {key: value for key, value in content.items() if value is not None}
+    for key, types in _READ.items():
+        value = present.get(key)
+        if key in present and (
+            not isinstance(value, types) or (bool not in types and isinstance(value, bool))
+        ):
+            wanted = " or ".join(one.__name__ for one in types)
+            raise ConfigError(f"{path} has {key}={value!r}, which must be {wanted}")
+    try:
+        found = _defaults(present, content, config.vocab_size)
+        found.chosen()
+        found.rules.constraints.check(config.vocab_size)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be followed: {error}") from error
+    left_out = _left_out(present, config)
+    if left_out:
+        say(
+            f"{path} asks for what is not done here, so that texts may differ from those of transformers: "
+            f"{left_out}"
+        )
+    return found
+
+
+def _legacy(model_content: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``config.json`` has of the other file, with the special tokens that this must then have."""
+    keys = _READ.keys() | _UNKNOWN_HERE.keys()
+    found = {key: value for key, value in model_content.items() if key in keys and value is not None}
+    special = {"bos_token_id", "pad_token_id", *_SPECIAL.values()}
+    return found and {key: value for key, value in model_content.items() if key in keys | special}
+
+
+def _defaults(present: Mapping[str, Any], content: Mapping[str, Any], vocab_size: int) -> GenerationDefaults:
+    """The defaults by the keys that are ``present``; for others those of ``transformers``."""
+    single = [words[0] for words in present.get("bad_words_ids", []) if len(words) == 1]
+    eos_ids = _ids(present.get("eos_token_id"))
+    banned = [token for token in single if token not in eos_ids] + present.get("suppress_tokens", [])
+    min_new_tokens = present.get("min_new_tokens")
+    constraints = Constraints(
+        banned_ids=tuple(dict.fromkeys(banned)),
+        no_repeat_ngram_size=present.get("no_repeat_ngram_size", 0),
+        min_new_tokens=min_new_tokens or 0,
+        min_length=present.get("min_length", 0) if min_new_tokens is None else 0,
+        forced_bos_id=present.get("forced_bos_token_id"),
+        forced_eos_id=_single(present.get("forced_eos_token_id")),
+        renormalize=present.get("renormalize_logits", False),
+    )
+    early_stopping = present.get("early_stopping", False)
+    beams = dataclasses.replace(TRANSFORMERS_RULE, early_stopping=early_stopping)
+    max_length = present.get("max_length") if "max_new_tokens" not in present else None
+    do_sample = present.get("do_sample", False) and present.get("num_beams", 1) == 1
+    return GenerationDefaults(
+        num_beams=present.get("num_beams", 1),
+        length_penalty=float(present.get("length_penalty", 1.0)),
+        rules=TextRules(beams, constraints, max_length),
+        max_new_tokens=present.get(
+            "max_new_tokens", MAX_NEW_TOKENS if max_length is None else max_length - 1
+        ),
+        do_sample=do_sample,
+        temperature=float(present.get("temperature", 1.0)),
+        top_k=min(present.get("top_k", _TOP_K), vocab_size),
+        top_p=float(present.get("top_p", 1.0)),
+        content=dict(content),
+    )
+
+
+def _ids(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _single(value: Any) -> Any:
+    """The one token of a list of one; None of several."""
+    ids = _ids(value)
+    return ids[0] if len(ids) == 1 else None
+
+
+def _left_out(present: Mapping[str, Any], config: TransformerConfig) -> str:
+    """The keys that ask for what is not done here, with their values."""
+    known = _READ.keys() | _HARMLESS | set(_SPECIAL.values())
+    found = [key for key in present if key not in known and present[key] != _UNKNOWN_HERE.get(key)]
+    if present.get("do_sample", False) and present.get("num_beams", 1) > 1:
+        found.append("do_sample")  # beams that are drawn
+    if any(len(words) != 1 for words in present.get("bad_words_ids", [])):
+        found.append("bad_words_ids")
+    if "forced_eos_token_id" in present and _single(present["forced_eos_token_id"]) is None:
+        found.append("forced_eos_token_id")
+    special = _SPECIAL if not config.is_decoder_only else {"eos_id": "eos_token_id"}
+    found += [
+        key
+        for ours, key in special.items()
+        if key in present and _single(present[key]) != getattr(config, ours)
+    ]
+    return ", ".join(f"{key}={present[key]!r}" for key in found)

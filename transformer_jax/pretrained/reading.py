@@ -1,0 +1,298 @@
+"""Checkpoints in the format of Hugging Face ``transformers``, read and written without PyTorch.
+
+bart = from_pretrained("path/to/folder")      # or a name on the hub; .config .model .params .tokenizer
+bart.generate("My friends are <mask>")        # or stream; an encoder alone has embed and classify
+save_pretrained("another/folder", bart)       # which transformers loads, with the same logits
+
+python -m transformer_jax.pretrained verify FOLDER     # both implementations side by side, where PyTorch is
+
+A run of this project is written so by ``python -m transformer_jax.export``, or from_run("runs/bert") and
+``save_pretrained``.
+
+``verify`` gives the model here and the one in ``transformers`` the same random input, and prints for each
+output by how much they differ. The status is 0 if no difference is above --tolerance, 1 if one is, 2 if they
+cannot be compared. It needs PyTorch and transformers: pip install '.[parity]'
+"""
+
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import jax
+from absl import app, flags
+from jax.sharding import Mesh
+
+from transformer_jax.cli.process import prepare_process
+from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.data import Tokenizer, marian_tokenizer
+from transformer_jax.families import Family
+from transformer_jax.families.base import make_config
+from transformer_jax.inference.model import Pretrained
+from transformer_jax.models import abstract_params, build, example_inputs
+from transformer_jax.pretrained import verify
+from transformer_jax.pretrained.config_json import LABELLED_HEADS, Description, describe, read_content
+from transformer_jax.pretrained.conversion import differing, with_positions
+from transformer_jax.pretrained.generation_json import read_generation
+from transformer_jax.pretrained.hub import find_folder
+from transformer_jax.pretrained.preprocessor_json import read_preprocessor, with_pixels
+from transformer_jax.pretrained.saving import TOKENIZER_FILE
+from transformer_jax.pretrained.saving import save_pretrained as save_pretrained  # beside its counterpart
+from transformer_jax.pretrained.sentence_transformers import read_pooling
+from transformer_jax.pretrained.tensor_files import TensorFiles
+from transformer_jax.pretrained.weights import read_weights
+from transformer_jax.reporting.progress import say
+from transformer_jax.sharding import partitioning
+from transformer_jax.types import PyTree
+
+
+def from_pretrained(
+    name_or_path: str | os.PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+    seed: int = 0,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    **changes: Any,
+) -> Pretrained:
+    """Reads a checkpoint of BERT, GPT-2, T5, BART, MarianMT or ViT.
+
+    Models of images are given pixels from -1 to 1 here. Where ``preprocessor_config.json`` makes other
+    numbers of them, by another mean and deviation, the embedding of patches is changed to give the same.
+
+    Args:
+      name_or_path: a folder with ``config.json`` and safetensors; or a name on the hub, to be fetched as
+        ``hub.find_folder`` does.
+      mesh: where the parameters go, split as ``rules`` say, tensor by tensor; by default to the first device.
+      rules: the table from logical to mesh axes.
+      seed: of a head that the checkpoint does not have.
+      revision, token, cache_dir: of a name on the hub; see ``hub.find_folder``.
+      changes: fields of ``TransformerConfig`` to set otherwise, but for those from which the shapes of
+        parameters follow. With another ``head`` or ``num_labels`` what the checkpoint lacks of it is drawn
+        anew, which is said. With another ``image_shape`` the table of positions is interpolated (Dosovitskiy
+        et al. 2021, section 3.2). ``max_length`` may be another one where positions are not learned.
+
+    Raises:
+      ConfigError: ``config.json`` is missing, broken, of an unknown family, or of a model that differs from
+        what the family is here; or ``generation_config.json`` is broken; or ``preprocessor_config.json``
+        makes numbers of pixels, or resizes images, in a way that is not known here; or a change does not
+        fit; or what a folder of sentence-transformers has besides is broken.
+      WeightsError: the tensors are missing, broken, pickled, or not those that ``config.json`` describes.
+      DataError: the tokenizer is broken.
+    """
+    folder = find_folder(name_or_path, revision=revision, token=token, cache_dir=cache_dir)
+    files, (family, stored, labels, problem_type) = read_description(folder)
+    assert family.checkpoint is not None  # or it would not have been found
+    _check_head(changes.get("head", stored.head), family, folder)
+    config = _changed(stored, changes)
+    preprocessor = read_preprocessor(folder, config) if config.image_shape else None
+    new_head = (config.head, config.num_labels) != (stored.head, stored.num_labels)
+    if new_head:
+        labels, problem_type = (), ""
+    pooling = read_pooling(folder, config.max_length)
+    generation = read_generation(folder, read_content(folder), config)
+    as_read = config
+    if config.image_shape != stored.image_shape:  # positions are interpolated after they were read
+        as_read = dataclasses.replace(config, image_shape=stored.image_shape, max_length=stored.max_length)
+    _check_changed(stored, as_read, folder)
+    tokenizer = find_tokenizer(folder)
+    _check_vocabulary(tokenizer, config, folder)
+    template = params_template(as_read, mesh, rules)
+    params = read_weights(files, family.checkpoint, as_read, template, new_head=new_head)
+    if new_head:
+        params = _draw_missing(params, as_read, template, seed)
+    if config.image_shape != stored.image_shape:
+        params = with_positions(params, stored, config)
+    if preprocessor is not None and not preprocessor.is_usual:
+        say(
+            f"image_mean={preprocessor.mean} and image_std={preprocessor.std} become part of the embedding "
+            "of patches: pixels are from -1 to 1"
+        )
+        params = with_pixels(params, preprocessor)
+    sizing = preprocessor.sizing if preprocessor is not None else None
+    return Pretrained(
+        family, config, params, tokenizer, labels, problem_type, pooling, sizing=sizing, generation=generation
+    )
+
+
+def read_description(folder: pathlib.Path) -> tuple[TensorFiles, Description]:
+    """The tensors of a checkpoint, of which none is read yet, and the model that they are of.
+
+    Raises:
+      ConfigError: as for ``from_pretrained``, by what ``config.json`` says.
+      WeightsError: there are no tensors, or their files are broken or pickled.
+    """
+    content = read_content(folder)
+    files = TensorFiles(folder, next(iter(content.get("architectures") or []), "AutoModel"))
+    return files, describe(content, frozenset(files.shapes), folder)
+
+
+def _check_head(head: Any, family: Family, folder: pathlib.Path) -> None:
+    """Raises ConfigError for a head that the models of a family do not have."""
+    assert family.checkpoint is not None
+    heads = list(family.checkpoint.architectures)
+    if head not in heads:
+        raise ConfigError(
+            f"{folder} is a {family.name} checkpoint, and there is no {family.name} with head={head!r}, only "
+            f"with {' or '.join(map(repr, heads))}"
+        )
+
+
+def _check_changed(stored: TransformerConfig, config: TransformerConfig, folder: pathlib.Path) -> None:
+    """Raises ConfigError, with the fields that were changed, where the parameters are others than stored."""
+    changed = differing(stored, config)
+    if not changed:
+        return
+    layout = {name: getattr(stored, name) for name in ("head", "num_labels", "scan_layers")}
+    there, here = (
+        jax.tree.map(lambda leaf: leaf.shape, params_template(one, None, partitioning.DEFAULT_RULES))
+        for one in (stored, dataclasses.replace(config, **layout))
+    )
+    if there != here:
+        raise ConfigError(
+            f"the parameters in {folder} are of other shapes than those of a model with\n  "
+            + "\n  ".join(
+                f"{name}: {getattr(stored, name)!r} there, {getattr(config, name)!r} here" for name in changed
+            )
+        )
+
+
+def _check_vocabulary(tokenizer: Tokenizer | None, config: TransformerConfig, folder: pathlib.Path) -> None:
+    """Raises ConfigError for more tokens than the model has, but for special ones, which texts need not have.
+
+    The published BART for summaries has no <mask>, which its tokenizer has.
+    """
+    if tokenizer is None:
+        return
+    surplus = set(range(config.vocab_size, tokenizer.vocab_size))
+    if not surplus <= set(tokenizer.special_ids):
+        raise ConfigError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only "
+            f"{config.vocab_size}: it is the tokenizer of another model"
+        )
+
+
+def find_tokenizer(folder: pathlib.Path) -> Tokenizer | None:
+    """The tokenizer of a checkpoint's folder: ``tokenizer.json``, or Marian's files; None where it has none.
+
+    Raises:
+      DataError: it is broken.
+    """
+    if (folder / TOKENIZER_FILE).exists():
+        return Tokenizer.load(folder / TOKENIZER_FILE)
+    if (folder / marian_tokenizer.SOURCE_FILE).exists():
+        return marian_tokenizer.load_marian_tokenizer(folder)
+    return None
+
+
+def _changed(stored: TransformerConfig, changes: Mapping[str, Any]) -> TransformerConfig:
+    """The stored config with ``changes``, and what follows from them."""
+    fields = dataclasses.asdict(stored) | dict(changes)
+    if fields["head"] not in LABELLED_HEADS:
+        fields["num_labels"] = changes.get("num_labels", 0)
+    if fields["image_shape"] != stored.image_shape:
+        height, width, _ = _checked_shape(fields["image_shape"], fields["patch_size"], stored)
+        if "max_length" not in changes:
+            fields["max_length"] = (height // stored.patch_size) * (width // stored.patch_size) + 1
+    return make_config(fields)
+
+
+def _checked_shape(shape: Any, patch_size: int, stored: TransformerConfig) -> tuple[int, int, int]:
+    """``shape`` as another one of images than that of ``stored``; raises ConfigError where it cannot be."""
+    if not stored.image_shape:
+        raise ConfigError(f"image_shape={shape!r} does not fit the checkpoint, which is a model of texts")
+    if not isinstance(shape, tuple) or len(shape) != 3 or any(type(size) is not int for size in shape):
+        raise ConfigError(
+            f"image_shape={shape!r} does not fit the checkpoint, which is a model of images, of "
+            f"{stored.image_shape}: it must be a tuple (height, width, channels)"
+        )
+    height, width, channels = shape
+    if channels != stored.image_shape[2] or patch_size != stored.patch_size:
+        raise ConfigError(
+            f"image_shape={shape} and patch_size={patch_size} may differ from the checkpoint's "
+            f"{stored.image_shape} and {stored.patch_size} in height and width only"
+        )
+    return height, width, channels
+
+
+def params_template(config: TransformerConfig, mesh: Mesh | None, rules: partitioning.Rules) -> PyTree:
+    """A ``ShapeDtypeStruct`` for each parameter, with its sharding where there is a mesh."""
+    boxed = abstract_params(config)
+    plain = partitioning.unbox(boxed)
+    if mesh is None:
+        return plain
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        plain,
+        partitioning.state_shardings(mesh, boxed, rules),
+    )
+
+
+def _draw_missing(params: PyTree, config: TransformerConfig, template: PyTree, seed: int) -> PyTree:
+    """Draws the parameters that are None as the model draws them, and says which."""
+    is_missing = jax.tree.map(lambda leaf: leaf is None, params, is_leaf=lambda leaf: leaf is None)
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, missing in jax.tree_util.tree_leaves_with_path(is_missing)
+        if missing
+    ]
+    if not names:
+        return params
+    say(f"drawn anew, for the checkpoint does not have it: {', '.join(names)}")
+
+    def draw() -> list[jax.Array]:
+        drawn = build(config).init(jax.random.key(seed), **cast(Any, example_inputs(config)))["params"]
+        pairs = zip(jax.tree.leaves(partitioning.unbox(drawn)), jax.tree.leaves(is_missing), strict=True)
+        return [leaf for leaf, missing in pairs if missing]
+
+    shardings = [
+        leaf.sharding
+        for leaf, missing in zip(jax.tree.leaves(template), jax.tree.leaves(is_missing), strict=True)
+        if missing
+    ]
+    new = iter(jax.jit(draw, out_shardings=shardings if None not in shardings else None)())
+    return jax.tree.map(
+        lambda leaf: next(new) if leaf is None else leaf, params, is_leaf=lambda leaf: leaf is None
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """The program: ``verify FOLDER``."""
+    if len(argv) != 3 or argv[1] != "verify":
+        raise app.UsageError(
+            "say: python -m transformer_jax.pretrained verify FOLDER (a run is written as such a folder by "
+            "python -m transformer_jax.export)",
+            exitcode=2,
+        )
+    prepare_process()
+    try:
+        folder = find_folder(argv[2])
+        ours = from_pretrained(folder)
+        compared = verify.compare(
+            folder, ours.family, ours.config, ours.params, tolerance=flags.FLAGS.tolerance
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(verify.table(compared))
+    sys.exit(not all(one.is_same for one in compared))
+
+
+def define_flags() -> None:
+    """The flags of ``main``."""
+    flags.DEFINE_float(
+        "tolerance",
+        verify.TOLERANCE,
+        "Largest absolute difference of an output that is still the same. A model whose numbers are large, "
+        "as the table shows, may need more.",
+        lower_bound=0.0,
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

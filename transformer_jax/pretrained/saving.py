@@ -1,0 +1,111 @@
+"""Models written as folders in the format of Hugging Face ``transformers``, without PyTorch."""
+
+import os
+import pathlib
+from typing import Any
+
+from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.data import Tokenizer, marian_tokenizer
+from transformer_jax.data.tokenizers import targets_path
+from transformer_jax.files import write_json
+from transformer_jax.inference.model import Pretrained
+from transformer_jax.models import abstract_params
+from transformer_jax.objectives.image_crops import Resizing
+from transformer_jax.pretrained.config_json import BARE_HEADS, CONFIG_FILE, content_of, read_content
+from transformer_jax.pretrained.generation_json import GENERATION_FILE
+from transformer_jax.pretrained.preprocessor_json import PREPROCESSOR_FILE, preprocessor_content
+from transformer_jax.pretrained.sentence_transformers import check_known, write_pooling
+from transformer_jax.pretrained.weights import SHARD_BYTES, check_params, new_weights
+from transformer_jax.sharding import partitioning
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+
+
+def save_pretrained(
+    folder: str | os.PathLike[str], pretrained: Pretrained, *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes a folder that ``transformers`` loads: ``config.json``, safetensors, and the tokenizer.
+
+    Of a model of images ``preprocessor_config.json`` as well, which says what becomes of images: they are
+    resized as its own folder said; of a run whole, not cut to the middle as evaluation here has it. Of a
+    model of sentence-transformers what says how it makes vectors of texts; and what was read from
+    ``generation_config.json``.
+
+    Args:
+      folder: made if it is not there; files of these names in it are replaced. Where the model has no
+        tokenizer, one that would be read from there goes.
+      pretrained: of a family that ``transformers`` has.
+      shard_bytes: of a file of weights, at most.
+
+    Raises:
+      ConfigError: ``transformers`` has no such model, or it is one of sentence-transformers with modules that
+        are not known here, or ``config.json`` in the folder is of something else, such as a run.
+      WeightsError: the parameters are not those of a model with this config.
+      OSError: a file cannot be written. If it is one of weights, what was in the folder is as it was.
+    """
+    target = pathlib.Path(os.path.expanduser(os.fspath(folder)))
+    checkpoint = pretrained.family.checkpoint
+    content = content_of(pretrained.family, pretrained.config, pretrained.labels)
+    assert checkpoint is not None  # or there would be no content
+    if pretrained.problem_type:
+        content["problem_type"] = pretrained.problem_type
+    if pretrained.pooling is not None:
+        check_known(pretrained.pooling)
+    if (target / CONFIG_FILE).exists() and "model_type" not in read_content(target):
+        raise ConfigError(
+            f"{target} is the folder of something else, such as a run, whose {CONFIG_FILE} would be lost: "
+            "name another one"
+        )
+    check_params(pretrained.params, partitioning.unbox(abstract_params(pretrained.config)))
+    target.mkdir(parents=True, exist_ok=True)
+    with new_weights(
+        target,
+        checkpoint,
+        pretrained.config,
+        pretrained.params,
+        with_prefix=pretrained.config.head not in BARE_HEADS,
+        shard_bytes=shard_bytes,
+    ):
+        (target / CONFIG_FILE).unlink(missing_ok=True)  # another model's, where writing ends half-way
+    if pretrained.tokenizer is None:  # another model's would be taken for this one's
+        path = target / TOKENIZER_FILE
+        others = (target / name for name in (TOKENIZER_CONFIG_FILE, marian_tokenizer.SOURCE_FILE))
+        for file in (path, targets_path(path), *others):
+            file.unlink(missing_ok=True)
+    else:
+        _templated(pretrained.tokenizer, pretrained.config).save(target / TOKENIZER_FILE)
+        write_json(
+            target / TOKENIZER_CONFIG_FILE, _tokenizer_content(pretrained.tokenizer, pretrained.config)
+        )
+    write_pooling(target, pretrained.pooling, pretrained.config.d_model)
+    if pretrained.generation.content:
+        write_json(target / GENERATION_FILE, dict(pretrained.generation.content))
+    else:
+        (target / GENERATION_FILE).unlink(missing_ok=True)
+    if pretrained.config.image_shape:
+        resizing = pretrained.sizing if isinstance(pretrained.sizing, Resizing) else None
+        write_json(target / PREPROCESSOR_FILE, preprocessor_content(pretrained.config, resizing))
+    write_json(target / CONFIG_FILE, content)  # last: without it the folder is no checkpoint
+
+
+def _templated(tokenizer: Tokenizer, config: TransformerConfig) -> Tokenizer:
+    """The tokenizer as it says what the model is given, which those that are trained here do not."""
+    names = tokenizer.role_tokens
+    if config.is_encoder_only and {"cls", "sep"} <= names.keys():
+        cls, sep = names["cls"], names["sep"]
+        return tokenizer.with_template(f"{cls} $A {sep}", f"{cls} $A {sep} $B:1 {sep}:1")
+    if not config.is_encoder_only and not config.is_decoder_only and "eos" in names:
+        return tokenizer.with_template(f"$A {names['eos']}", f"$A {names['eos']} $B {names['eos']}")
+    return tokenizer
+
+
+def _tokenizer_content(tokenizer: Tokenizer, config: TransformerConfig) -> dict[str, Any]:
+    names = {f"{role}_token": token for role, token in tokenizer.role_tokens.items()}
+    # Left out, some versions of transformers give every model types, and others give none to any.
+    types = ["token_type_ids"] if config.num_token_types else []
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.max_length,
+        "model_input_names": ["input_ids", *types, "attention_mask"],
+    } | names

@@ -1,0 +1,177 @@
+"""How the vectors of a text's tokens become one of the text: what folders of sentence-transformers say of it.
+
+Such a folder has, beside the files of ``transformers``, the list ``modules.json`` of what is done one after
+the other (Reimers and Gurevych 2019, arXiv:1908.10084, section 3).
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from transformer_jax.config import ConfigError
+from transformer_jax.files import write_json
+from transformer_jax.pretrained.config_json import read_json, read_object
+
+MODULES_FILE = "modules.json"
+SENTENCES_FILE = "sentence_bert_config.json"
+PROMPTS_FILE = "config_sentence_transformers.json"
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_POOLING_FOLDER = "1_Pooling"  # where it is written; modules.json says where it is read
+_MODULES = ("Transformer", "Pooling", "Normalize")
+_KNOWN = ("mean", "cls")
+# In files from before sentence-transformers 6: a truth value each.
+_OLD_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooling:
+    """What is done with an encoder's vectors; by default as where no folder says it.
+
+    Attributes:
+      mode: "mean" over all tokens, special ones included, or "cls", the first one.
+      normalize: to the length 1.
+      max_length: tokens of a text, special ones included, where it is less than the model takes; or 0.
+      unknown: what the folder asks for that is not known here, so that there are no vectors; or "".
+    """
+
+    mode: str = "mean"
+    normalize: bool = True
+    max_length: int = 0
+    unknown: str = ""
+
+
+def pooled(vectors: Float[Array, "B L D"], is_real: Bool[Array, "B L"], mode: str) -> Float[Array, "B D"]:
+    """One vector for each text, float32: ``mode`` of those of its tokens."""
+    vectors = vectors.astype(jnp.float32)
+    if mode == "cls":
+        return vectors[:, 0]
+    total = jnp.sum(jnp.where(is_real[..., None], vectors, 0.0), axis=1)
+    return total / jnp.maximum(jnp.sum(is_real, axis=1, keepdims=True), 1)
+
+
+def module_files(folder: pathlib.Path) -> list[str]:
+    """The paths within a folder of sentence-transformers that say how it pools; [] for another folder.
+
+    Raises:
+      ConfigError: ``modules.json`` is broken.
+    """
+    return [f"{path}/config.json" for kind, path in _modules(folder) if kind == "Pooling"]
+
+
+def read_pooling(folder: pathlib.Path, max_length: int) -> Pooling | None:
+    """What a folder of sentence-transformers says; None for another folder.
+
+    Args:
+      folder: of the model.
+      max_length: tokens that the model takes.
+
+    Raises:
+      ConfigError: one of the files is broken or missing.
+    """
+    modules = _modules(folder)
+    if not modules:
+        return None
+    kinds = [kind for kind, _ in modules]
+    unknown = []
+    if tuple(kinds) not in (_MODULES, _MODULES[:2]):
+        unknown.append(f"{MODULES_FILE} has the modules {', '.join(kinds)}")
+    mode = "mean"
+    for path in module_files(folder):
+        content = read_object(folder / path)
+        mode = _mode(content)
+        if mode not in _KNOWN:
+            unknown.append(f"{path} has the mode {mode}")
+    sentences = _read_optional(folder / SENTENCES_FILE)
+    if sentences.get("do_lower_case"):
+        unknown.append(f"{SENTENCES_FILE} has do_lower_case=true")
+    prompts = _read_optional(folder / PROMPTS_FILE)
+    if prompts.get("default_prompt_name"):
+        unknown.append(f"{PROMPTS_FILE} has default_prompt_name={prompts['default_prompt_name']!r}")
+    limit = sentences.get("max_seq_length")
+    if limit is None:  # so it is written since sentence-transformers 6
+        limit = _read_optional(folder / _TOKENIZER_CONFIG).get("model_max_length")
+    if limit is not None and (type(limit) not in (int, float) or limit < 3):
+        raise ConfigError(f"{folder} gives texts {limit!r} tokens: that must be a number of at least 3")
+    most = int(limit) if limit is not None and limit < max_length else 0
+    return Pooling(mode, "Normalize" in kinds, most, "; ".join(unknown))
+
+
+def write_pooling(folder: pathlib.Path, pooling: Pooling | None, d_model: int) -> None:
+    """Writes the files that ``read_pooling`` reads, or removes those of another model.
+
+    Args:
+      folder: where to.
+      pooling: as it was read; None where there are no such files.
+      d_model: width of the vectors.
+
+    Raises:
+      ConfigError: it is one that is not known here.
+      OSError: a file cannot be written.
+    """
+    for name in (MODULES_FILE, SENTENCES_FILE, PROMPTS_FILE):
+        (folder / name).unlink(missing_ok=True)
+    if pooling is None:
+        return
+    (folder / _POOLING_FOLDER).mkdir(exist_ok=True)
+    modes = {key: pooling.mode == mode for key, mode in _OLD_KEYS.items()}
+    write_json(folder / _POOLING_FOLDER / "config.json", {"word_embedding_dimension": d_model, **modes})
+    write_json(
+        folder / SENTENCES_FILE, {"max_seq_length": pooling.max_length or None, "do_lower_case": False}
+    )
+    paths = ("", _POOLING_FOLDER, "2_Normalize")[: 3 if pooling.normalize else 2]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{_MODULES[i]}"}
+        for i, path in enumerate(paths)
+    ]
+    write_json(folder / MODULES_FILE, modules)  # last: without it the other files say nothing
+
+
+def check_known(pooling: Pooling) -> None:
+    """Raises ConfigError for one of which there are no vectors here."""
+    if pooling.unknown:
+        raise ConfigError(
+            "this model's vectors are made by sentence-transformers in a way that is not known here, where "
+            f"tokens are pooled by {' or '.join(_KNOWN)} and may be normalized: {pooling.unknown}. Its "
+            f"folder without {MODULES_FILE} gives means, which are other vectors"
+        )
+
+
+def _modules(folder: pathlib.Path) -> list[tuple[str, str]]:
+    """Kind and path of each module, in order."""
+    path = folder / MODULES_FILE
+    if not path.exists():
+        return []
+    content = read_json(path)
+    try:
+        found = [(module["type"].rsplit(".")[-1], module["path"].strip("/")) for module in content]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} must be a list of modules, each with a type and a path") from error
+    outside = [where for _, where in found if ".." in where.split("/")]
+    if not found or outside:
+        raise ConfigError(f"{path} must name modules, and paths within its folder alone, not {outside}")
+    return found
+
+
+def _mode(content: dict[str, Any]) -> str:
+    """Of a pooling's config; of several, all of their names."""
+    named = content.get("pooling_mode")
+    if named is None:
+        modes = [mode for key, mode in _OLD_KEYS.items() if content.get(key)] or ["mean"]
+    else:
+        modes = named if isinstance(named, list) else [named]
+    return " with ".join(map(str, modes))
+
+
+def _read_optional(path: pathlib.Path) -> dict[str, Any]:
+    return read_object(path) if path.exists() else {}

@@ -1,0 +1,388 @@
+"""A checkpoint computed twice on the same random input: here, and by Hugging Face ``transformers``.
+
+``python -m transformer_jax.pretrained verify FOLDER`` prints it as a table. PyTorch and ``transformers`` are
+imported where they are called, for nothing else here needs them.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from transformer_jax.config import TransformerConfig
+from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE
+from transformer_jax.decoding.generator import (
+    OWN_RULES,
+    DecodingSettings,
+    Generator,
+    TextRules,
+    padding_may_come,
+)
+from transformer_jax.families import Family
+from transformer_jax.models import build
+from transformer_jax.pretrained.preprocessor_json import read_preprocessor
+from transformer_jax.types import PyTree
+
+TOLERANCE = 1e-4
+NUM_EXAMPLES = 3
+MOST_TOKENS = 140  # of a text: beyond the 128 up to which T5 tells distances apart
+NEW_TOKENS = 8  # generated from each text
+NUM_BEAMS = 4
+
+# What their model gives for each head of ours, and whether there is one for each token.
+_OUTPUTS = {
+    "tokens": (("logits", True),),
+    "masked_tokens": (("logits", True),),
+    "pretraining": (("prediction_logits", True), ("seq_relationship_logits", False)),
+    "next_sentence": (("logits", False),),
+    "classes": (("logits", False),),
+    "token_classes": (("logits", True),),
+    "spans": (("start_logits", True), ("end_logits", True)),
+    "pooled": (("last_hidden_state", True), ("pooler_output", False)),
+    "none": (("last_hidden_state", True),),
+}
+_ENCODED = ("encoder_last_hidden_state", True)  # of an encoder-decoder besides
+
+Arrays = dict[str, np.ndarray]
+
+
+class VerifyError(ValueError):
+    """The comparison cannot be made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One output of the two implementations.
+
+    Attributes:
+      name: in ``transformers``.
+      shape: of the output.
+      largest: absolute value in theirs.
+      difference: largest absolute difference, where there is no padding. Of generated tokens: where ours part
+        from theirs, by how much the logit of our token lies below their best; 0 if they never do. Of beams:
+        by how much the scores of our best text and of theirs differ in their model; 0 if they are one text.
+      tolerance: what ``difference`` may be.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    largest: float
+    difference: float
+    tolerance: float
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the difference is within the tolerance, which one that is no number never is."""
+        return self.difference <= self.tolerance
+
+
+def compare(
+    folder: pathlib.Path,
+    family: Family,
+    config: TransformerConfig,
+    params: PyTree,
+    *,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+) -> list[Comparison]:
+    """Runs a model and the one that ``transformers`` reads from ``folder``, both in float32.
+
+    Args:
+      folder: a checkpoint that ``transformers`` reads.
+      family, config, params: of the model here, as they were read from there.
+      tolerance: for the largest absolute difference of each output.
+      seed: of the input.
+
+    Returns:
+      One comparison for each output; where there is a decoder, besides one of greedy generation and one of
+      beam search.
+
+    Raises:
+      VerifyError: PyTorch or ``transformers`` is not installed, cannot read the folder, or gives outputs of
+        other shapes.
+    """
+    theirs = _their_model(folder, family, config)
+    inputs = draw_inputs(config, np.random.default_rng(seed))
+    their_inputs = inputs
+    if "images" in inputs:
+        their_inputs = {"images": read_preprocessor(folder, config).pixels(inputs["images"])}
+    with jax.default_matmul_precision("highest"):  # accelerators round more, which is not what is asked here
+        found = _our_outputs(config, params, inputs)
+    expected = _their_outputs(theirs, config, their_inputs)
+    comparisons = []
+    for name, of_tokens in _names(config):
+        ours, other = found[name], expected[name]
+        if ours.shape != other.shape:
+            raise VerifyError(
+                f"{name} has the shape {ours.shape} here, and {other.shape} in {type(theirs).__name__}"
+            )
+        side = "targets" if "targets" in inputs and name != _ENCODED[0] else "inputs"
+        real = inputs[f"{side}_segments"] == 1 if of_tokens and f"{side}_segments" in inputs else ...
+        largest, difference = np.abs(other[real]).max(), np.abs(ours[real] - other[real]).max()
+        comparisons.append(Comparison(name, ours.shape, float(largest), float(difference), tolerance))
+    if config.num_decoder_layers:
+        comparisons.append(_compare_greedy(theirs, config, params, inputs, tolerance))
+        comparisons.append(_compare_beams(theirs, config, params, inputs, tolerance))
+    return comparisons
+
+
+def table(comparisons: Sequence[Comparison]) -> str:
+    """A line for each output, below a line that says what is in them."""
+    rows = [("output", "shape", "largest number", "largest difference", "tolerance", "")]
+    rows += [
+        (
+            one.name,
+            "x".join(map(str, one.shape)),
+            f"{one.largest:.4g}",
+            f"{one.difference:.2g}",
+            f"{one.tolerance:.2g}",
+            "ok" if one.is_same else "DIFFERS",
+        )
+        for one in comparisons
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
+        cells += [cell.rjust(width) for cell, width in zip(row[2:5], widths[2:5], strict=True)]
+        lines.append("  ".join([*cells, row[5]]).rstrip())
+    return "\n".join(lines)
+
+
+def draw_inputs(config: TransformerConfig, rng: np.random.Generator) -> Arrays:
+    """Arguments of our model: texts of several lengths, padded at the end, or images."""
+    if config.image_shape:
+        shape = (NUM_EXAMPLES, *config.image_shape)
+        return {"images": rng.uniform(-1, 1, shape).astype(np.float32)}
+    inputs = _draw_texts(config, "inputs", rng)
+    if config.num_token_types:
+        types = rng.integers(0, config.num_token_types, inputs["inputs"].shape, dtype=np.int32)
+        inputs["inputs_types"] = types * inputs["inputs_segments"]
+    if not config.is_encoder_only and not config.is_decoder_only:
+        inputs |= _draw_texts(config, "targets", rng)
+    return inputs
+
+
+def _draw_texts(config: TransformerConfig, side: str, rng: np.random.Generator) -> Arrays:
+    room = config.max_length - (NEW_TOKENS if config.is_decoder_only else 0)
+    longest = max(1, min(MOST_TOKENS, room))
+    lengths = np.array([max(1, longest * (i + 1) // NUM_EXAMPLES) for i in range(NUM_EXAMPLES)])
+    if side == "targets":
+        lengths = lengths[::-1]  # a long one for a short source
+    segments = (np.arange(longest)[None, :] < lengths[:, None]).astype(np.int32)
+    tokens = rng.integers(0, config.vocab_size, segments.shape, dtype=np.int32)
+    # Neither a token that ends a text nor, for theirs, one that looks like padding.
+    special = np.isin(tokens, (config.pad_id, config.eos_id))
+    plain = next(i for i in range(config.vocab_size) if i not in (config.pad_id, config.eos_id))
+    tokens = np.where(special, plain, tokens)
+    tokens = np.where(segments == 1, tokens, config.pad_id).astype(np.int32)
+    return {side: tokens, f"{side}_segments": segments}
+
+
+def _names(config: TransformerConfig) -> tuple[tuple[str, bool], ...]:
+    has_both = not config.is_encoder_only and not config.is_decoder_only
+    return (*((_ENCODED,) if has_both else ()), *_OUTPUTS[config.head])
+
+
+def _our_outputs(config: TransformerConfig, params: PyTree, inputs: Mapping[str, np.ndarray]) -> Arrays:
+    model: Any = build(config)
+
+    def run(arguments: Mapping[str, np.ndarray], method: str) -> Any:
+        def apply(params: PyTree, arguments: Mapping[str, Any]) -> Any:
+            return model.apply({"params": params}, **arguments, method=method)
+
+        return jax.jit(apply)(params, dict(arguments))
+
+    result = run(inputs, "__call__")
+    if config.head == "spans":
+        result = (result[..., 0], result[..., 1])
+    outputs = list(result) if isinstance(result, tuple) else [result]
+    names = [name for name, _ in _names(config)]
+    if names[0] == _ENCODED[0]:
+        sources = {name: inputs[name] for name in ("inputs", "inputs_segments")}
+        outputs.insert(0, run(sources, "encode"))
+    return dict(zip(names, map(np.asarray, outputs), strict=True))
+
+
+def _imported() -> tuple[Any, Any]:
+    """The modules ``torch`` and ``transformers``."""
+    try:
+        import torch  # pyright: ignore[reportMissingImports]  # an extra: not in every environment
+        import transformers  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise VerifyError(
+            f"the comparison needs PyTorch and transformers ({error}): pip install '.[parity]' in a "
+            "checkout, or pip install torch transformers"
+        ) from error
+    return torch, transformers
+
+
+def _their_model(folder: pathlib.Path, family: Family, config: TransformerConfig) -> Any:
+    torch, transformers = _imported()
+    assert family.checkpoint is not None  # or there would be no such folder
+    # By the head that the tensors show: config.json of many a BERT names BertForMaskedLM, which leaves out
+    # what the pre-training head has besides.
+    architecture = getattr(transformers, family.checkpoint.architectures[config.head])
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        model = architecture.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        kind = architecture.__name__
+        raise VerifyError(f"transformers cannot read {folder} as {kind}: {reason}") from error
+    return model.eval()
+
+
+def _their_outputs(model: Any, config: TransformerConfig, inputs: Mapping[str, np.ndarray]) -> Arrays:
+    torch, _ = _imported()
+    if "images" in inputs:
+        arguments = {"pixel_values": inputs["images"].transpose(0, 3, 1, 2)}
+    else:
+        arguments = {"input_ids": inputs["inputs"], "attention_mask": inputs["inputs_segments"]}
+    if "inputs_types" in inputs:
+        arguments["token_type_ids"] = inputs["inputs_types"]
+    if "targets" in inputs:  # ours are shifted by the model
+        start = np.full((NUM_EXAMPLES, 1), config.decoder_start_id, np.int32)
+        shifted = np.concatenate([start, inputs["targets"][:, :-1]], axis=1)
+        arguments |= {"decoder_input_ids": shifted, "decoder_attention_mask": inputs["targets_segments"]}
+    tensors = {name: torch.tensor(array) for name, array in arguments.items()}
+    tensors = {name: t.long() if t.dtype == torch.int32 else t for name, t in tensors.items()}
+    with torch.no_grad():
+        result = model(**tensors, return_dict=True)
+    return {name: result[name].numpy() for name, _ in _names(config)}
+
+
+def _compare_greedy(
+    theirs: Any,
+    config: TransformerConfig,
+    params: PyTree,
+    inputs: Mapping[str, np.ndarray],
+    tolerance: float,
+) -> Comparison:
+    """Greedy generation: ours of all texts at once, theirs of one text at a time, without padding."""
+    texts = _texts(inputs)
+    found = _our_texts(config, params, texts, DecodingSettings(beam_size=1), OWN_RULES)
+    largest, difference = 0.0, 0.0
+    for text, tokens in zip(texts, found, strict=True):
+        logits = _their_greedy_logits(theirs, config, text)
+        largest = _larger(largest, float(np.abs(logits).max()))
+        if not padding_may_come(config):
+            logits[:, config.pad_id] = -np.inf
+        best = logits.argmax(axis=-1)
+        shared = min(len(tokens), len(best))
+        parted = np.flatnonzero(tokens[:shared] != best[:shared])
+        if parted.size:
+            place = parted[0]  # what comes after it, they say of different texts
+            difference = _larger(difference, float(logits[place].max() - logits[place, tokens[place]]))
+        elif len(tokens) != len(best):
+            difference = _larger(difference, float("inf"))
+    name = f"greedy, {NEW_TOKENS} tokens"
+    # Two logits that nearly tie may each be off by the tolerance.
+    return Comparison(name, (NUM_EXAMPLES, NEW_TOKENS), largest, difference, 2 * tolerance)
+
+
+def _compare_beams(
+    theirs: Any,
+    config: TransformerConfig,
+    params: PyTree,
+    inputs: Mapping[str, np.ndarray],
+    tolerance: float,
+) -> Comparison:
+    """The best of four beams by the rule of ``transformers``, batched as for greedy generation."""
+    texts = _texts(inputs)
+    settings = DecodingSettings(beam_size=NUM_BEAMS, length_penalty=1.0)
+    found = _our_texts(config, params, texts, settings, TextRules(TRANSFORMERS_RULE))
+    largest, difference = 0.0, 0.0
+    for text, tokens in zip(texts, found, strict=True):
+        made = _generated(theirs, config, text, num_beams=NUM_BEAMS, output_scores=True)
+        other = made.sequences[0, 1 if not config.is_decoder_only else len(text) :].numpy()
+        score = float(made.sequences_scores[0])
+        largest = _larger(largest, abs(score))
+        if tokens.tolist() != other.tolist():
+            ours = _their_score(theirs, config, text, tokens) if len(tokens) else -float("inf")
+            difference = _larger(difference, abs(score - ours))
+    name = f"{NUM_BEAMS} beams, {NEW_TOKENS} tokens"
+    # Two scores that nearly tie may each be off by the tolerance.
+    return Comparison(name, (NUM_EXAMPLES, NEW_TOKENS), largest, difference, 2 * tolerance)
+
+
+def _larger(first: float, second: float) -> float:
+    """No number where one of them is none, which ``max`` may pass over."""
+    return float(np.maximum(first, second))
+
+
+def _texts(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    rows = zip(inputs["inputs"], inputs["inputs_segments"], strict=True)
+    return [tokens[segments == 1] for tokens, segments in rows]
+
+
+def _our_texts(
+    config: TransformerConfig,
+    params: PyTree,
+    texts: Sequence[np.ndarray],
+    settings: DecodingSettings,
+    rules: TextRules,
+) -> list[np.ndarray]:
+    generator = Generator(
+        config,
+        settings,
+        config.vocab_size,
+        output_length=lambda _: NEW_TOKENS,
+        batch_size=NUM_EXAMPLES,
+        rules=rules,
+    )
+    with jax.default_matmul_precision("highest"):
+        return generator.generate(params, texts)
+
+
+def _their_score(model: Any, config: TransformerConfig, text: np.ndarray, tokens: np.ndarray) -> float:
+    """The mean of the log-probabilities of ``tokens`` by their model."""
+    torch, _ = _imported()
+    given = torch.tensor(text[None]).long()
+    before = [*text] if config.is_decoder_only else [config.decoder_start_id]
+    so_far = torch.tensor([[*before, *tokens[:-1]]]).long()
+    arguments = {"input_ids": so_far}
+    if not config.is_decoder_only:
+        arguments = {"input_ids": given, "decoder_input_ids": so_far}
+    with torch.no_grad():
+        logits = model(**arguments).logits[0, -len(tokens) :]
+    log_probs = logits.log_softmax(-1).numpy()
+    return float(log_probs[np.arange(len(tokens)), tokens].mean())
+
+
+def _their_greedy_logits(model: Any, config: TransformerConfig, text: np.ndarray) -> np.ndarray:
+    """The logits (tokens, V) from which each token was chosen."""
+    torch, _ = _imported()
+    return torch.cat(_generated(model, config, text, num_beams=1, output_logits=True).logits).numpy()
+
+
+def _generated(model: Any, config: TransformerConfig, text: np.ndarray, **more: Any) -> Any:
+    """What their ``generate`` gives for a text with these settings and none of the checkpoint's."""
+    torch, transformers = _imported()
+    # Padding is no more to come there than here.
+    settings = transformers.GenerationConfig(
+        max_new_tokens=min(NEW_TOKENS, config.max_length),
+        do_sample=False,
+        eos_token_id=config.eos_id,
+        pad_token_id=config.pad_id,
+        decoder_start_token_id=None if config.is_decoder_only else config.decoder_start_id,
+        suppress_tokens=None if padding_may_come(config) else [config.pad_id],
+        return_dict_in_generate=True,
+        **more,
+    )
+    model.generation_config = settings  # or what the checkpoint asks for would be mixed in
+    tokens = torch.tensor(text[None]).long()
+    with torch.no_grad():
+        return model.generate(
+            input_ids=tokens, attention_mask=torch.ones_like(tokens), generation_config=settings
+        )

@@ -1,0 +1,372 @@
+"""Parameters from and to safetensors files, tensor by tensor, under the names of a family's checkpoints.
+
+No family is known here and no pickle opened: a ``families.Checkpoint`` says which tensor holds which
+parameter.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from transformer_jax.config import TransformerConfig
+from transformer_jax.families import Checkpoint, Tensor
+from transformer_jax.files import whole_file, write_whole
+from transformer_jax.pretrained.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles, WeightsError
+from transformer_jax.types import PyTree
+
+_NEVER_ZERO = ("/kernel", "/embedding", "/scale")  # all of it, of what was trained
+_NEW = ".new"  # at the end of a file's name, until it takes the place of an older one
+SHARD_BYTES = 5_000_000_000  # of a written file, as transformers has it
+
+
+class _Place:
+    """One parameter, or one layer of a scanned one, and the tensor that holds it."""
+
+    def __init__(self, path: str, layer: int | None, tensor: Tensor, name: str, shape: tuple[int, ...]):
+        self.path, self.layer, self.tensor, self.name, self.shape = path, layer, tensor, name, shape
+
+    @property
+    def their_shape(self) -> tuple[int, ...]:
+        """Of the tensor, all of its parts together."""
+        tensor, shape, parts = self.tensor, self.shape, self.tensor.part[1]
+        inputs, outputs = math.prod(shape[: tensor.inputs]), math.prod(shape[tensor.inputs :])
+        if tensor.kind == "vector":
+            theirs: tuple[int, ...] = (math.prod(shape) * parts,)
+        elif tensor.kind == "linear":
+            theirs = (outputs * parts, inputs)
+        elif tensor.kind == "matrix":
+            theirs = (inputs, outputs * parts)
+        elif tensor.kind == "patches":
+            theirs = (*shape[::-1][:2], *shape[:2])
+        else:
+            theirs = (shape[0] + tensor.skipped, *shape[1:])
+        return (1,) * tensor.leading + theirs
+
+    @property
+    def is_never_zero(self) -> bool:
+        """Whether a whole checkpoint has other numbers than zeros in it."""
+        return self.path.endswith(_NEVER_ZERO) and not self.tensor.may_be_zero
+
+    def to_ours(self, array: np.ndarray) -> np.ndarray:
+        tensor = self.tensor
+        array = array.reshape(array.shape[tensor.leading :])[tensor.skipped :]
+        if tensor.kind == "linear":
+            array = array.T
+        elif tensor.kind == "patches":
+            array = array.transpose(2, 3, 1, 0)
+        number, parts = tensor.part
+        return np.split(array, parts, axis=-1)[number].reshape(self.shape)
+
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        """The reverse, of one part."""
+        tensor, shape = self.tensor, self.shape
+        matrix = (math.prod(shape[: tensor.inputs]), math.prod(shape[tensor.inputs :]))
+        if tensor.kind == "vector":
+            array = array.reshape(-1)
+        elif tensor.kind in ("linear", "matrix"):
+            array = array.reshape(matrix)
+            array = array.T if tensor.kind == "linear" else array
+        elif tensor.kind == "patches":
+            array = array.transpose(3, 2, 0, 1)
+        array = np.pad(array, ((tensor.skipped, 0), *((0, 0),) * (array.ndim - 1)))
+        return array.reshape((1,) * tensor.leading + array.shape)
+
+
+def _places(
+    checkpoint: Checkpoint, config: TransformerConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> list[_Place]:
+    """Where every parameter of ``shapes`` (by its path) lies; raises WeightsError if the map lacks one."""
+    counts = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+    places = []
+    for tensor in checkpoint.tensors:
+        if tensor.when is not None and getattr(config, tensor.when[0]) != tensor.when[1]:
+            continue
+        stack = tensor.ours.split("/")[0]
+        is_layer = "{i}" in tensor.ours
+        for i in range(counts[stack] if is_layer else 1):
+            is_scanned = is_layer and config.scan_layers
+            path = tensor.ours.replace("layer_{i}", "layers" if is_scanned else f"layer_{i}")
+            if path in shapes:
+                shape = shapes[path][1:] if is_scanned else shapes[path]
+                name = tensor.theirs.replace("{i}", str(i))
+                places.append(_Place(path, i if is_scanned else None, tensor, name, shape))
+    unnamed = sorted(set(shapes) - {place.path for place in places})
+    if unnamed:
+        raise WeightsError(f"checkpoints of {checkpoint.model_type} have no name for {', '.join(unnamed)}")
+    return places
+
+
+def read_weights(
+    files: TensorFiles,
+    checkpoint: Checkpoint,
+    config: TransformerConfig,
+    abstract_params: PyTree,
+    *,
+    new_head: bool = False,
+) -> PyTree:
+    """The parameters of a model, each put where it belongs as soon as it is read.
+
+    At most one parameter is in memory beside those that are in their places; the largest come first.
+
+    Args:
+      files: of the checkpoint.
+      checkpoint: how the family names things.
+      config: of the model.
+      abstract_params: a ``ShapeDtypeStruct`` for each parameter, whose sharding, if any, is where it goes.
+      new_head: take from the checkpoint what it has of the model's head, in the right shape; the rest of the
+        head comes out as None, and tensors of other heads are not looked at.
+
+    Raises:
+      WeightsError: tensors are missing, of another shape, not known, or contradict one another; all of them
+        are listed. Or one has numbers that are not finite, or some have nothing but zeros, which biases and
+        heads may have, but no trained kernel, embedding or norm.
+    """
+    leaves = {_joined(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params)}
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    names = _stored_names(files, checkpoint)
+    places = _places(checkpoint, config, shapes)
+    if new_head:
+        absent = {
+            place.path
+            for place in places
+            if place.path.startswith("head/")
+            and (place.name not in names or files.shapes[names[place.name]] != place.their_shape)
+        }
+        places = [place for place in places if place.path not in absent]
+    ignored = (*checkpoint.ignored, *checkpoint.left_over.get(config.head, ()))
+    _check(files, checkpoint, places, names, ignored=ignored, new_head=new_head)
+    of_path: dict[str, list[_Place]] = {}
+    for place in places:
+        of_path.setdefault(place.path, []).append(place)
+    found = {}
+    zero: set[str] = set()
+    for path in sorted(of_path, key=lambda path: -math.prod(shapes[path])):
+        array = _read_parameter(files, of_path[path], names, shapes[path], zero)
+        sharding = getattr(leaves[path], "sharding", None)
+        if sharding is None:
+            found[path] = jax.device_put(array)
+        else:
+            found[path] = jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+    if zero:
+        raise WeightsError(
+            f"these tensors of {files.folder} are nothing but zeros, as in a file that was not fetched "
+            f"whole: copy or download it again. {', '.join(sorted(zero))}"
+        )
+    return jax.tree_util.tree_map_with_path(lambda path, _: found.get(_joined(path)), abstract_params)
+
+
+def _joined(path: tuple[Any, ...]) -> str:
+    return "/".join(str(key.key) for key in path)
+
+
+def _stored_names(files: TensorFiles, checkpoint: Checkpoint) -> dict[str, str]:
+    """By the name that a tensor has with a head, the one that it has in the files."""
+    known = [re.escape(tensor.theirs).replace(re.escape("{i}"), r"\d+") for tensor in checkpoint.tensors]
+    known += [re.escape(alias) for alias in checkpoint.aliases] + list(checkpoint.ignored)
+    pattern = re.compile("|".join(known))
+    names = {}
+    for stored in files.shapes:
+        prefixed = checkpoint.prefix + stored
+        is_bare = not pattern.fullmatch(stored) and pattern.fullmatch(prefixed)
+        names[prefixed if is_bare and prefixed not in files.shapes else stored] = stored
+    return names
+
+
+def _check(
+    files: TensorFiles,
+    checkpoint: Checkpoint,
+    places: list[_Place],
+    names: Mapping[str, str],
+    *,
+    ignored: tuple[str, ...],
+    new_head: bool,
+) -> None:
+    used = {place.name for place in places}
+    missing = {
+        f"{place.name} {place.their_shape}"
+        for place in places
+        if place.name not in names and not place.tensor.is_optional
+    }
+    misshaped = {
+        f"{place.name}: {files.shapes[names[place.name]]} instead of {place.their_shape}"
+        for place in places
+        if place.name in names and files.shapes[names[place.name]] != place.their_shape
+    }
+    heads = {tensor.theirs for tensor in checkpoint.tensors if tensor.ours.startswith("head/")}
+    extra, differing = set(), set()
+    for name, stored in names.items():
+        if name in used or any(re.fullmatch(pattern, name) for pattern in ignored):
+            continue
+        target = checkpoint.aliases.get(name)
+        if target is not None and target in names:
+            if not np.array_equal(files.read(stored), files.read(names[target])):
+                differing.add(f"{name}, which is not what {target} is")
+        elif target is None and not (new_head and name in heads):
+            extra.add(f"{name} {files.shapes[stored]}")
+    problems = {
+        "missing": missing,
+        "of another shape": misshaped,
+        "not known": extra,
+        "contradictory": differing,
+    }
+    if any(problems.values()):
+        raise WeightsError(
+            f"the tensors of {files.folder} are not those of the model that its config.json describes:\n"
+            + _listed(problems)
+        )
+
+
+def _read_parameter(
+    files: TensorFiles,
+    places: list[_Place],
+    names: Mapping[str, str],
+    shape: tuple[int, ...],
+    zero: set[str],
+) -> np.ndarray:
+    """One parameter; adds to ``zero`` the names of tensors that hold nothing but zeros and should not."""
+
+    def read(place: _Place) -> np.ndarray:
+        if place.name not in names:
+            return np.zeros(place.shape, np.float32)  # optional, or it would have been missed
+        found = place.to_ours(files.read(names[place.name]))
+        if place.is_never_zero and not found.any():
+            zero.add(names[place.name])
+        return found
+
+    if places[0].layer is None:
+        return read(places[0])
+    array = np.empty(shape, np.float32)
+    for place in places:
+        array[place.layer] = read(place)
+    return array
+
+
+def check_params(params: PyTree, abstract_params: PyTree) -> None:
+    """Raises WeightsError, which lists them all, where ``params`` are not those of a model.
+
+    Args:
+      params: to be checked.
+      abstract_params: something with the shape of each parameter of the model.
+    """
+    found, wanted = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(np.shape(leaf))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (params, abstract_params)
+    )
+    problems = {
+        "missing": [f"{path} {wanted[path]}" for path in wanted.keys() - found.keys()],
+        "of another shape": [
+            f"{path}: {found[path]} instead of {wanted[path]}"
+            for path in wanted.keys() & found.keys()
+            if found[path] != wanted[path]
+        ],
+        "not known": [f"{path} {found[path]}" for path in found.keys() - wanted.keys()],
+    }
+    if any(problems.values()):
+        raise WeightsError(f"the parameters are not those of the model's config:\n{_listed(problems)}")
+
+
+def _listed(problems: Mapping[str, Collection[str]]) -> str:
+    return "\n".join(
+        f"  {problem}: {', '.join(sorted(found))}" for problem, found in problems.items() if found
+    )
+
+
+@contextlib.contextmanager
+def new_weights(
+    folder: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    config: TransformerConfig,
+    params: PyTree,
+    *,
+    with_prefix: bool,
+    shard_bytes: int = SHARD_BYTES,
+) -> Iterator[None]:
+    """Writes parameters as float32 tensors, in one file or, beyond ``shard_bytes``, in several with an index.
+
+    They are written beside the weights in the folder, whose place they take at the end of the ``with``
+    statement; an error before leaves these as they were, for a disk may be full.
+
+    Args:
+      folder: where to; it must be there.
+      checkpoint: how the family names things.
+      config: of the model.
+      params: its parameters, of which a file's worth at a time is copied to the host.
+      with_prefix: whether names have the family's prefix, as they do beside a head.
+      shard_bytes: of a file, at most, but for a tensor that is larger.
+
+    Raises:
+      OSError: a file cannot be written.
+    """
+    leaves = {_joined(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    of_name: dict[str, list[_Place]] = {}
+    for place in _places(checkpoint, config, {path: leaf.shape for path, leaf in leaves.items()}):
+        name = place.name if with_prefix else place.name.removeprefix(checkpoint.prefix)
+        of_name.setdefault(name, []).append(place)
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, places in of_name.items():
+        own = 4 * math.prod(places[0].their_shape)
+        if size + own > shard_bytes and shards[-1]:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += own
+    files = {
+        SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors": names
+        for number, names in enumerate(shards, 1)
+    }
+    target = pathlib.Path(folder)
+    written: list[str] = []
+    try:
+        for file, names in files.items():
+            tensors = {name: _gather(of_name[name], leaves) for name in names}
+            with whole_file(target / f"{file}{_NEW}") as partial:
+                _save(tensors, partial)
+            written.append(file)
+        if len(shards) > 1:
+            total = sum(4 * leaf.size for leaf in leaves.values())
+            weight_map = {name: file for file, names in files.items() for name in names}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            write_whole(target / f"{INDEX_FILE}{_NEW}", json.dumps(index, indent=2) + "\n")
+            written.append(INDEX_FILE)
+        yield
+    except BaseException:
+        for file in written:
+            (target / f"{file}{_NEW}").unlink(missing_ok=True)
+        raise
+    for file in written:
+        (target / f"{file}{_NEW}").replace(target / file)
+    for old in [target / SINGLE_FILE, *target.glob("model-?????-of-?????.safetensors"), target / INDEX_FILE]:
+        if old.name not in written:  # a single file would be read instead of new shards
+            old.unlink(missing_ok=True)
+
+
+def _save(tensors: dict[str, np.ndarray], path: str) -> None:
+    try:
+        safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:  # the binding's own, for a full disk too
+        raise OSError(errno.EIO, str(error)) from error
+
+
+def _gather(places: list[_Place], leaves: Mapping[str, Any]) -> np.ndarray:
+    """One tensor of theirs from the parameters that are its parts."""
+    parts = []
+    for place in sorted(places, key=lambda place: place.tensor.part[0]):
+        leaf = leaves[place.path]
+        array = np.asarray(leaf if place.layer is None else leaf[place.layer], np.float32)
+        parts.append(place.to_theirs(array))
+    return np.ascontiguousarray(np.concatenate(parts, axis=-1))

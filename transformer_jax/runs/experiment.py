@@ -1,0 +1,123 @@
+"""An experiment: its sections as checked dataclasses."""
+
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.config import ConfigError, TransformerConfig, check_keys, check_types, read_section
+from transformer_jax.data import DataConfig, Tokenizer
+from transformer_jax.decoding.generator import DecodingSettings
+from transformer_jax.layers.attention_kernels import check_attention
+from transformer_jax.objectives import OBJECTIVES, Objective
+from transformer_jax.objectives.base import BoundTransform
+from transformer_jax.optimizers.optimizers import OptimizerConfig
+from transformer_jax.runs.compatibility import check_sections
+from transformer_jax.sharding.partitioning import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    num_steps: int = 100_000  # optimizer updates
+    log_every_steps: int = 100
+    evaluate_every_steps: int = 1000  # loss on the validation split; also scores checkpoints
+    gradient_accumulation_steps: int = 1  # micro-batches of each batch, one after the other
+    seed: int = 0  # of the initial parameters and of dropout
+    init_from: str = ""  # a run folder, a folder of transformers or a name on the hub, to start from
+
+    def __post_init__(self) -> None:
+        check_types(self, "train")
+        for name in (
+            "num_steps",
+            "log_every_steps",
+            "evaluate_every_steps",
+            "gradient_accumulation_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"train.seed={self.seed} must be from 0 to 2**31 - 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig(DecodingSettings):
+    """How a trained model translates and is scored."""
+
+    split: str = "test"
+    extra_length: int = 50  # tokens that an output may have beyond its source, section 6.1
+    batch_size: int = 32  # sentences decoded at once
+    average_last: int = 1  # checkpoints whose parameters are averaged
+    num_samples: int = 4  # translations to show
+
+    def __post_init__(self) -> None:
+        check_types(self, "evaluate")
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ValueError(f"evaluate.{error}") from error
+        for name, least in (("batch_size", 1), ("average_last", 1), ("extra_length", 1), ("num_samples", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluate.{name}={getattr(self, name)} must be at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run needs to know. Each section is read by the module that it configures."""
+
+    model: TransformerConfig
+    objective: Objective
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        try:
+            check_attention(self.mesh.attention)
+        except ValueError as error:
+            raise ConfigError(f"config.{error}") from error
+        check_sections(self.model, self.objective, self.data, self.checkpoint, self.train, self.evaluate)
+
+    def to_config_dict(self) -> ml_collections.ConfigDict:
+        """The sections with every key spelt out: what ``get_config`` of an experiment returns."""
+        return ml_collections.ConfigDict(dataclasses.asdict(self))
+
+
+def read_experiment(config: Any) -> Experiment:
+    """Checks a config and gives each of its sections a type.
+
+    Raises:
+      ConfigError: a section or key is unknown, misspelt, missing, of the wrong type, or does not fit.
+    """
+    sections: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Experiment)}
+    if not hasattr(config, "items"):  # of a file that is not there, this raises the error of opening it
+        raise ConfigError(
+            "an experiment must be sections of keys, as to_config_dict() gives them, not a "
+            f"{type(config).__name__}"
+        )
+    found = dict(config.items())
+    check_keys(found, sections, "config")
+    if not hasattr(found["objective"], "items"):
+        raise ConfigError(f"config.objective must be a section of keys, not {found['objective']!r}")
+    objective: dict[str, Any] = dict(found["objective"].items())
+    if objective.get("name") not in OBJECTIVES:
+        raise ConfigError(f"config.objective.name must be one of {', '.join(OBJECTIVES)}")
+    sections["objective"] = OBJECTIVES[objective["name"]]
+    return Experiment(**{name: read_section(cls, found[name], name) for name, cls in sections.items()})
+
+
+def make_transform(experiment: Experiment, tokenizer: Tokenizer, *, train: bool) -> BoundTransform:
+    """What the experiment's objective does on the host, bound to all but the data.
+
+    Args:
+      experiment: of which also the length of a side and the model's number of classes are taken.
+      tokenizer: of the run.
+      train: whether it is for training.
+    """
+    model, max_length = experiment.model, experiment.data.max_length
+    return BoundTransform(experiment.objective, tokenizer, max_length, train, model.num_labels)

@@ -1,0 +1,217 @@
+"""The run folder that training an experiment leaves behind: what is in it, written and read.
+
+A run folder (``workdir``) holds ``config.json``, ``tokenizer.json`` (and ``tokenizer_data.json``, what it was
+made for), ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/`` and, at the end, ``summary.json``; of each
+evaluated split ``evaluation_SPLIT.json`` and ``translations_SPLIT.txt``.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from transformer_jax.config import ConfigError
+from transformer_jax.data import (
+    DataError,
+    Tokenizer,
+    TokenizerConfig,
+    load_sources,
+    train_tokenizer,
+    training_texts,
+)
+from transformer_jax.files import write_json
+from transformer_jax.pretrained.reading import TOKENIZER_FILE, find_folder, find_tokenizer
+from transformer_jax.reporting.progress import say
+from transformer_jax.runs.experiment import Experiment, read_experiment
+
+CONFIG_FILE = "config.json"
+TOKENIZER_DATA_FILE = "tokenizer_data.json"  # the data section that the tokenizer was made for
+CHECKPOINTS_FOLDER = "checkpoints"
+SUMMARY_FILE = "summary.json"
+
+# What a stored run may be continued with; any other change makes it another experiment.
+FREE_SECTIONS = ("checkpoint", "evaluate", "mesh")
+FREE_KEYS = ("train.num_steps", "train.log_every_steps", "train.evaluate_every_steps", "data.source.folder")
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The keys of all sections by their full names, such as ``optimizer.peak_rate``."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _as_json(experiment: Experiment) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(experiment)))
+
+
+def flat_config(experiment: Experiment) -> dict[str, Any]:
+    """All keys by their full names, without the folders of further sources, which may be moved as well."""
+    content = _as_json(experiment)
+    for source in content["data"]["more_sources"]:
+        del source["folder"]
+    return flatten(content)
+
+
+def check_workdir(workdir: str | os.PathLike[str], experiment: Experiment) -> None:
+    """Refuses a run folder in which another experiment was trained.
+
+    A config without checkpoints was never trained with: it does not count, and will be replaced.
+
+    Raises:
+      ConfigError: the folder holds another experiment; the message lists what differs.
+    """
+    if not has_checkpoints(workdir):
+        return
+    old, new = flat_config(load_config(workdir)), flat_config(experiment)
+    differing = [
+        f"config.{key}: {old.get(key, 'nothing')!r} there, {new.get(key, 'nothing')!r} here"
+        for key in {**old, **new}  # objectives have keys of their own
+        if old.get(key) != new.get(key) and key not in FREE_KEYS and key.split(".")[0] not in FREE_SECTIONS
+    ]
+    if differing:
+        raise ConfigError(
+            f"{workdir} holds another experiment; use another --workdir, or undo\n  " + "\n  ".join(differing)
+        )
+
+
+def run_folder(workdir: str | os.PathLike[str]) -> str:
+    """The run folder with ``~`` spelt out, which a shell leaves in ``--workdir=~/runs``.
+
+    Raises:
+      ConfigError: it is a URL.
+    """
+    path = os.path.expanduser(os.fspath(workdir))
+    if "://" in path:
+        raise ConfigError(
+            f"the workdir {path} is a URL, but metrics and figures are written as files: mount the bucket "
+            "and name the folder where it is mounted"
+        )
+    return path
+
+
+def store_config(workdir: str | os.PathLike[str], experiment: Experiment) -> None:
+    """Writes ``config.json``, once everything else has turned out to fit."""
+    write_json(pathlib.Path(workdir) / CONFIG_FILE, _as_json(experiment))
+
+
+def has_checkpoints(workdir: str | os.PathLike[str]) -> bool:
+    """Whether something was trained in a run folder."""
+    folder = pathlib.Path(workdir) / CHECKPOINTS_FOLDER
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def load_config(workdir: str | os.PathLike[str]) -> Experiment:
+    """Reads the experiment that a run folder holds.
+
+    Raises:
+      ConfigError: the folder holds no run, or its config is broken.
+    """
+    path = pathlib.Path(workdir) / CONFIG_FILE
+    try:
+        return read_experiment(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        if has_checkpoints(workdir):
+            raise ConfigError(
+                f"{workdir} has checkpoints but no {CONFIG_FILE}, which says what they are: put it back"
+            ) from None
+        raise ConfigError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+
+
+def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> Tokenizer:
+    """The run's own tokenizer; if it has none yet, one trained on the training split and stored.
+
+    Raises:
+      ConfigError: its vocabulary, or the ids of special tokens, do not fit the model.
+      DataError: the stored file is broken, or the training split cannot be read.
+    """
+    path = pathlib.Path(workdir) / TOKENIZER_FILE
+    if experiment.model.image_shape or has_checkpoints(workdir) or _was_made_for(workdir, experiment):
+        return load_tokenizer(workdir, experiment)
+    section = experiment.data.tokenizer
+    origin = section.path or experiment.train.init_from
+    if not origin:
+        say("training the tokenizer on the training split")
+        texts = training_texts(section, load_sources(experiment.data.sources, "train"))
+        tokenizer = train_tokenizer(section, texts)
+    elif origin.endswith(".json"):
+        tokenizer = Tokenizer.load(origin)
+    else:
+        tokenizer = _tokenizer_of(origin)
+    _check_vocabulary(tokenizer, experiment, origin or "the training split")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data_path = path.with_name(TOKENIZER_DATA_FILE)
+    data_path.unlink(missing_ok=True)  # it never stands beside a tokenizer that it does not describe
+    tokenizer.save(path)
+    write_json(data_path, _as_json(experiment)["data"])
+    return tokenizer
+
+
+def _tokenizer_of(origin: str) -> Tokenizer:
+    """That of the folder that a run starts from."""
+    folder = find_folder(origin)
+    tokenizer = find_tokenizer(folder)
+    if tokenizer is None:
+        raise DataError(
+            f"there is no {TOKENIZER_FILE} in {folder}, whose tokenizer this run is to have: put it "
+            "there, or name another file in config.data.tokenizer.path"
+        )
+    return tokenizer
+
+
+def load_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> Tokenizer:
+    """The tokenizer that the run folder holds.
+
+    Raises:
+      ConfigError: its vocabulary, or the ids of special tokens, do not fit the model.
+      DataError: there is none, or it is broken.
+    """
+    if experiment.model.image_shape:  # nothing to encode: bytes will do, and need no file
+        return train_tokenizer(TokenizerConfig(kind="byte"), ())
+    path = pathlib.Path(workdir) / TOKENIZER_FILE
+    if not path.exists():
+        raise DataError(f"{path} is missing: put it back, checkpoints can be used with no other tokenizer")
+    tokenizer = Tokenizer.load(path)
+    _check_vocabulary(tokenizer, experiment, str(path))
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: Tokenizer, experiment: Experiment, origin: str) -> None:
+    if tokenizer.vocab_size > experiment.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer of {origin} has {tokenizer.vocab_size} tokens, the model only "
+            f"config.model.vocab_size={experiment.model.vocab_size}"
+        )
+    choices = {"pad_id": ("pad",)}
+    if not experiment.model.is_encoder_only:
+        if not tokenizer.has_role("eos"):
+            raise ConfigError(
+                f"the tokenizer of {origin} has no token that ends a decoder's text, as <eos> or </s>: it is "
+                "one of models without a decoder, such as BERT"
+            )
+        # What the decoder begins with is the paper's choice: T5 has pad there, BART eos.
+        choices |= {"eos_id": ("eos",), "decoder_start_id": ("bos", "pad", "eos")}
+    for name, roles in choices.items():
+        ids = {role: tokenizer.id_of(role) for role in roles if tokenizer.has_role(role)}
+        found = getattr(experiment.model, name)
+        if ids and found not in ids.values():
+            known = " or ".join(f"{id_} ({role})" for role, id_ in ids.items())
+            raise ConfigError(f"config.model.{name}={found} must be {known}, as in the tokenizer of {origin}")
+
+
+def _was_made_for(workdir: str | os.PathLike[str], experiment: Experiment) -> bool:
+    """Whether an untrained run's tokenizer was trained on the same data with the same settings."""
+    path = pathlib.Path(workdir) / TOKENIZER_DATA_FILE
+    # A file may have changed since, or another one be named.
+    if experiment.data.tokenizer.path or experiment.train.init_from or not path.exists():
+        return False
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return path.with_name(TOKENIZER_FILE).exists() and stored == _as_json(experiment)["data"]

@@ -1,0 +1,152 @@
+"""Models made ready for use: from the folder of a run, or from a checkpoint of ``transformers``."""
+
+import dataclasses
+import os
+from typing import Any
+
+from jax.sharding import Mesh
+
+from transformer_jax.checkpoints.checkpointer import Checkpointer, CheckpointError
+from transformer_jax.config import ConfigError
+from transformer_jax.data import DataError, Tokenizer
+from transformer_jax.families import family_of
+from transformer_jax.inference.model import Pretrained
+from transformer_jax.objectives import Classification
+from transformer_jax.pretrained.reading import from_pretrained, params_template
+from transformer_jax.reporting.progress import say
+from transformer_jax.runs.experiment import Experiment
+from transformer_jax.runs.folder import CHECKPOINTS_FOLDER, load_config, load_tokenizer, run_folder
+from transformer_jax.sharding import partitioning
+from transformer_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """What a run folder holds, ready for use."""
+
+    experiment: Experiment
+    tokenizer: Tokenizer
+    params: PyTree
+    steps: tuple[int, ...]  # of the checkpoints that the parameters come from
+
+
+def load_run(
+    workdir: str,
+    from_checkpoint: str = "latest",
+    average_last: int | None = None,
+    mesh: Mesh | None = None,
+    rules: partitioning.Rules = partitioning.WHOLE_RULES,
+) -> TrainedRun:
+    """Reads a run's config, tokenizer and parameters.
+
+    Args:
+      workdir: the run folder.
+      from_checkpoint: "latest", "best" or a step.
+      average_last: mean of the last so many checkpoints, only with "latest"; None takes what the
+        run's config says, or as many of them as there are and can be read.
+      mesh: where the parameters go; by default to this process's first device.
+      rules: how they are split over the mesh, read straight into their shards; by default a copy goes to each
+        of its devices.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: what is missing, broken or does not fit, by name.
+    """
+    workdir = run_folder(workdir)
+    experiment = load_config(workdir)
+    template = params_template(experiment.model, mesh, rules)
+    with Checkpointer(f"{workdir}/{CHECKPOINTS_FOLDER}", experiment.checkpoint) as checkpointer:
+        if not checkpointer.steps():
+            raise CheckpointError(
+                f"{workdir} has no checkpoint yet: training writes one every "
+                f"{experiment.checkpoint.every_steps} steps and at its end"
+            )
+        if from_checkpoint == "latest":
+            last = experiment.evaluate.average_last if average_last is None else average_last
+            restored = checkpointer.average(template, last, or_fewer=average_last is None)
+        elif average_last is not None and average_last > 1:
+            raise ConfigError(f"--average_last={average_last} goes with --from_checkpoint=latest only")
+        else:
+            restored = checkpointer.restore_params(template, _step(checkpointer, from_checkpoint))
+    tokenizer = load_tokenizer(workdir, experiment)
+    check_tokenizer(tokenizer, restored.data_state, workdir)
+    return TrainedRun(experiment, tokenizer, restored.params, restored.steps)
+
+
+def check_tokenizer(tokenizer: Tokenizer, data_state: dict[str, Any], workdir: str) -> None:
+    """Raises DataError unless the checkpoint was trained with this very vocabulary."""
+    trained_with = data_state["tokenizer"]
+    if tokenizer.fingerprint != trained_with:
+        raise DataError(
+            f"{workdir}/tokenizer.json is not the tokenizer that the checkpoint was trained with "
+            f"(fingerprint {tokenizer.fingerprint}, not {trained_with}): put the original back"
+        )
+
+
+def _step(checkpointer: Checkpointer, name: str) -> int:
+    if name == "best":
+        best = checkpointer.best_step()
+        if best is None:
+            raise CheckpointError(f"{checkpointer.directory} has no checkpoint that was scored: use 'latest'")
+        return best
+    if not name.isdecimal():
+        raise ConfigError(f"--from_checkpoint={name!r} must be 'latest', 'best' or a step")
+    return int(name)
+
+
+def load_model(
+    model: str | None = None,
+    workdir: str | None = None,
+    from_checkpoint: str = "latest",
+    average_last: int | None = None,
+) -> Pretrained:
+    """A checkpoint of ``transformers``, or a run, as the same kind of thing.
+
+    Args:
+      model: as for ``from_pretrained``.
+      workdir: a run's folder, instead of ``model``.
+      from_checkpoint, average_last: of a run, as for ``load_run``.
+
+    Raises:
+      ConfigError: not one of ``model`` and ``workdir`` is given but none or both.
+      ConfigError, DataError, CheckpointError, WeightsError: what is missing, broken or does not fit, by name.
+    """
+    if (model is None) == (workdir is None):
+        raise ConfigError(
+            "give one of --model (a folder of transformers, or a name on the hub) and --workdir (of a run)"
+        )
+    if workdir is None:
+        assert model is not None
+        if from_checkpoint != "latest" or average_last is not None:
+            raise ConfigError("--from_checkpoint and --average_last go with --workdir only")
+        return from_pretrained(model)
+    return from_run(workdir, from_checkpoint, average_last)
+
+
+def from_run(
+    workdir: str | os.PathLike[str], from_checkpoint: str = "latest", average_last: int | None = None
+) -> Pretrained:
+    """The model that a run trained, with its tokenizer and the names of its classes.
+
+    ``save_pretrained`` makes a folder of ``transformers`` of it, if the model is of a family that is there.
+
+    Args:
+      workdir: the run folder.
+      from_checkpoint, average_last: as for ``load_run``.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: what is missing, broken or does not fit, by name.
+    """
+    run = load_run(os.fspath(workdir), from_checkpoint, average_last)
+    say(f"parameters of step {', '.join(map(str, run.steps))}")
+    config = run.experiment.model
+    labels: tuple[str, ...] = getattr(run.experiment.objective, "labels", ())
+    # CausalLM has eos before every document, and what a prompt begins is a document.
+    prompt_start = (config.eos_id,) if config.is_decoder_only else ()
+    tokenizer = None if config.image_shape else run.tokenizer
+    objective = run.experiment.objective
+    sizing = (
+        objective.as_evaluated if isinstance(objective, Classification) and objective.image_size else None
+    )
+    return Pretrained(
+        family_of(config), config, run.params, tokenizer, labels, prompt_start=prompt_start, sizing=sizing
+    )

@@ -1,0 +1,92 @@
+"""Any experiment, made small enough to be tried in seconds."""
+
+import dataclasses
+import math
+
+import jax
+
+from transformer_jax.config import TransformerConfig
+from transformer_jax.objectives import QuestionAnswering
+from transformer_jax.runs.experiment import Experiment
+from transformer_jax.sharding.partitioning import MeshConfig
+from transformer_jax.types import BOS_ID, EOS_ID, PAD_ID
+
+
+def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
+    """The same experiment in seconds: a tiny model, short batches, ``num_steps`` steps.
+
+    What makes the experiment what it is stays: objective, kind of data, tokenizer, batching, optimizer and
+    schedule, placement of norms, sharing, scan and remat. The batch is shared by all devices.
+    """
+    model, data, section = experiment.model, experiment.data, experiment.data.tokenizer
+    # Of a tokenizer that is trained on the spot, in place of one that may not be there.
+    special = section.special_tokens or (("<cls>", "<sep>", "<mask>") if experiment.train.init_from else ())
+    vocab_size, max_length = 300 + len(special), min(data.max_length, 64)
+    accumulation = min(experiment.train.gradient_accumulation_steps, 2)
+    rows = math.lcm(8, jax.device_count()) * accumulation
+    tokenizer = dataclasses.replace(
+        section, path="", vocab_size=vocab_size, special_tokens=special, max_training_examples=1_000
+    )
+    objective = experiment.objective
+    if isinstance(objective, QuestionAnswering):  # of many small tokens; room for a context stays
+        objective = dataclasses.replace(
+            objective, max_question_length=min(objective.max_question_length, max_length // 4)
+        )
+    return dataclasses.replace(
+        experiment,
+        model=_shrink_model(model, vocab_size),
+        objective=objective,
+        data=dataclasses.replace(
+            data,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            buckets=(),
+            tokens_per_batch=max_length * rows,
+            batch_size=rows if data.batch_size else 0,
+            window=64,
+        ),
+        optimizer=dataclasses.replace(experiment.optimizer, warmup_steps=1, frozen=()),
+        train=dataclasses.replace(
+            experiment.train,
+            num_steps=num_steps,
+            log_every_steps=1,
+            evaluate_every_steps=num_steps,
+            gradient_accumulation_steps=accumulation,
+            init_from="",
+        ),
+        checkpoint=dataclasses.replace(experiment.checkpoint, every_steps=1),
+        evaluate=dataclasses.replace(
+            experiment.evaluate,
+            extra_length=4,
+            batch_size=16,
+            num_samples=1,
+            beam_size=min(experiment.evaluate.beam_size, vocab_size),
+            top_k=min(experiment.evaluate.top_k, vocab_size),
+        ),
+        mesh=MeshConfig(rules=experiment.mesh.rules, attention=experiment.mesh.attention),
+    )
+
+
+def _shrink_model(model: TransformerConfig, vocab_size: int) -> TransformerConfig:
+    small = dataclasses.replace(
+        model,
+        d_model=16,
+        num_heads=2,
+        key_size=8,
+        value_size=8,
+        d_feedforward=32,
+        num_encoder_layers=min(2, model.num_encoder_layers),
+        num_decoder_layers=min(2, model.num_decoder_layers),
+    )
+    if model.image_shape:
+        return small
+    # What decoding starts with stays the same token of the tokenizers that are trained here.
+    start_id = {model.pad_id: PAD_ID, model.eos_id: EOS_ID}.get(model.decoder_start_id, BOS_ID)
+    return dataclasses.replace(
+        small,
+        vocab_size=vocab_size,
+        max_length=4096,  # a text has many tokens of so small a vocabulary
+        pad_id=PAD_ID,
+        eos_id=EOS_ID,
+        decoder_start_id=start_id,
+    )

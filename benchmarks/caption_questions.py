@@ -1,6 +1,6 @@
 """Measures two baselines without learning on ``caption_questions``, for comparison with a model's scores.
 
-    python benchmarks/caption_questions.py --folder=data
+    python -m benchmarks.caption_questions --folder=data
 
 ``lexical`` chooses the sentence that shares most words with the question, and in it the span of the type that
 the question asks for ("How many": a number). If there are several such spans, it takes the one nearest to the
@@ -20,7 +20,11 @@ from typing import Any
 from transformer_jax.data import SQUAD_FEATURES, SourceConfig, load_source
 from transformer_jax.objectives.squad import squad_scores
 
-SOURCE = SourceConfig(name="caption_questions/multi30k", features=SQUAD_FEATURES)
+SOURCE = SourceConfig(
+    name="caption_questions/multi30k",
+    builder_class="experiments.caption_questions:CaptionQuestions",
+    features=SQUAD_FEATURES,
+)
 _SAYS_NOTHING = re.compile(
     r"(what|who|which|where|how|many|is|are|there|the|an?|of|doing|wearing|colour|animal|in|on|at|to|and|with)"
 )

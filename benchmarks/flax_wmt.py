@@ -42,7 +42,7 @@ from experiments import wmt14_en_de
 from transformer_jax.planning.hardware import GIB, read_topology
 from transformer_jax.planning.planner import with_rows
 from transformer_jax.planning.programs import compile_steps, topology_devices
-from transformer_jax.runs.experiment import read_experiment
+from transformer_jax.runs import read_experiment
 from transformer_jax.sharding.partitioning import make_mesh
 
 ROWS, LENGTH = 32, 256  # per chip

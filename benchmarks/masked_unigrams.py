@@ -13,8 +13,7 @@ import numpy as np
 
 from transformer_jax.data import TokenizerConfig, evaluation_pieces, load_source, load_sources, training_texts
 from transformer_jax.objectives import MaskedLM
-from transformer_jax.runs.experiment import Experiment, make_transform
-from transformer_jax.runs.folder import load_config, load_tokenizer
+from transformer_jax.runs import Experiment, load_config, load_tokenizer, make_transform
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ def jax_step() -> tuple[Callable[[], float], dict[str, object]]:
     from transformer_jax.families import transformer
     from transformer_jax.objectives import Seq2Seq
     from transformer_jax.optimizers.optimizers import OptimizerConfig
-    from transformer_jax.runs.experiment import Experiment, TrainConfig
+    from transformer_jax.runs import Experiment, TrainConfig
     from transformer_jax.training.step import compile_train_step
 
     keep_freed_memory()

@@ -15,18 +15,18 @@ predicted correctly, at 1.076 nats per token. When the model generates a caption
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import Denoising
 from transformer_jax.optimizers import OptimizerConfig
-from transformer_jax.runs import experiment
+from transformer_jax.runs import EvaluateConfig, Experiment, TrainConfig
 
 VOCAB_SIZE = 4096
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config: width 256, 3 + 3 layers; a caption is one or two sentences."""
-    return experiment.Experiment(
+    return Experiment(
         model=families.bart.config(
             "base",
             vocab_size=VOCAB_SIZE,
@@ -57,7 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
             tokens_per_batch=1536,
         ),
         optimizer=OptimizerConfig(schedule="cosine", peak_rate=1e-3, warmup_steps=200, clip_norm=1.0),
-        train=experiment.TrainConfig(num_steps=2000, log_every_steps=50, evaluate_every_steps=500),
+        train=TrainConfig(num_steps=2000, log_every_steps=50, evaluate_every_steps=500),
         checkpoint=CheckpointConfig(every_steps=500, keep_latest=1),
-        evaluate=experiment.EvaluateConfig(beam_size=1),
+        evaluate=EvaluateConfig(beam_size=1),
     ).to_config_dict()

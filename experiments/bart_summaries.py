@@ -22,23 +22,23 @@ consecutive tokens occur in it twice.
 
 The rows of summaries are as long as those of their articles, so most of their tokens are padding.
 
-Measured here: nothing, because the data is not available here. tests/test_experiments.py trains a shrunk
+Measured here: nothing, because the data is not available here. tests/experiments trains a shrunk
 version on generated records with the same features.
 """
 
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.optimizers import OptimizerConfig
-from transformer_jax.runs import experiment
+from transformer_jax.runs import EvaluateConfig, Experiment, TrainConfig
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config: BART large with fairseq's learning rate, gradient clipping and label smoothing."""
-    return experiment.Experiment(
+    return Experiment(
         model=families.bart.config("large"),
         objective=Seq2Seq(label_smoothing=0.1, cut_long=True),
         data=DataConfig(
@@ -61,7 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
             weight_decay=0.01,
             clip_norm=0.1,
         ),
-        train=experiment.TrainConfig(
+        train=TrainConfig(
             num_steps=20_000,
             log_every_steps=100,
             evaluate_every_steps=1_000,
@@ -69,5 +69,5 @@ def get_config() -> ml_collections.ConfigDict:
             init_from="facebook/bart-large",
         ),
         checkpoint=CheckpointConfig(every_steps=1_000, keep_latest=1, best_metric="nll"),
-        evaluate=experiment.EvaluateConfig(beam_size=4, length_penalty=2.0),
+        evaluate=EvaluateConfig(beam_size=4, length_penalty=2.0),
     ).to_config_dict()

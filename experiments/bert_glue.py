@@ -21,7 +21,7 @@ rates from 2e-5 to 5e-5. It omits WNLI, on which no system had yet beaten the mo
 
 Texts longer than 128 tokens are truncated as in the original release, and counted.
 
-Measured here: nothing, because the data is not available here. tests/test_experiments.py trains a shrunk
+Measured here: nothing, because the data is not available here. tests/experiments trains a shrunk
 version on generated records with the same features.
 """
 
@@ -30,12 +30,12 @@ from typing import NamedTuple
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.config import ConfigError, nearest
 from transformer_jax.data import DataConfig, SourceConfig
 from transformer_jax.objectives import Classification
 from transformer_jax.optimizers import fine_tuning
-from transformer_jax.runs import experiment
+from transformer_jax.runs import EvaluateConfig, Experiment, TrainConfig
 
 CHECKPOINT = "google-bert/bert-base-uncased"
 BATCH_SIZE, EPOCHS = 32, 3
@@ -75,7 +75,7 @@ def get_config(name: str = "mrpc") -> ml_collections.ConfigDict:
     task = TASKS[name]
     num_steps = EPOCHS * task.examples // BATCH_SIZE
     features = tuple(zip(("inputs", "pair"), task.texts, strict=False))
-    return experiment.Experiment(
+    return Experiment(
         model=families.bert.config("base", head="classes", num_labels=len(task.labels)),
         objective=Classification(labels=task.labels, cut_long=True),
         data=DataConfig(
@@ -92,7 +92,7 @@ def get_config(name: str = "mrpc") -> ml_collections.ConfigDict:
             batch_size=BATCH_SIZE,
         ),
         optimizer=fine_tuning(2e-5, num_steps),
-        train=experiment.TrainConfig(
+        train=TrainConfig(
             num_steps=num_steps,
             log_every_steps=50,
             evaluate_every_steps=max(100, num_steps // 12),
@@ -104,5 +104,5 @@ def get_config(name: str = "mrpc") -> ml_collections.ConfigDict:
             best_metric="matthews" if name == "cola" else "accuracy",
             best_mode="max",
         ),
-        evaluate=experiment.EvaluateConfig(split="validation"),
+        evaluate=EvaluateConfig(split="validation"),
     ).to_config_dict()

@@ -21,11 +21,11 @@ nats and 12.44 %.
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import MaskedLM
 from transformer_jax.optimizers import OptimizerConfig
-from transformer_jax.runs import experiment
+from transformer_jax.runs import Experiment, TrainConfig
 
 CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -39,7 +39,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
     if variant not in ("scratch", "minilm"):
         raise ValueError(f"unknown variant {variant!r}: use 'scratch' or 'minilm'")
     is_scratch = variant == "scratch"
-    return experiment.Experiment(
+    return Experiment(
         model=families.bert.config("minilm", head="masked_tokens"),
         objective=MaskedLM(whole_words=True),
         data=DataConfig(
@@ -70,7 +70,7 @@ def get_config(variant: str = "scratch") -> ml_collections.ConfigDict:
         optimizer=OptimizerConfig(
             name="adamw", schedule="linear", peak_rate=5e-4, warmup_steps=50, b2=0.999, weight_decay=0.01
         ),
-        train=experiment.TrainConfig(
+        train=TrainConfig(
             num_steps=400,
             log_every_steps=50,
             evaluate_every_steps=200,

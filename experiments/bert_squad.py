@@ -15,18 +15,18 @@ Published: 80.8 exact match and 88.5 F1 (base), 84.1 and 90.9 (large) on the val
 single model trained on SQuAD alone. The scores are computed as in the official script: the best over all
 reference answers of a question.
 
-Measured here: nothing, because the data is not available here. tests/test_experiments.py trains a shrunk
+Measured here: nothing, because the data is not available here. tests/experiments trains a shrunk
 version on generated records with the same features.
 """
 
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import SQUAD_FEATURES, DataConfig, SourceConfig
 from transformer_jax.objectives import QuestionAnswering
 from transformer_jax.optimizers import fine_tuning
-from transformer_jax.runs import experiment
+from transformer_jax.runs import EvaluateConfig, Experiment, TrainConfig
 
 WINDOWS = 88_500  # windows of the training split; few contexts need more than one
 BATCH_SIZE, EPOCHS = 32, 3
@@ -39,7 +39,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
       variant: base or large.
     """
     num_steps = EPOCHS * WINDOWS // BATCH_SIZE
-    return experiment.Experiment(
+    return Experiment(
         model=families.bert.config(variant, head="spans"),
         objective=QuestionAnswering(stride=128, max_question_length=64),
         data=DataConfig(
@@ -56,12 +56,12 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             batch_size=BATCH_SIZE,
         ),
         optimizer=fine_tuning(5e-5, num_steps),
-        train=experiment.TrainConfig(
+        train=TrainConfig(
             num_steps=num_steps,
             log_every_steps=100,
             evaluate_every_steps=1_000,
             init_from=f"google-bert/bert-{variant}-uncased",
         ),
         checkpoint=CheckpointConfig(every_steps=1_000, keep_latest=1),
-        evaluate=experiment.EvaluateConfig(split="validation"),
+        evaluate=EvaluateConfig(split="validation"),
     ).to_config_dict()

@@ -25,11 +25,11 @@ from collections.abc import Iterator
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig
 from transformer_jax.objectives import Classification
 from transformer_jax.optimizers import fine_tuning
-from transformer_jax.runs import experiment
+from transformer_jax.runs import Experiment, TrainConfig
 
 CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 SENTENCES, BATCH_SIZE, EPOCHS = 6_920, 32, 3
@@ -38,7 +38,7 @@ SENTENCES, BATCH_SIZE, EPOCHS = 6_920, 32, 3
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config: three epochs of AdamW (Devlin et al. 2019, section A.3)."""
     num_steps = EPOCHS * SENTENCES // BATCH_SIZE
-    return experiment.Experiment(
+    return Experiment(
         model=families.bert.config("minilm", head="classes", num_labels=2),
         objective=Classification(labels=("0", "1")),
         data=DataConfig(
@@ -55,7 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
             batch_size=BATCH_SIZE,
         ),
         optimizer=fine_tuning(1e-4, num_steps, epsilon=1e-8),
-        train=experiment.TrainConfig(
+        train=TrainConfig(
             num_steps=num_steps, log_every_steps=50, evaluate_every_steps=200, init_from=CHECKPOINT
         ),
         checkpoint=CheckpointConfig(every_steps=200, keep_latest=1, best_metric="accuracy", best_mode="max"),

@@ -17,18 +17,18 @@ Difference from the paper: the paper uses sequences of 128 tokens for nine tenth
 have up to 512 tokens in all steps. Each row holds one pair of texts, because an example with a label cannot
 be packed with others; rows of similar length are batched together.
 
-Measured here: nothing, because neither the data nor the hardware is available here. tests/test_experiments.py
+Measured here: nothing, because neither the data nor the hardware is available here. tests/experiments
 trains a shrunk version on generated records with the same features.
 """
 
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import MaskedLM
 from transformer_jax.optimizers import OptimizerConfig
-from transformer_jax.runs import experiment
+from transformer_jax.runs import Experiment, TrainConfig
 
 
 def get_config(variant: str = "base") -> ml_collections.ConfigDict:
@@ -37,7 +37,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     Args:
       variant: base, large, or a smaller one of ``families.bert``.
     """
-    return experiment.Experiment(
+    return Experiment(
         model=families.bert.config(variant, head="pretraining", scan_layers=True, dtype="bfloat16"),
         objective=MaskedLM(next_sentence=True),
         data=DataConfig(
@@ -70,6 +70,6 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             weight_decay=0.01,
             clip_norm=1.0,
         ),
-        train=experiment.TrainConfig(num_steps=1_000_000, log_every_steps=100, evaluate_every_steps=10_000),
+        train=TrainConfig(num_steps=1_000_000, log_every_steps=100, evaluate_every_steps=10_000),
         checkpoint=CheckpointConfig(every_steps=5_000, keep_latest=2, best_metric="nll"),
     ).to_config_dict()

@@ -18,18 +18,18 @@ and 1.898 for nanoGPT, 47.0 ms per update here and 43.4 ms for nanoGPT.
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import CausalLM
 from transformer_jax.optimizers import OptimizerConfig
-from transformer_jax.runs import experiment
+from transformer_jax.runs import Experiment, TrainConfig
 
 NUM_BYTES = 260  # 256 bytes and four special tokens; the text has 65 different characters of one byte each
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config: 4 layers, 4 heads, width 128, context 64, batch 12, 2,000 steps, no dropout."""
-    return experiment.Experiment(
+    return Experiment(
         model=families.gpt2.config(
             "small",
             vocab_size=NUM_BYTES,
@@ -72,6 +72,6 @@ def get_config() -> ml_collections.ConfigDict:
             weight_decay=0.1,
             clip_norm=1.0,
         ),
-        train=experiment.TrainConfig(num_steps=2000, log_every_steps=100, evaluate_every_steps=500),
+        train=TrainConfig(num_steps=2000, log_every_steps=100, evaluate_every_steps=500),
         checkpoint=CheckpointConfig(every_steps=1000, keep_latest=1),
     ).to_config_dict()

@@ -30,18 +30,18 @@ losses are not comparable; for a comparison, use GPT-2's tokenizer.json:
 Differences from nanoGPT: documents packed into the same row do not attend to one another, and linear maps and
 norms have biases. The recipe is the one for small; nanoGPT publishes none for the larger variants.
 
-Measured here: nothing, because neither the data nor the hardware is available here. tests/test_experiments.py
+Measured here: nothing, because neither the data nor the hardware is available here. tests/experiments
 trains a shrunk version on generated records with the same features.
 """
 
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import CausalLM
 from transformer_jax.optimizers import OptimizerConfig
-from transformer_jax.runs import experiment
+from transformer_jax.runs import Experiment, TrainConfig
 
 
 def get_config(variant: str = "small") -> ml_collections.ConfigDict:
@@ -50,7 +50,7 @@ def get_config(variant: str = "small") -> ml_collections.ConfigDict:
     Args:
       variant: small (124 million parameters), medium, large or xl.
     """
-    return experiment.Experiment(
+    return Experiment(
         model=families.gpt2.config(
             variant,
             dropout=0.0,
@@ -90,7 +90,7 @@ def get_config(variant: str = "small") -> ml_collections.ConfigDict:
             weight_decay=0.1,
             clip_norm=1.0,
         ),
-        train=experiment.TrainConfig(
+        train=TrainConfig(
             num_steps=600_000,
             log_every_steps=100,
             evaluate_every_steps=5_000,

@@ -26,18 +26,18 @@ the published 41.0.
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.optimizers import OptimizerConfig
-from transformer_jax.runs import experiment
+from transformer_jax.runs import EvaluateConfig, Experiment, TrainConfig
 
 VOCAB_SIZE = 6144
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config: width 256, 3 + 3 layers, pre-norm, small batches; 20 minutes on 2 cores."""
-    return experiment.Experiment(
+    return Experiment(
         model=families.transformer.config(
             "tiny",
             vocab_size=VOCAB_SIZE,
@@ -65,7 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
             tokens_per_batch=1536,
         ),
         optimizer=OptimizerConfig(schedule="cosine", peak_rate=2e-3, warmup_steps=400),
-        train=experiment.TrainConfig(num_steps=3600, log_every_steps=50, evaluate_every_steps=600),
+        train=TrainConfig(num_steps=3600, log_every_steps=50, evaluate_every_steps=600),
         checkpoint=CheckpointConfig(every_steps=200, keep_latest=5),
-        evaluate=experiment.EvaluateConfig(beam_size=4, average_last=5),
+        evaluate=EvaluateConfig(beam_size=4, average_last=5),
     ).to_config_dict()

@@ -20,11 +20,11 @@ from collections.abc import Iterator
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.optimizers import OptimizerConfig
-from transformer_jax.runs import experiment
+from transformer_jax.runs import EvaluateConfig, Experiment, TrainConfig
 
 VOCAB_SIZE = 320
 
@@ -35,7 +35,7 @@ def get_config(language: str = "de") -> ml_collections.ConfigDict:
     Args:
       language: of the translations: de, fr or es.
     """
-    return experiment.Experiment(
+    return Experiment(
         model=families.transformer.config("tiny", vocab_size=VOCAB_SIZE, norm_position="pre", dropout=0.0),
         objective=Seq2Seq(label_smoothing=0.1),
         data=DataConfig(
@@ -46,9 +46,9 @@ def get_config(language: str = "de") -> ml_collections.ConfigDict:
             tokens_per_batch=4096,
         ),
         optimizer=OptimizerConfig(schedule="cosine", peak_rate=2e-3, warmup_steps=100),
-        train=experiment.TrainConfig(num_steps=600, log_every_steps=50, evaluate_every_steps=200),
+        train=TrainConfig(num_steps=600, log_every_steps=50, evaluate_every_steps=200),
         checkpoint=CheckpointConfig(every_steps=200),
-        evaluate=experiment.EvaluateConfig(beam_size=1),
+        evaluate=EvaluateConfig(beam_size=1),
     ).to_config_dict()
 
 

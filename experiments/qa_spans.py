@@ -20,11 +20,11 @@ work, jax 0.10.2, 2026-11-23): 99.01 exact match and 99.45 F1 on the test split,
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import SQUAD_FEATURES, DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import QuestionAnswering
 from transformer_jax.optimizers import fine_tuning
-from transformer_jax.runs import experiment
+from transformer_jax.runs import Experiment, TrainConfig
 
 CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -35,12 +35,13 @@ def get_config() -> ml_collections.ConfigDict:
     AdamW is set as in Devlin et al. 2019, section A.3.
     """
     num_steps = 500
-    return experiment.Experiment(
+    return Experiment(
         model=families.bert.config("minilm", head="spans"),
         objective=QuestionAnswering(),
         data=DataConfig(
             source=SourceConfig(
                 name="caption_questions/multi30k",
+                builder_class="experiments.caption_questions:CaptionQuestions",
                 features=SQUAD_FEATURES,
             ),
             tokenizer=TokenizerConfig(),
@@ -49,7 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
             batch_size=32,
         ),
         optimizer=fine_tuning(1e-4, num_steps, epsilon=1e-8),
-        train=experiment.TrainConfig(
+        train=TrainConfig(
             num_steps=num_steps, log_every_steps=50, evaluate_every_steps=250, init_from=CHECKPOINT
         ),
         checkpoint=CheckpointConfig(every_steps=250, keep_latest=1),

@@ -21,18 +21,18 @@ learning rate falls to 0 over the last tenth of the steps, the one here does not
 tokens too, where the paper has 114, so a batch costs more. ``:base`` and the other variants of the first
 paper have its dropout of 0.1, ``:1.1-...`` have none. The released checkpoints have seen many more pages.
 
-Measured here: nothing, because neither the data nor the hardware is available here. tests/test_experiments.py
+Measured here: nothing, because neither the data nor the hardware is available here. tests/experiments
 trains a shrunk version on generated records with the same features.
 """
 
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import SpanCorruption
 from transformer_jax.optimizers import OptimizerConfig
-from transformer_jax.runs import experiment
+from transformer_jax.runs import Experiment, TrainConfig
 
 SENTINELS = tuple(f"<extra_id_{i}>" for i in range(100))
 WARMUP_STEPS = 10_000  # k in the learning rate 1 / sqrt(max(n, k)), section 3.1.2
@@ -46,7 +46,7 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
     """
     dropouts = ("dropout", "attention_dropout", "feedforward_dropout")
     is_large = variant in ("large", "3b", "11b", "1.1-large", "1.1-xl", "1.1-xxl")
-    return experiment.Experiment(
+    return Experiment(
         model=families.t5.config(
             variant,
             **(dict.fromkeys(dropouts, 0.0) if variant.startswith("1.1") else {}),
@@ -82,6 +82,6 @@ def get_config(variant: str = "base") -> ml_collections.ConfigDict:
             warmup_steps=WARMUP_STEPS,
             warmup_start_factor=1.0,
         ),
-        train=experiment.TrainConfig(num_steps=2**19, log_every_steps=100, evaluate_every_steps=10_000),
+        train=TrainConfig(num_steps=2**19, log_every_steps=100, evaluate_every_steps=10_000),
         checkpoint=CheckpointConfig(every_steps=5_000, keep_latest=2),
     ).to_config_dict()

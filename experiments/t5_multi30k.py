@@ -25,11 +25,11 @@ from typing import Any
 
 import ml_collections
 
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.optimizers import OptimizerConfig
-from transformer_jax.runs import experiment
+from transformer_jax.runs import EvaluateConfig, Experiment, TrainConfig
 
 PRETRAINED = "runs/t5_spans"
 PREFIXES = {"en-de": "translate English to German: ", "de-en": "translate German to English: "}
@@ -66,7 +66,7 @@ def get_config(variant: str = "pretrained") -> ml_collections.ConfigDict:
     if variant not in ("pretrained", "scratch"):
         raise ValueError(f"unknown variant {variant!r}: use 'pretrained' or 'scratch'")
     spans = pretraining()
-    return experiment.Experiment(
+    return Experiment(
         model=spans.model(),
         objective=Seq2Seq(label_smoothing=0.1),
         data=DataConfig(
@@ -78,12 +78,12 @@ def get_config(variant: str = "pretrained") -> ml_collections.ConfigDict:
             tokens_per_batch=1536,
         ),
         optimizer=OptimizerConfig(name="adafactor", schedule="cosine", peak_rate=2e-2, warmup_steps=100),
-        train=experiment.TrainConfig(
+        train=TrainConfig(
             num_steps=1200,
             log_every_steps=50,
             evaluate_every_steps=400,
             init_from=PRETRAINED if variant == "pretrained" else "",
         ),
         checkpoint=CheckpointConfig(every_steps=100, keep_latest=5),
-        evaluate=experiment.EvaluateConfig(beam_size=4, average_last=5),
+        evaluate=EvaluateConfig(beam_size=4, average_last=5),
     ).to_config_dict()

@@ -17,12 +17,12 @@ from typing import Any
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.config import TransformerConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.objectives import SpanCorruption
 from transformer_jax.optimizers import OptimizerConfig
-from transformer_jax.runs import experiment
+from transformer_jax.runs import Experiment, TrainConfig
 
 NUM_SENTINELS = 100
 VOCAB_SIZE = 6144
@@ -63,7 +63,7 @@ def captions(language: str) -> SourceConfig:
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config: 1,200 updates, about two epochs of the captions in both languages."""
-    return experiment.Experiment(
+    return Experiment(
         model=model(),
         objective=SpanCorruption(),
         data=DataConfig(
@@ -75,6 +75,6 @@ def get_config() -> ml_collections.ConfigDict:
             tokens_per_batch=1536,
         ),
         optimizer=OptimizerConfig(name="adafactor", schedule="cosine", peak_rate=2e-2, warmup_steps=100),
-        train=experiment.TrainConfig(num_steps=1200, log_every_steps=50, evaluate_every_steps=400),
+        train=TrainConfig(num_steps=1200, log_every_steps=50, evaluate_every_steps=400),
         checkpoint=CheckpointConfig(every_steps=400, keep_latest=1),
     ).to_config_dict()

@@ -10,18 +10,18 @@ Published: tokenised BLEU 26.2 with an LSTM, 30.3 with pre-trained embeddings (Q
 Are Pre-Trained Word Embeddings Useful for Neural Machine Translation?", Table 2). The shape of the model is
 that of TensorFlow's tutorial on this corpus, 4 layers of width 128; the tutorial reports no BLEU.
 
-Measured here: nothing, because the data is not available here. tests/test_experiments.py trains a shrunk
+Measured here: nothing, because the data is not available here. tests/experiments trains a shrunk
 version on generated records with the same features.
 """
 
 import ml_collections
 
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.families import transformer
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.optimizers import OptimizerConfig
-from transformer_jax.runs.experiment import EvaluateConfig, Experiment, TrainConfig
+from transformer_jax.runs import EvaluateConfig, Experiment, TrainConfig
 
 VOCAB_SIZE = 8192
 

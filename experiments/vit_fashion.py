@@ -18,11 +18,11 @@ accuracy after 1,673 s of training. On a shared Intel Xeon, 2026-11-23: 91.37 % 
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig
 from transformer_jax.objectives import Classification
 from transformer_jax.optimizers import OptimizerConfig
-from transformer_jax.runs import experiment
+from transformer_jax.runs import Experiment, TrainConfig
 
 LABELS = (
     "T-shirt/top",
@@ -45,7 +45,7 @@ def images(part: str, slice: str = "") -> tuple[str, ...]:
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config: patches of 7 x 7 pixels, width 128, 4 layers; images are shifted and mirrored."""
-    return experiment.Experiment(
+    return Experiment(
         model=families.vit.config(
             "Ti/16",
             patch_size=7,
@@ -80,6 +80,6 @@ def get_config() -> ml_collections.ConfigDict:
             weight_decay=0.05,
             clip_norm=1.0,
         ),
-        train=experiment.TrainConfig(num_steps=18_000, log_every_steps=100, evaluate_every_steps=1500),
+        train=TrainConfig(num_steps=18_000, log_every_steps=100, evaluate_every_steps=1500),
         checkpoint=CheckpointConfig(every_steps=1500, keep_latest=1, best_metric="accuracy", best_mode="max"),
     ).to_config_dict()

@@ -19,18 +19,18 @@ erasing, repeated augmentation, stochastic depth. Expect lower accuracy here.
 The batch size and the learning rate are a quarter of the paper's, and the warm-up has four times its 10,000
 steps. The head is one linear map; the paper pretrains with a hidden layer in the head.
 
-Measured here: nothing, because neither the data nor the hardware is available here. tests/test_experiments.py
+Measured here: nothing, because neither the data nor the hardware is available here. tests/experiments
 trains a shrunk version on generated images of many sizes with the same features.
 """
 
 import ml_collections
 
 from transformer_jax import families
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig
 from transformer_jax.objectives import Classification
 from transformer_jax.optimizers import OptimizerConfig
-from transformer_jax.runs import experiment
+from transformer_jax.runs import EvaluateConfig, Experiment, TrainConfig
 
 IMAGES, EPOCHS, BATCH_SIZE, SIDE = 1_281_167, 300, 1024, 224
 
@@ -41,7 +41,7 @@ def get_config(variant: str = "B/16") -> ml_collections.ConfigDict:
     Args:
       variant: size and patch, such as B/16.
     """
-    return experiment.Experiment(
+    return Experiment(
         model=families.vit.config(
             variant,
             image_shape=(SIDE, SIDE, 3),
@@ -75,11 +75,11 @@ def get_config(variant: str = "B/16") -> ml_collections.ConfigDict:
             weight_decay=0.3,
             clip_norm=1.0,
         ),
-        train=experiment.TrainConfig(
+        train=TrainConfig(
             num_steps=EPOCHS * IMAGES // BATCH_SIZE, log_every_steps=100, evaluate_every_steps=5_000
         ),
         checkpoint=CheckpointConfig(
             every_steps=2_500, keep_latest=2, best_metric="accuracy", best_mode="max"
         ),
-        evaluate=experiment.EvaluateConfig(split="validation"),
+        evaluate=EvaluateConfig(split="validation"),
     ).to_config_dict()

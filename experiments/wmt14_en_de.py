@@ -11,18 +11,18 @@ Published: newstest2014 BLEU 27.3 (base, 100,000 steps) and 28.4 (big, 300,000 s
 tokenised text; evaluation here reports sacreBLEU on raw text, a different measure. A batch of the paper holds
 about 25,000 source and 25,000 target tokens; here 24,576 of each, padding included.
 
-Measured here: nothing, because neither the data nor the hardware is available here. tests/test_experiments.py
+Measured here: nothing, because neither the data nor the hardware is available here. tests/experiments
 trains a shrunk version on generated records with the same features.
 """
 
 import ml_collections
 
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints import CheckpointConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.families import transformer
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.optimizers import OptimizerConfig, paper_peak_rate
-from transformer_jax.runs.experiment import EvaluateConfig, Experiment, TrainConfig
+from transformer_jax.runs import EvaluateConfig, Experiment, TrainConfig
 
 VOCAB_SIZE = 37_000
 WARMUP_STEPS = 4_000

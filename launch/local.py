@@ -27,11 +27,12 @@ from absl import app, flags
 from transformer_jax.cli.flags import reported_errors
 from transformer_jax.cli.process import CPU_THREADS_VARIABLE
 from transformer_jax.distributed.process_groups import GroupSettings, run_groups
-from transformer_jax.launching import run, sweeps
+from transformer_jax.launching import sweeps
+from transformer_jax.launching.run import LOG_FILE, Run, parse_own_flags, read_run, record_end, record_start
 from transformer_jax.launching.sweep_results import has_failures, report_results
 
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
-Command = Callable[[launching.Run], Sequence[str]]  # returns the command that each process of a run executes
+Command = Callable[[Run], Sequence[str]]  # returns the command that each process of a run executes
 
 
 def define_flags() -> None:
@@ -109,14 +110,14 @@ def environments(
 
 
 def launch(
-    runs: Sequence[launching.Run],
+    runs: Sequence[Run],
     labels: Sequence[str],
     *,
     num_processes: int = 1,
     devices_per_process: int | None = None,
     parallel: int = 1,
     stop_timeout: float = 60.0,
-    command: Command = launching.Run.command,
+    command: Command = Run.command,
 ) -> list[int | None]:
     """Trains each run in processes of its own.
 
@@ -138,7 +139,7 @@ def launch(
         return environments(num_processes, devices_per_process, os.environ, free_port(), parallel)
 
     logs = [
-        str(pathlib.Path(run.workdir) / launching.LOG_FILE) if label else None
+        str(pathlib.Path(run.workdir) / LOG_FILE) if label else None
         for run, label in zip(runs, labels, strict=True)
     ]
     groups = [
@@ -148,16 +149,16 @@ def launch(
 
     def on_start(number: int) -> None:
         if logs[number]:
-            launching.record_start(runs[number].workdir, launching.LOG_FILE)
+            record_start(runs[number].workdir, LOG_FILE)
 
     def on_end(number: int, status: int) -> None:
         if logs[number]:
-            launching.record_end(runs[number].workdir, launching.LOG_FILE, status)
+            record_end(runs[number].workdir, LOG_FILE, status)
 
     return run_groups(groups, parallel=parallel, stop_timeout=stop_timeout, on_start=on_start, on_end=on_end)
 
 
-def launch_sweep(run: launching.Run, members: Sequence[sweeps.Member], **settings: Any) -> bool:
+def launch_sweep(run: Run, members: Sequence[sweeps.Member], **settings: Any) -> bool:
     """Trains the unfinished members of a sweep and prints the table of results.
 
     Args:
@@ -183,7 +184,7 @@ def main(argv: Sequence[str]) -> None:
             raise ValueError(
                 f"--parallel={FLAGS.parallel} sets how many members of a sweep run at once: add --sweep"
             )
-        run = launching.read_run(argv[1:])
+        run = read_run(argv[1:])
         if FLAGS.sweep:
             status = int(launch_sweep(run, sweeps.read_members(run), **settings))
         else:
@@ -195,4 +196,4 @@ FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=launching.parse_own_flags)
+    app.run(main, flags_parser=parse_own_flags)

@@ -31,7 +31,8 @@ from absl import app, flags
 from transformer_jax.checkpoints.files import COMMIT_FILE
 from transformer_jax.cli.flags import reported_errors
 from transformer_jax.files import write_whole
-from transformer_jax.launching import run, sweeps
+from transformer_jax.launching import sweeps
+from transformer_jax.launching.run import LAUNCH_FILE, Run, parse_own_flags, read_run
 from transformer_jax.launching.sweep_results import report_results
 from transformer_jax.reporting.progress import say
 from transformer_jax.runs.folder import CHECKPOINTS_FOLDER, SUMMARY_FILE
@@ -221,9 +222,7 @@ _REQUEUE = """\
 """
 
 
-def job_script(
-    run: launching.Run, name: str, settings: Settings, command: Callable[[launching.Run], Sequence[str]]
-) -> str:
+def job_script(run: Run, name: str, settings: Settings, command: Callable[[Run], Sequence[str]]) -> str:
     """Returns the batch script of a run.
 
     Args:
@@ -246,7 +245,7 @@ def job_script(
     unfinished = f"    echo {shlex.quote(f'stopped before its last step; to resume: {again}')}"
     body = _BODY.format(
         workdir=shlex.quote(run.workdir),
-        launch=launching.LAUNCH_FILE,
+        launch=LAUNCH_FILE,
         checkpoints=CHECKPOINTS_FOLDER,
         commit=COMMIT_FILE,
         summary=SUMMARY_FILE,
@@ -304,12 +303,12 @@ def submit(script: str, path: pathlib.Path, after: Sequence[str] = ()) -> str:
 
 
 def launch(
-    runs: Sequence[launching.Run],
+    runs: Sequence[Run],
     settings: Settings,
     *,
     table_of: str | None = None,
     is_dry: bool = False,
-    command: Callable[[launching.Run], Sequence[str]] = launching.Run.command,
+    command: Callable[[Run], Sequence[str]] = Run.command,
 ) -> list[str]:
     """Submits a job for each run.
 
@@ -360,7 +359,7 @@ def main(argv: Sequence[str]) -> None:
         values = {name: getattr(FLAGS, name) for name in names}
         values |= {name: tuple(values[name]) for name in ("sbatch", "setup")}
         settings = Settings(**values)
-        run = launching.read_run(argv[1:])
+        run = read_run(argv[1:])
         if not FLAGS.sweep:
             launch([run], settings, is_dry=FLAGS.dry_run)
             return
@@ -377,4 +376,4 @@ FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=launching.parse_own_flags)
+    app.run(main, flags_parser=parse_own_flags)

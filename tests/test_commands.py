@@ -17,7 +17,7 @@ import pytest
 from tests.parity.test_fixtures import STORED
 from tests.tiny_training import write_corpus
 from tests.word_tokenizers import word_tokenizer
-from transformer_jax.checkpoints.checkpointer import CheckpointError
+from transformer_jax.checkpoints.files import CheckpointError
 from transformer_jax.reporting.progress import read_metrics
 from transformer_jax.runs.loading import load_model, load_run
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.test_experiments import CASES, experiment_of
-from tests.test_initialization import BPE, classifier, tiny_bert
 
 import transformer_jax as tj
+from tests.experiments.test_experiments import CASES, experiment_of
 from tests.tiny_training import tiny_experiment, write_corpus
+from tests.training.test_initialization import BPE, classifier, tiny_bert
 from transformer_jax import export, families
 from transformer_jax.config import ConfigError
 from transformer_jax.data import TokenizerConfig
@@ -22,7 +22,7 @@ from transformer_jax.families import FAMILIES, family_of
 from transformer_jax.objectives import CausalLM
 from transformer_jax.pretrained.config_json import content_of
 from transformer_jax.runs.experiment import Experiment
-from transformer_jax.train import train
+from transformer_jax.training.loop import train
 
 ENDS = dict(pad_id=0, eos_id=2, decoder_start_id=1)
 SIZES = dict(d_model=16, num_heads=2, key_size=8, value_size=8, d_feedforward=32, max_length=48)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.allowed_imports import MAY_IMPORT
+from tests.allowed_imports import BASIC, MAY_IMPORT, PROGRAMS, WITHOUT_CONFIG
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = "transformer_jax"
@@ -25,12 +25,13 @@ NEVER_IMPORTED = {
     "transformers": "the core runs without PyTorch's transformers",
 }
 # But inside a function of this file, which compares with them.
-COMPARES = f"{PACKAGE}/verify.py"
+COMPARES = f"{PACKAGE}/pretrained/verify.py"
 COMPARED_WITH = ("torch", "transformers")
 FORBIDDEN_NAMES = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
 MOST_LINES_IN_FILE = 400
 MOST_LINES_IN_FUNCTION = 80
-LONGER_FUNCTIONS = {(f"{PACKAGE}/train.py", "train"): 200}
+LONGER_FUNCTIONS = {(f"{PACKAGE}/training/loop.py", "train"): 200}
+MOST_TOP_LEVEL_FILES = 16
 
 
 def python_files(root: pathlib.Path, folders: tuple[str, ...]) -> list[pathlib.Path]:
@@ -66,22 +67,34 @@ def imports(path: pathlib.Path, root: pathlib.Path) -> Iterator[tuple[int, str]]
                 yield node.lineno, f"{module}.{alias.name}"
 
 
+# What each folder and each file of the top level may import.
+ALLOWED = {
+    "types": [],
+    "files": [],
+    "config": ["types"],
+    **{folder: [*BASIC, *names.split()] for folder, names in MAY_IMPORT.items()},
+    **{folder: ["types", *MAY_IMPORT[folder].split()] for folder in WITHOUT_CONFIG},
+    **{program: [*BASIC, *MAY_IMPORT] for program in PROGRAMS},
+    "__init__": [*BASIC, *MAY_IMPORT],
+}
+
+
 def import_problems(root: pathlib.Path) -> list[str]:
     """One sentence for every import in the package that points the wrong way."""
     problems = []
     for path in python_files(root, (PACKAGE,)):
         own = path.relative_to(root / PACKAGE).with_suffix("").parts[0]
         where = path.relative_to(root)
-        if own not in MAY_IMPORT:
-            problems.append(f"{where}: the module {own!r} has no place in MAY_IMPORT")
+        if own not in ALLOWED:
+            problems.append(f"{where}: {own!r} is no folder of MAY_IMPORT and no program")
             continue
-        allowed = {own, *MAY_IMPORT[own].split()}
+        allowed = {own, *ALLOWED[own]}
         for line, name in imports(path, root):
             top, *rest = name.split(".")
             if top in NEVER_IMPORTED:
                 problems.append(f"{where}:{line} imports {name}: {NEVER_IMPORTED[top]}")
             elif top == PACKAGE:
-                modules = {*MAY_IMPORT, *(file.stem for file in (root / PACKAGE).iterdir())}
+                modules = {*ALLOWED, *(file.stem for file in (root / PACKAGE).iterdir())}
                 # `from transformer_jax import build` takes from the package itself.
                 target = rest[0] if rest and rest[0] in modules else "__init__"
                 if target not in allowed:
@@ -143,9 +156,24 @@ def test_imports_point_one_way() -> None:
 
 
 def test_the_table_of_imports_has_no_circle() -> None:
-    graph = {module: set(names.split()) for module, names in MAY_IMPORT.items()}
+    graph = {folder: set(names.split()) for folder, names in MAY_IMPORT.items()}
     order = list(graphlib.TopologicalSorter(graph).static_order())
-    assert set(order) == set(MAY_IMPORT), "a module is named in MAY_IMPORT that has no line there"
+    assert set(order) == set(MAY_IMPORT), "a folder is named in MAY_IMPORT that has no line there"
+
+
+def test_every_folder_of_the_library_has_its_line_and_says_what_it_may_import() -> None:
+    folders = [path for path in (ROOT / PACKAGE).iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert {path.name for path in folders} == set(MAY_IMPORT)
+    for folder in folders:
+        docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert docstring, folder.name
+        assert "may import" in docstring, folder.name
+
+
+def test_the_top_level_has_programs_and_little_else() -> None:
+    files = {path.stem for path in (ROOT / PACKAGE).glob("*.py")}
+    assert files == {"__init__", *BASIC, *PROGRAMS}
+    assert len(files) <= MOST_TOP_LEVEL_FILES
 
 
 def test_files_and_functions_are_short_and_well_named() -> None:
@@ -173,17 +201,18 @@ def test_no_test_is_skipped_without_a_reason() -> None:
             "def f():\n    from transformer_jax import train",
             "may not import train",
         ),
-        ("evaluate.py", "from transformer_jax.train import train", "may not import train"),
+        ("evaluate.py", "from transformer_jax.train import main", "may not import train"),
+        ("runs/new.py", "from transformer_jax.training import loop", "may not import training"),
         ("models/new.py", "from transformer_jax import build", "may not import __init__"),
         ("train.py", "import experiments.number_words", "knows no experiment"),
         ("train.py", "from launch import slurm", "knows no launcher"),
         ("data/new.py", "import tensorflow as tf", "without TensorFlow"),
-        ("pretrained.py", "def f():\n    import torch.nn", "without PyTorch"),
-        ("verify.py", "import torch", "without PyTorch"),
-        ("verify.py", "class A:\n    import transformers", "without PyTorch"),
+        ("pretrained/new.py", "def f():\n    import torch.nn", "without PyTorch"),
+        ("pretrained/verify.py", "import torch", "without PyTorch"),
+        ("pretrained/verify.py", "class A:\n    import transformers", "without PyTorch"),
         ("data/verify.py", "def f():\n    import torch", "without PyTorch"),
-        ("verify.py", "def f():\n    import tensorflow", "without TensorFlow"),
-        ("novelty.py", "import os", "no place in MAY_IMPORT"),
+        ("pretrained/verify.py", "def f():\n    import tensorflow", "without TensorFlow"),
+        ("novelty.py", "import os", "no folder of MAY_IMPORT"),
     ],
 )
 def test_a_planted_import_is_caught(tmp_path: pathlib.Path, place: str, line: str, problem: str) -> None:
@@ -201,6 +230,7 @@ def test_allowed_imports_are_not_caught(tmp_path: pathlib.Path) -> None:
         "import jax\nimport tensorflow_datasets\nfrom transformer_jax.types import Array\n"
         "from transformer_jax.layers import norms\nfrom .masks import Mask\n"
     )
+    (tmp_path / COMPARES).parent.mkdir()
     (tmp_path / COMPARES).write_text("def f():\n    import torch\n    import transformers\n")
     assert import_problems(tmp_path) == []
 
@@ -210,10 +240,11 @@ def test_planted_lengths_and_names_are_caught(tmp_path: pathlib.Path) -> None:
     folder.mkdir()
     body = "".join(f"    x{i} = {i}\n" for i in range(80))
     (folder / "utils.py").write_text("x = 0\n" * 401)
-    (folder / "train.py").write_text("def train():\n" + body + "def train_step():\n" + body)
+    (folder / "training").mkdir()
+    (folder / "training" / "loop.py").write_text("def train():\n" + body + "def train_step():\n" + body)
     (folder / "types.py").write_text("x = 0\n" * 319 + "def f():\n" + body[: body.index("    x79")])
     assert size_problems(tmp_path) == [
-        "transformer_jax/train.py:82 train_step has 81 lines; 80 are the most",
+        "transformer_jax/training/loop.py:82 train_step has 81 lines; 80 are the most",
         "transformer_jax/utils.py has 401 lines; 400 are the most",
         "transformer_jax/utils.py has a name that says nothing of what is in it",
     ]

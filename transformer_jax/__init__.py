@@ -1,5 +1,6 @@
 """The JAX home of the classic Transformers: one small set of modules, many configurations."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from transformer_jax import families
@@ -7,8 +8,9 @@ from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.models import build, example_inputs
 
 if TYPE_CHECKING:
-    from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
-    from transformer_jax.runs.loading import from_run
+    from transformer_jax.pretrained.reading import from_pretrained
+    from transformer_jax.pretrained.saving import save_pretrained
+    from transformer_jax.runs import from_run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,10 +25,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """What programs are in or import, imported when it is asked for: Python warns where one came first."""
-    if name not in ("from_pretrained", "from_run", "save_pretrained"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from transformer_jax import loading, pretrained
+_LAZY = {"from_pretrained": "pretrained", "save_pretrained": "pretrained", "from_run": "runs"}
 
-    return getattr(loading if name == "from_run" else pretrained, name)
+
+def __getattr__(name: str) -> Any:
+    """Imports the folder of a public name when it is first asked for, so that ``import`` stays quick."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -22,9 +22,9 @@ from absl import app, flags
 from transformer_jax.cli.flags import define_model_flags, reported_errors, work_on_lines
 from transformer_jax.cli.process import prepare_process
 from transformer_jax.config import ConfigError
-from transformer_jax.inference import texts
 from transformer_jax.inference.images import model_image
 from transformer_jax.inference.model import Pretrained
+from transformer_jax.inference.texts import BATCH_SIZE, Classified, encoder_tokens
 from transformer_jax.runs.loading import load_model
 
 
@@ -52,12 +52,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _classify_texts(loaded: Pretrained) -> None:
-    def parsed(line: str) -> inference.Classified:
+    def parsed(line: str) -> Classified:
         return parse_pair(line) if FLAGS.pairs else line
 
     def check(line: str, number: int) -> None:
         assert loaded.tokenizer is not None
-        inference.encoder_tokens(loaded.config, loaded.tokenizer, parsed(line), number)
+        encoder_tokens(loaded.config, loaded.tokenizer, parsed(line), number)
 
     def classify(lines: list[str], first_number: int) -> None:
         _print_classes(loaded, [parsed(line) for line in lines])
@@ -81,7 +81,7 @@ def _classify_images(loaded: Pretrained) -> None:
     work_on_lines(check, classify)
 
 
-def _print_classes(loaded: Pretrained, inputs: Sequence[inference.Classified]) -> None:
+def _print_classes(loaded: Pretrained, inputs: Sequence[Classified]) -> None:
     for row in loaded.classify(inputs, batch_size=FLAGS.batch_size):
         print("\t".join(f"{name}\t{probability:.4f}" for name, probability in row[: FLAGS.top]))
 
@@ -92,5 +92,5 @@ if __name__ == "__main__":
     define_model_flags()
     flags.DEFINE_integer("top", 1, "How many labels of each line to print.", lower_bound=1)
     flags.DEFINE_bool("pairs", False, "Each line holds two texts, parted by a tab.")
-    flags.DEFINE_integer("batch_size", inference.BATCH_SIZE, "Lines computed at once.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", BATCH_SIZE, "Lines computed at once.", lower_bound=1)
     app.run(main)

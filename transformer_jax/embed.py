@@ -24,7 +24,8 @@ from transformer_jax.cli.flags import define_model_flags, reported_errors, work_
 from transformer_jax.cli.process import prepare_process
 from transformer_jax.config import ConfigError
 from transformer_jax.files import check_writable, write_whole
-from transformer_jax.inference import texts, vectors
+from transformer_jax.inference.texts import BATCH_SIZE
+from transformer_jax.inference.vectors import PLAIN, longest, vector_tokens
 from transformer_jax.objectives.classification import encode_texts
 from transformer_jax.reporting.progress import say
 from transformer_jax.runs.loading import load_model
@@ -43,15 +44,15 @@ def main(argv: Sequence[str]) -> None:
         loaded = load_model(FLAGS.model, FLAGS.workdir, FLAGS.from_checkpoint, FLAGS.average_last)
         found = [loaded.embed([])]  # a model of another kind is told before a line is read
 
-        pooling = loaded.pooling or sentence_vectors.PLAIN
-        most = sentence_vectors.longest(loaded.config, pooling)
+        pooling = loaded.pooling or PLAIN
+        most = longest(loaded.config, pooling)
         num_cut = 0
 
         def check(line: str, number: int) -> None:
             nonlocal num_cut
             assert loaded.tokenizer is not None
             parts = (loaded.config, loaded.tokenizer, line, number, pooling)
-            sentence_vectors.vector_tokens(*parts, cut=FLAGS.cut)
+            vector_tokens(*parts, cut=FLAGS.cut)
             num_cut += len(encode_texts(loaded.tokenizer, line)["inputs"]) > most
 
         def embed(lines: list[str], first_number: int) -> None:
@@ -85,5 +86,5 @@ if __name__ == "__main__":
         "normalize", None, "Scale each vector to length 1; by default what the model's folder says, or yes."
     )
     flags.DEFINE_bool("cut", False, "Take the beginning of a text that is too long, instead of an error.")
-    flags.DEFINE_integer("batch_size", inference.BATCH_SIZE, "Lines computed at once.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", BATCH_SIZE, "Lines computed at once.", lower_bound=1)
     app.run(main)

@@ -14,7 +14,7 @@ from absl import app, flags
 
 from transformer_jax.cli.flags import define_run_flags, reported_errors
 from transformer_jax.cli.process import prepare_process
-from transformer_jax.pretrained.reading import save_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 from transformer_jax.reporting.progress import say
 from transformer_jax.runs.loading import from_run
 

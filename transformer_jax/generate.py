@@ -23,8 +23,14 @@ from transformer_jax.cli.flags import (
     work_on_lines,
 )
 from transformer_jax.cli.process import prepare_process
-from transformer_jax.inference import texts
 from transformer_jax.inference.model import Pretrained
+from transformer_jax.inference.texts import (
+    BATCH_SIZE,
+    checked_generator,
+    generate_texts,
+    given_tokens,
+    stream_text,
+)
 from transformer_jax.runs.loading import load_model
 
 
@@ -51,9 +57,9 @@ def _generate_one(loaded: Pretrained, prompt: str) -> None:
     options = _options(loaded)
     parts = (loaded.config, loaded.params, loaded.tokenizer)
     if options["settings"].temperature == 0 and options["settings"].beam_size > 1:
-        pieces = inference.generate_texts(*parts, [prompt], **options)
+        pieces = generate_texts(*parts, [prompt], **options)
     else:
-        pieces = inference.stream_text(*parts, prompt, **options)
+        pieces = stream_text(*parts, prompt, **options)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
@@ -62,7 +68,7 @@ def _generate_one(loaded: Pretrained, prompt: str) -> None:
 def _generate_lines(loaded: Pretrained) -> None:
     options, parts = _options(loaded), (loaded.config, loaded.params, loaded.tokenizer)
     # What cannot be is told before a line is read.
-    generator = inference.checked_generator(
+    generator = checked_generator(
         loaded.config,
         loaded.tokenizer,
         options["settings"],
@@ -73,10 +79,10 @@ def _generate_lines(loaded: Pretrained) -> None:
 
     def check(line: str, number: int) -> None:
         assert loaded.tokenizer is not None
-        inference.given_tokens(loaded.config, loaded.tokenizer, line, number, loaded.prompt_start, generator)
+        given_tokens(loaded.config, loaded.tokenizer, line, number, loaded.prompt_start, generator)
 
     def work(lines: list[str], first_number: int) -> None:
-        texts = inference.generate_texts(
+        texts = generate_texts(
             *parts, lines, first_number=first_number, batch_size=FLAGS.batch_size, **options
         )
         for text in texts:
@@ -112,6 +118,6 @@ if __name__ == "__main__":
         "Beam search ends as soon as --beam_size outputs have ended; or not before the best of those that "
         "go on is worse than all of them; or not before it must become so.",
     )
-    flags.DEFINE_integer("batch_size", inference.BATCH_SIZE, "Lines of standard input computed at once.")
+    flags.DEFINE_integer("batch_size", BATCH_SIZE, "Lines of standard input computed at once.")
     define_decoding_flags()
     app.run(main)

@@ -1,4 +1,4 @@
-"""The ``caption_questions`` TFDS data set; importing this makes its name known to TFDS."""
+"""The ``caption_questions`` data set of ``experiments/qa_spans.py``: its TFDS builder and its templates."""
 
 from experiments.caption_questions.caption_questions import CaptionQuestions
 

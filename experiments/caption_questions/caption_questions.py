@@ -160,7 +160,12 @@ class CaptionQuestions(tfds.core.GeneratorBasedBuilder):
 
         from transformer_jax.data import SQUAD_FEATURES, SourceConfig, load_source
 
-        load_source(SourceConfig(name="caption_questions/multi30k", features=SQUAD_FEATURES), "test")
+        config = SourceConfig(
+            name="caption_questions/multi30k",
+            builder_class="experiments.caption_questions:CaptionQuestions",
+            features=SQUAD_FEATURES,
+        )
+        load_source(config, "test")
     """
 
     VERSION = tfds.core.Version("1.0.0")

@@ -15,12 +15,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.started_processes import run_python
-from transformer_jax.checkpoints.checkpointer import (
-    CheckpointConfig,
-    Checkpointer,
-    CheckpointError,
-    CheckpointMismatchError,
-)
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig, Checkpointer
+from transformer_jax.checkpoints.files import CheckpointError, CheckpointMismatchError
 from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
 
 CONFIG = CheckpointConfig(every_steps=10, keep_latest=3, keep_best=0)

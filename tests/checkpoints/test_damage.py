@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from tests.started_processes import run_python
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig, Checkpointer, CheckpointError
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig, Checkpointer
+from transformer_jax.checkpoints.files import CheckpointError
 
 CONFIG = CheckpointConfig(every_steps=10, keep_latest=3, keep_best=0)
 

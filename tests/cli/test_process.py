@@ -36,7 +36,7 @@ def hidden(monkeypatch):
     logger = logging.getLogger("asyncio")
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(logger, "filters", list(logger.filters))
-    runtime.hide_forgotten_writes()
+    process.hide_forgotten_writes()
 
 
 @pytest.mark.usefixtures("hidden")
@@ -59,10 +59,10 @@ def test_forgotten_writes_of_orbax_alone_are_hidden(package, is_said, caplog):
 )
 def test_several_devices_of_a_cpu_get_threads_enough_to_wait_in(monkeypatch, flags, devices, given, expected):
     monkeypatch.setenv("XLA_FLAGS", flags)
-    monkeypatch.setattr(runtime.jax, "config", types.SimpleNamespace(jax_num_cpu_devices=devices))
+    monkeypatch.setattr(process.jax, "config", types.SimpleNamespace(jax_num_cpu_devices=devices))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setenv("PJRT_NPROC", given or "")  # what is set before the test is put back after it
     if not given:
         monkeypatch.delenv("PJRT_NPROC")
-    runtime.give_threads_to_devices()
+    process.give_threads_to_devices()
     assert os.environ.get("PJRT_NPROC") == expected

@@ -14,7 +14,7 @@ from tests.tiny_training import assert_equal_training
 from transformer_jax.reporting.progress import METRICS_FILE, read_metrics
 from transformer_jax.runs.loading import load_run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STEPS = 300
 EXPERIMENT = f'''
 import dataclasses, pathlib

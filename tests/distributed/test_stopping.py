@@ -10,7 +10,7 @@ from tests.tiny_training import tiny_experiment, write_corpus
 from transformer_jax.checkpoints.checkpointer import Checkpointer
 from transformer_jax.runs.loading import load_run
 
-train_module = importlib.import_module("transformer_jax.train")  # the function has the name of its module
+train_module = importlib.import_module("transformer_jax.training.loop")
 train = train_module.train
 
 

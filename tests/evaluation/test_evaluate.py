@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.tiny_training import OWN_WORDS, SIZES, tiny_experiment, write_corpus
-from transformer_jax import evaluate, train
 from transformer_jax.data import count_cut, evaluation_batches, load_source
+from transformer_jax.evaluation import scoring
 from transformer_jax.evaluation.predictions import Outputs
+from transformer_jax.evaluation.translator import Translator
 from transformer_jax.models import build
 from transformer_jax.objectives import Classification, Seq2Seq, TokenClassification
 from transformer_jax.runs.experiment import make_transform
@@ -20,37 +21,36 @@ from transformer_jax.runs.loading import TrainedRun
 from transformer_jax.sharding import partitioning
 from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
 from transformer_jax.training.step import make_init
-from transformer_jax.translate import Translator
 from transformer_jax.types import CUT
 
 
 def test_scores_of_known_translations():
     references = ["the cat sat on the mat .", "a dog runs in the park ."]
-    perfect = evaluate.score_texts(references, references)
+    perfect = scoring.score_texts(references, references)
     assert perfect["bleu"] == pytest.approx(100) and perfect["chrf"] == pytest.approx(100)
     assert perfect["exact_match"] == 100
-    half = evaluate.score_texts(["the cat sat on the mat .", "A dog runs in the park ."], references)
+    half = scoring.score_texts(["the cat sat on the mat .", "A dog runs in the park ."], references)
     assert half["exact_match"] == 50 and half["bleu_lowercase"] == pytest.approx(100) and half["bleu"] < 100
     assert "tok:13a" in half["bleu_signature"] and "case:lc" in half["bleu_lowercase_signature"]
 
 
 def test_bleu_by_hand():
     # Matches of 1- to 4-grams: 6/7, 4/6, 3/5, 2/4; both texts have seven tokens, so no brevity penalty.
-    score = evaluate.score_texts(["the cat sat on the red mat"], ["the cat sat on the big mat"])["bleu"]
+    score = scoring.score_texts(["the cat sat on the red mat"], ["the cat sat on the big mat"])["bleu"]
     assert score == pytest.approx(100 * (6 / 7 * 4 / 6 * 3 / 5 * 2 / 4) ** 0.25)
 
 
 def test_chrf_by_hand():
     # "abc" for "abd": 2 of 3 characters and 1 of 2 pairs agree, and no triple; there are no longer ones. chrF
     # averages precision and recall over these orders, and both are alike.
-    score = evaluate.score_texts(["abc"], ["abd"])["chrf"]
+    score = scoring.score_texts(["abc"], ["abd"])["chrf"]
     assert score == pytest.approx(100 * (2 / 3 + 1 / 2 + 0) / 3)
 
 
 def test_nothing_or_misaligned_texts_are_refused():
     for hypotheses, references in (([], []), (["a"], ["a", "b"])):
         with pytest.raises(ValueError, match="cannot be scored"):
-            evaluate.score_texts(hypotheses, references)
+            scoring.score_texts(hypotheses, references)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
     source = load_source(experiment.data.source, "test")
     batches = [batch for _, batch in evaluation_batches(experiment.data, source, transform)]
     apply = jax.jit(build(experiment.model).apply)
-    metrics = evaluate.evaluate_loss(
-        evaluate.make_evaluate_step(experiment), experiment.objective, params, batches
+    metrics = scoring.evaluate_loss(
+        scoring.make_evaluate_step(experiment), experiment.objective, params, batches
     )
     total = count = 0
     for i in range(len(source)):
@@ -87,7 +87,7 @@ def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
 def test_a_loss_that_is_no_number_is_one_error(objective, loss):
     sums = {"loss": loss, "nll": 1.0, "correct": 1.0, "tokens": 1.0}
     with pytest.raises(ValueError, match=rf"^the loss of what is evaluated is {loss}: .* are not finite$"):
-        evaluate.evaluate_loss(lambda *_: sums, objective, {}, [{}, {}])
+        scoring.evaluate_loss(lambda *_: sums, objective, {}, [{}, {}])
 
 
 class Oracle(Translator):
@@ -104,8 +104,8 @@ def test_translations_meet_their_own_references(setting, tmp_path, monkeypatch, 
     experiment, tokenizer, params, _ = setting
     monkeypatch.setattr(evaluate, "Translator", Oracle)
     run = TrainedRun(experiment, tokenizer, params, (6, 4))
-    evaluation = evaluate.evaluate_run(run, make_mesh(MeshConfig()))
-    evaluate.report(evaluation, str(tmp_path))
+    evaluation = scoring.evaluate_run(run, make_mesh(MeshConfig()))
+    scoring.report(evaluation, str(tmp_path))
     figures = evaluation.figures
     assert figures["exact_match"] == 100 and figures["examples"] == 37
     assert figures["checkpoint_steps"] == [6, 4]
@@ -117,12 +117,12 @@ def test_translations_meet_their_own_references(setting, tmp_path, monkeypatch, 
     assert "reference  =" in evaluation.samples
     capsys.readouterr()
     with pytest.raises(OSError):
-        evaluate.report(evaluation, str(tmp_path / "missing"))
+        scoring.report(evaluation, str(tmp_path / "missing"))
     assert "exact_match" in capsys.readouterr().out  # what took minutes is not lost with the file
 
 
 def test_samples_are_spread_out_and_marked():
-    text = evaluate.sample_text(Outputs("translations", list("ABXDE"), list("abcde"), list("ABCDE"), {}), 3)
+    text = scoring.sample_text(Outputs("translations", list("ABXDE"), list("abcde"), list("ABCDE"), {}), 3)
     assert [line.split()[-1] for line in text.splitlines() if "source" in line] == ["a", "c", "e"]
     assert text.count("≠") == 1
 
@@ -154,7 +154,7 @@ def test_only_what_is_trained_on_is_changed_at_random(setting, monkeypatch):
 
     monkeypatch.setattr(Recording, "asked", asked := [])
     monkeypatch.setattr(evaluate, "Translator", Oracle)
-    evaluate.evaluate_run(TrainedRun(experiment, tokenizer, params, (6,)), mesh)
+    scoring.evaluate_run(TrainedRun(experiment, tokenizer, params, (6,)), mesh)
     assert [is_training for is_training, _ in asked] == [False] * SIZES["test"]
 
 
@@ -165,7 +165,7 @@ def test_what_is_cut_before_it_is_scored_is_counted(setting, monkeypatch, cut_lo
     experiment = dataclasses.replace(experiment, data=data, objective=Seq2Seq(cut_long=cut_long))
     monkeypatch.setattr(evaluate, "OUTPUTS", {})  # translating counts for itself
     run = TrainedRun(experiment, tokenizer, params, (6,))
-    figures = evaluate.evaluate_run(run, make_mesh(MeshConfig())).figures
+    figures = scoring.evaluate_run(run, make_mesh(MeshConfig())).figures
     texts = [example["inputs"] for example in load_source(data.source, "test").read(range(SIZES["test"]))]
     too_long = sum(len(text) + 1 > 10 for text in texts)  # bytes and eos
     assert 0 < too_long < len(texts)

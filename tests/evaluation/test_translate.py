@@ -13,15 +13,15 @@ from tests.decoding_model import reference_beam
 from tests.drawn import drawn_params
 from tests.models import reference
 from tests.tiny_training import tiny_experiment, write_corpus
-from transformer_jax.checkpoints.checkpointer import CheckpointError
+from transformer_jax.checkpoints.files import CheckpointError
 from transformer_jax.config import ConfigError
 from transformer_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
+from transformer_jax.evaluation.translator import Translator
 from transformer_jax.reporting.progress import read_metrics
 from transformer_jax.runs.experiment import EvaluateConfig
 from transformer_jax.runs.loading import load_run
 from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
-from transformer_jax.train import train
-from transformer_jax.translate import Translator
+from transformer_jax.training.loop import train
 from transformer_jax.types import SPECIAL_TOKENS
 
 TEXTS = ["red blue", "", "green " * 6, "old new", "a", "small " * 4, "   "]

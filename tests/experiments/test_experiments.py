@@ -10,8 +10,8 @@ import absl.flags
 import jax
 import pytest
 from ml_collections import config_flags
-from tests.data.test_caption_questions import mixed_facts, write_captions
 
+from tests.experiments.test_caption_questions import mixed_facts, write_captions
 from tests.mock_dataset import prepare, small_slice
 from tests.mock_files import write_files
 from transformer_jax import families
@@ -26,9 +26,9 @@ from transformer_jax.pretrained.config_json import describe
 from transformer_jax.runs.experiment import Experiment, read_experiment
 from transformer_jax.runs.shrinking import shrink
 from transformer_jax.sharding.partitioning import MESH_AXES
-from transformer_jax.train import train
+from transformer_jax.training.loop import train
 
-FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
+FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
 LIBRARY = FOLDER.parent / "transformer_jax"
 FILES = sorted(path.name for path in FOLDER.glob("*.py"))
 VARIANTS = {
@@ -116,7 +116,7 @@ def with_data(tmp_path):
             facts = mixed_facts(160)
             parts = {"train": facts[:100], "val": facts[100:130], "test_2016_flickr": facts[130:]}
             write_captions(folder, parts)
-        if source.name.split("/")[0] in OUR_BUILDERS:
+        if source.builder_class or source.name.split("/")[0] in OUR_BUILDERS:
             return experiment
         changes = {split: tuple(small_slice(name) for name in getattr(source, split)) for split in SPLITS}
         splits = {split_name(name)[0] for names in changes.values() for name in names}

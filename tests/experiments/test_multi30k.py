@@ -4,11 +4,11 @@ import dataclasses
 import math
 
 import pytest
-from tests.test_experiments import experiment_of
 
+from tests.experiments.test_experiments import experiment_of
 from transformer_jax.data import load_source, train_tokenizer, training_texts
 from transformer_jax.reporting.progress import read_metrics
-from transformer_jax.train import train
+from transformer_jax.training.loop import train
 
 pytestmark = pytest.mark.slow
 SIZES = {"train": 29_000, "validation": 1_014, "test": 1_000}

@@ -15,7 +15,8 @@ from tests.parity.test_fixtures import STORED
 from tests.word_tokenizers import word_tokenizer
 from transformer_jax.config import ConfigError
 from transformer_jax.pretrained.config_json import _labels
-from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 
 TEXTS = ["w5 w9", "w20 w21 w22", ("w5", "w9")]
 

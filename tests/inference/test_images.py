@@ -22,7 +22,8 @@ from transformer_jax.config import ConfigError
 from transformer_jax.data import TokenizerConfig, train_tokenizer
 from transformer_jax.inference.texts import class_probabilities
 from transformer_jax.objectives import Classification
-from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 from transformer_jax.runs import loading
 from transformer_jax.runs.loading import TrainedRun, load_model
 

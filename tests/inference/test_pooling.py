@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.test_hub import NAME, Hub
 
 from tests.parity.test_fixtures import STORED
+from tests.pretrained.test_hub import NAME, Hub
 from tests.word_tokenizers import word_tokenizer
 from transformer_jax.config import ConfigError
-from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
-from transformer_jax.pretrained.sentence_transformers import Pooling
+from transformer_jax.inference.pooling import Pooling
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 
 TEXTS = ["w5 w9", "w20 w21 w22 w23 w24", "w9"]
 OLD = "sentence_transformers.models."

@@ -16,9 +16,11 @@ from tests.tiny_training import tiny_experiment
 from tests.word_tokenizers import word_tokenizer, words
 from transformer_jax.config import ConfigError
 from transformer_jax.data import TokenizerConfig, train_tokenizer
-from transformer_jax.decoding.generator import DecodingSettings
+from transformer_jax.decoding.settings import DecodingSettings
 from transformer_jax.families import FAMILIES, bert, gpt2
-from transformer_jax.inference import texts, vectors
+from transformer_jax.inference import texts
+from transformer_jax.inference.defaults import GenerationDefaults
+from transformer_jax.inference.model import Pretrained
 from transformer_jax.inference.texts import (
     class_probabilities,
     generate_texts,
@@ -27,8 +29,8 @@ from transformer_jax.inference.texts import (
 )
 from transformer_jax.inference.vectors import embed_texts
 from transformer_jax.objectives import CausalLM, Classification
-from transformer_jax.pretrained.generation_json import GenerationDefaults
-from transformer_jax.pretrained.reading import Pretrained, from_pretrained, save_pretrained
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 from transformer_jax.runs import loading
 from transformer_jax.runs.loading import TrainedRun, load_model
 from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
@@ -132,7 +134,7 @@ def test_a_second_call_compiles_nothing(loaded):
     model = loaded("bart")
     model.generate(TEXTS, max_new_tokens=5)
     settings, rules, _ = model.generation.chosen()
-    generator = inference._generator(model.config, settings, rules, model.tokenizer.vocab_size, 5, 32)
+    generator = texts._generator(model.config, settings, rules, model.tokenizer.vocab_size, 5, 32)
     size = generator._decode._cache_size()
     model.generate([*TEXTS[1:], "w8"], max_new_tokens=5)
     assert generator._decode._cache_size() == size == 1
@@ -155,7 +157,7 @@ CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd
 def test_a_character_is_never_cut(own, text, before):
     ids = own.encode(before + text)
     start = next(n for n in range(len(ids) + 1) if len(own.decode(ids[:n])) >= len(before))
-    pieces = list(inference._pieces(own, ids[:start].tolist(), iter(ids[start:].tolist())))
+    pieces = list(texts._pieces(own, ids[:start].tolist(), iter(ids[start:].tolist())))
     assert "".join(pieces) == own.decode(ids)[len(own.decode(ids[:start])) :]
     assert "\ufffd" not in "".join(pieces) and "" not in pieces
 
@@ -163,7 +165,7 @@ def test_a_character_is_never_cut(own, text, before):
 @settings(max_examples=60, deadline=None)
 @given(ids=st.lists(st.integers(0, 259), max_size=20))
 def test_bytes_that_are_no_text_come_as_decoding_gives_them(own, ids):
-    assert "".join(inference._pieces(own, [], iter(ids))) == own.decode(ids)
+    assert "".join(texts._pieces(own, [], iter(ids))) == own.decode(ids)
 
 
 def byte_language_model(**changes):
@@ -256,7 +258,7 @@ def test_few_shapes_are_compiled():
     texts = ["x" * n for n in range(0, 99)]
     vectors = embed_texts(config, params, tokenizer, texts, batch_size=8)
     # 8 rows of each of the lengths 16, 32, 64 and 100, and 4 rows at the end of the last.
-    assert sentence_vectors._vectors(config, "mean")._cache_size() == 5
+    assert vectors._vectors(config, "mean")._cache_size() == 5
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 

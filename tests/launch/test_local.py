@@ -10,7 +10,8 @@ import pytest
 
 from launch import local
 from tests.tiny_training import tiny_experiment
-from transformer_jax.launching import run, sweeps
+from transformer_jax.launching import sweeps
+from transformer_jax.launching.run import Run
 from transformer_jax.runs.folder import store_config
 
 STAND_IN = str(pathlib.Path(__file__).with_name("stand_in.py"))
@@ -55,9 +56,9 @@ def members_in(folder, count):
     found = []
     for seed, experiment in enumerate(experiments):
         name = f"train.seed={seed}"
-        run = launching.Run(f"{folder}/{name}", (), experiment, "tiny.py", {})
+        run = Run(f"{folder}/{name}", (), experiment, "tiny.py", {})
         found.append(sweeps.Member(name, {"train.seed": seed}, run))
-    return launching.Run(str(folder), (), experiments[0], "tiny.py", {}), found
+    return Run(str(folder), (), experiments[0], "tiny.py", {}), found
 
 
 def stand_in(run):

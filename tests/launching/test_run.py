@@ -6,7 +6,7 @@ import pytest
 from absl import flags
 
 from transformer_jax.config import ConfigError
-from transformer_jax.launching import run
+from transformer_jax.launching.run import read_run, record_end, record_start, split_flags
 from transformer_jax.runs.folder import store_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
@@ -39,7 +39,7 @@ def test_own_flags_are_taken_wherever_they_stand_and_all_others_left_as_they_are
         "p", "--config=a.py:b", "-n", "4", "--config.train.seed", "5", "--sweep", "--workdir=x y",
         "--no_such", "--config.a='--n=3'", "--verbosity=-1",
     ]  # fmt: skip
-    others = launching.split_flags(argv, own)
+    others = split_flags(argv, own)
     assert (own.count, own.sweep) == (4, True)
     assert others == [
         "p", "--config=a.py:b", "--config.train.seed", "5", "--workdir=x y",
@@ -53,13 +53,13 @@ def test_own_flags_are_taken_wherever_they_stand_and_all_others_left_as_they_are
 )
 def test_a_bad_value_of_an_own_flag_is_one_line(argument, message):
     with pytest.raises(ConfigError, match=f"{message}.*--help explains the flags"):
-        launching.split_flags(["p", argument], own_flags())
+        split_flags(["p", argument], own_flags())
 
 
 def test_a_run_is_what_the_flags_say(config, tmp_path):
     changes = ["--config.train.seed=3", "--config.data.buckets=(4, 8)", "--verbosity=0"]
     given = [f"--config={config}:/x", *changes]
-    run = launching.read_run([*given[:1], "--workdir", f"{tmp_path}/run", *changes])
+    run = read_run([*given[:1], "--workdir", f"{tmp_path}/run", *changes])
     assert run.workdir == f"{tmp_path}/run" and run.arguments == tuple(given)
     assert run.config_file == f"{config}:/x"
     assert run.overrides == {"train.seed": 3, "data.buckets": (4, 8)}
@@ -69,9 +69,9 @@ def test_a_run_is_what_the_flags_say(config, tmp_path):
 
 
 def test_a_stored_run_goes_on_without_a_config(config, tmp_path):
-    first = launching.read_run([f"--config={config}", f"--workdir={tmp_path}"])
+    first = read_run([f"--config={config}", f"--workdir={tmp_path}"])
     store_config(tmp_path, first.experiment)
-    run = launching.read_run([f"--workdir={tmp_path}"])
+    run = read_run([f"--workdir={tmp_path}"])
     assert (run.experiment, run.config_file, run.overrides) == (first.experiment, "", {})
 
 
@@ -93,21 +93,21 @@ def test_a_stored_run_goes_on_without_a_config(config, tmp_path):
 )
 def test_what_the_train_program_would_refuse_is_refused_here(config, tmp_path, arguments, message):
     with pytest.raises((ConfigError, OSError), match=message):
-        launching.read_run([text.format(config=config, folder=tmp_path) for text in arguments])
+        read_run([text.format(config=config, folder=tmp_path) for text in arguments])
 
 
 def test_another_experiments_folder_is_refused(config, tmp_path):
     arguments = [f"--config={config}", f"--workdir={tmp_path}"]
-    store_config(tmp_path, launching.read_run(arguments).experiment)
+    store_config(tmp_path, read_run(arguments).experiment)
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
-    assert launching.read_run([*arguments, "--config.train.num_steps=9"]).experiment.train.num_steps == 9
+    assert read_run([*arguments, "--config.train.num_steps=9"]).experiment.train.num_steps == 9
     with pytest.raises(ConfigError, match=r"(?s)another experiment.*train\.seed: 0 there, 1 here"):
-        launching.read_run([*arguments, "--config.train.seed=1"])
+        read_run([*arguments, "--config.train.seed=1"])
 
 
 def test_starts_and_ends_are_noted(tmp_path):
     folder = tmp_path / "a" / "b"
-    launching.record_start(str(folder), "log.txt")
+    record_start(str(folder), "log.txt")
     assert json.loads((folder / "launch.json").read_text()) == {"log": "log.txt", "exit_status": None}
-    launching.record_end(str(folder), "log.txt", 3)
+    record_end(str(folder), "log.txt", 3)
     assert json.loads((folder / "launch.json").read_text()) == {"log": "log.txt", "exit_status": 3}

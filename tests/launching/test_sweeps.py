@@ -7,14 +7,15 @@ import re
 import pytest
 
 from transformer_jax.config import ConfigError
-from transformer_jax.launching import run, sweeps
+from transformer_jax.launching import sweeps
+from transformer_jax.launching.run import read_run, record_end, record_start
 from transformer_jax.launching.sweep_results import has_failures, read_results, report_results
 from transformer_jax.reporting.progress import MetricWriter
 from transformer_jax.runs.folder import store_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 
-EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 CONFIG = """
 import pathlib
 from tests.tiny_training import tiny_experiment
@@ -32,7 +33,7 @@ def read(tmp_path):
         path = tmp_path / "tiny.py"
         path.write_text(CONFIG + text)
         given = [f"--config={path}{variant}", f"--workdir={tmp_path}/sweep", *arguments]
-        return sweeps.read_members(launching.read_run(given))
+        return sweeps.read_members(read_run(given))
 
     return read_text
 
@@ -104,7 +105,7 @@ def test_a_sweep_needs_a_config_and_a_folder_of_its_own(read, tmp_path):
     store_config_in(tmp_path / "sweep", member.run.experiment)
     with pytest.raises(ConfigError, match="holds a run of its own: give the sweep another --workdir"):
         read(text)
-    stored = launching.read_run([f"--workdir={tmp_path}/sweep"])
+    stored = read_run([f"--workdir={tmp_path}/sweep"])
     with pytest.raises(ConfigError, match="--sweep needs --config"):
         sweeps.read_members(stored)
 
@@ -140,7 +141,7 @@ def test_values_that_no_folder_can_be_named_by_keep_names_apart():
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.py")), ids=lambda path: path.stem)
 def test_sweeps_of_experiments_can_be_started(path, tmp_path):
     has_one = "\ndef sweep(" in path.read_text()
-    run = launching.read_run([f"--config={path}", f"--workdir={tmp_path}"])
+    run = read_run([f"--config={path}", f"--workdir={tmp_path}"])
     if has_one:
         assert len(sweeps.read_members(run)) > 1
         assert "--sweep" in path.read_text()
@@ -174,7 +175,7 @@ def save_step(member, step):
 @pytest.fixture
 def swept(read, tmp_path):
     members = read(sweep_of(*({"train.seed": seed} for seed in range(7))))
-    run = launching.read_run([f"--config={tmp_path}/tiny.py", f"--workdir={tmp_path}/sweep"])
+    run = read_run([f"--config={tmp_path}/tiny.py", f"--workdir={tmp_path}/sweep"])
     assert sweeps.begin_sweep(run, members) == list(members)
     return run, members
 
@@ -184,12 +185,12 @@ def test_results_are_ranked_by_validation_and_tell_every_state(swept, capsys):
     finish(members[0], [1.0, 3.0], loss=1.0)  # the best one on the test split is not the first
     finish(members[1], [9.0, 2.0], loss=5.0)
     save_step(members[2], 4)
-    launching.record_start(members[2].run.workdir, "log.txt")
-    launching.record_end(members[2].run.workdir, "log.txt", 0)
-    launching.record_start(members[3].run.workdir, "log.txt")
+    record_start(members[2].run.workdir, "log.txt")
+    record_end(members[2].run.workdir, "log.txt", 0)
+    record_start(members[3].run.workdir, "log.txt")
     (pathlib.Path(members[3].run.workdir) / "log.txt").write_text("why")
-    launching.record_end(members[3].run.workdir, "log.txt", 3)
-    launching.record_start(members[4].run.workdir, "log.txt")
+    record_end(members[3].run.workdir, "log.txt", 3)
+    record_start(members[4].run.workdir, "log.txt")
     finish(members[6], [float("nan")], loss=4.0)
     results = read_results(run.workdir)
     assert [(row["name"], row["state"], row["steps"]) for row in results["members"]] == [
@@ -223,7 +224,7 @@ def test_results_are_ranked_by_validation_and_tell_every_state(swept, capsys):
 def test_the_highest_comes_first_where_that_is_best(read, tmp_path):
     best = {"checkpoint.best_metric": "accuracy", "checkpoint.best_mode": "max"}
     members = read(sweep_of(*({"train.seed": seed, **best} for seed in (1, 2))))
-    run = launching.read_run([f"--config={tmp_path}/tiny.py", f"--workdir={tmp_path}/sweep"])
+    run = read_run([f"--config={tmp_path}/tiny.py", f"--workdir={tmp_path}/sweep"])
     sweeps.begin_sweep(run, members)
     for member, value in zip(members, (0.5, 0.75), strict=True):
         finish(member, [value], metric="accuracy")

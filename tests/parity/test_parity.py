@@ -12,12 +12,14 @@ from safetensors.numpy import load_file, save_file
 
 from tests.parity.test_fixtures import DECODING_MODELS, FIXTURES, MODELS, expected
 from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE, WU_RULE, BeamRule
-from transformer_jax.decoding.generator import DecodingSettings, Generator, TextRules
+from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.search import beam_search, greedy_search, repeat_rows
+from transformer_jax.decoding.settings import DecodingSettings, TextRules
 from transformer_jax.models import abstract_params
 from transformer_jax.models.cache import EncodedContext, PromptContext
 from transformer_jax.pretrained.generation_json import GENERATION_FILE
-from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 from transformer_jax.pretrained.tensor_files import TensorFiles
 from transformer_jax.pretrained.weights import read_weights
 from transformer_jax.sharding.partitioning import unbox

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tests.test_pretrained import change_config, change_tensors, equal
 
 from tests.parity.test_fixtures import STORED
+from tests.pretrained.test_reading import change_config, change_tensors, equal
 from transformer_jax.pretrained import tensor_files
 from transformer_jax.pretrained.reading import from_pretrained
 from transformer_jax.pretrained.tensor_files import SINGLE_FILE, TensorFiles, WeightsError

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.test_initialization import assert_same, drawn_on, starting_from, tiny_bert
-from tests.test_pretrained import keys_kernel
 
 from tests.parity.test_fixtures import STORED
+from tests.pretrained.test_reading import keys_kernel
 from tests.tiny_training import tiny_experiment, write_corpus
+from tests.training.test_initialization import assert_same, drawn_on, starting_from, tiny_bert
 from transformer_jax.config import ConfigError
 from transformer_jax.data import SPLITS
 from transformer_jax.families import vit
@@ -18,9 +18,9 @@ from transformer_jax.objectives import Classification
 from transformer_jax.pretrained import conversion
 from transformer_jax.pretrained.reading import from_pretrained
 from transformer_jax.runs.loading import load_run
-from transformer_jax.train import train
 from transformer_jax.training import initialization
 from transformer_jax.training.initialization import check_origin, initial_params
+from transformer_jax.training.loop import train
 
 
 def tiny_vit(corpus, side=16, scan_layers=False, **sections):

@@ -16,8 +16,10 @@ from transformer_jax.config import ConfigError
 from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE, WU_RULE
 from transformer_jax.decoding.constraints import UNCONSTRAINED, Constraints
 from transformer_jax.decoding.generator import Generator
-from transformer_jax.pretrained.generation_json import GENERATION_FILE, GenerationDefaults, _defaults
-from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
+from transformer_jax.inference.defaults import GenerationDefaults
+from transformer_jax.pretrained.generation_json import GENERATION_FILE, _defaults
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 
 # As the published bart-large-cnn has them, with tokens of the fixture.
 SUMMARIES = {

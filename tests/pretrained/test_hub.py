@@ -12,7 +12,8 @@ from tests.parity.test_fixtures import STORED
 from transformer_jax.config import ConfigError
 from transformer_jax.families import FAMILIES
 from transformer_jax.pretrained import hub as hub_module
-from transformer_jax.pretrained.reading import find_folder, from_pretrained
+from transformer_jax.pretrained.hub import find_folder
+from transformer_jax.pretrained.reading import from_pretrained
 from transformer_jax.pretrained.tensor_files import WeightsError
 
 NAME = "someone/tiny-gpt2"

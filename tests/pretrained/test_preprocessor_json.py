@@ -13,7 +13,8 @@ import pytest
 from tests.parity.test_fixtures import STORED
 from transformer_jax.config import ConfigError
 from transformer_jax.objectives.classification import scale_pixels
-from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
 
 FILE = "preprocessor_config.json"

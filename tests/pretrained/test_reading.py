@@ -17,8 +17,10 @@ from safetensors.numpy import load_file, save_file
 from tests.parity.test_fixtures import STORED
 from transformer_jax import families
 from transformer_jax.config import ConfigError
+from transformer_jax.inference.model import Pretrained
 from transformer_jax.models import abstract_params, build
-from transformer_jax.pretrained.reading import Pretrained, from_pretrained, save_pretrained
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 from transformer_jax.pretrained.tensor_files import INDEX_FILE, SINGLE_FILE, WeightsError
 from transformer_jax.sharding.partitioning import MeshConfig, make_mesh, unbox
 

@@ -17,7 +17,8 @@ from transformer_jax.config import ConfigError
 from transformer_jax.models import abstract_params
 from transformer_jax.pretrained import saving, weights
 from transformer_jax.pretrained.config_json import LABELLED_HEADS, content_of
-from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 from transformer_jax.pretrained.tensor_files import WeightsError
 from transformer_jax.sharding.partitioning import unbox
 

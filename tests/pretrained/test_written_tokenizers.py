@@ -12,7 +12,8 @@ from tests.parity.test_fixtures import STORED
 from tests.word_tokenizers import word_tokenizer
 from transformer_jax.config import ConfigError
 from transformer_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
-from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 
 SPECIAL = TokenizerConfig(kind="byte", special_tokens=("<cls>", "<sep>"))
 

@@ -8,11 +8,12 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tests.test_pretrained import change_tensors
 
 from tests.drawn import drawn_params
 from tests.parity.test_fixtures import MODELS, STORED
-from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
+from tests.pretrained.test_reading import change_tensors
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 from transformer_jax.pretrained.tensor_files import SINGLE_FILE, WeightsError
 
 # By the end of its name: what a model that was trained may have as zeros.

@@ -8,7 +8,7 @@ import pytest
 from transformer_jax.config import ConfigError
 from transformer_jax.runs.experiment import read_experiment
 
-EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 
 
 def config_of(name, *variant):

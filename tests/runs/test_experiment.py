@@ -27,7 +27,7 @@ from transformer_jax.runs.folder import (
 )
 from transformer_jax.runs.shrinking import shrink
 from transformer_jax.sharding.partitioning import make_mesh
-from transformer_jax.train import _open_data, train
+from transformer_jax.training.loop import _open_data, train
 from transformer_jax.training.step import compile_train_step
 
 

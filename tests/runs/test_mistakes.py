@@ -10,7 +10,7 @@ from transformer_jax.config import ConfigError
 from transformer_jax.data import DataError, TokenizerConfig, train_tokenizer
 from transformer_jax.reporting.progress import read_metrics
 from transformer_jax.runs.loading import load_run
-from transformer_jax.train import train
+from transformer_jax.training.loop import train
 
 
 def test_another_experiments_folder_is_refused_and_untouched(corpus, tmp_path):

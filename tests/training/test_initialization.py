@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from tests.drawn import drawn_params
 from tests.parity.test_fixtures import STORED
 from tests.tiny_training import tiny_experiment, write_corpus
-from transformer_jax.checkpoints.checkpointer import CheckpointError
+from transformer_jax.checkpoints.files import CheckpointError
 from transformer_jax.config import ConfigError
 from transformer_jax.data import DataError, TokenizerConfig
 from transformer_jax.families import bert
@@ -21,9 +21,9 @@ from transformer_jax.reporting.progress import read_metrics
 from transformer_jax.runs.folder import check_workdir, load_or_train_tokenizer
 from transformer_jax.runs.loading import load_run
 from transformer_jax.sharding import partitioning
-from transformer_jax.train import train
 from transformer_jax.training import initialization
 from transformer_jax.training.initialization import initial_params
+from transformer_jax.training.loop import train
 from transformer_jax.training.step import compile_train_step
 
 STILL = dict(peak_rate=1e-12)  # an update leaves the parameters where they were, within float32

@@ -5,18 +5,18 @@ import itertools
 import shutil
 
 import pytest
-from tests.test_initialization import classifier, starting_from, tiny_bert
 
 from tests.parity.test_fixtures import STORED
 from tests.tiny_training import tiny_experiment
+from tests.training.test_initialization import classifier, starting_from, tiny_bert
 from transformer_jax import families
 from transformer_jax.config import ConfigError
 from transformer_jax.families import FAMILIES, family_of
 from transformer_jax.objectives import CausalLM
 from transformer_jax.pretrained.reading import from_pretrained
 from transformer_jax.runs.folder import store_config
-from transformer_jax.train import train
 from transformer_jax.training.initialization import check_origin
+from transformer_jax.training.loop import train
 
 SIZES = dict(
     vocab_size=260, d_model=16, num_heads=2, key_size=8, value_size=8, d_feedforward=32, max_length=48

@@ -18,7 +18,7 @@ from transformer_jax.data import (
     training_iterator,
 )
 from transformer_jax.data.packing import fill_batch, plan_packed
-from transformer_jax.evaluate import make_evaluate_step
+from transformer_jax.evaluation.scoring import make_evaluate_step
 from transformer_jax.models import build
 from transformer_jax.objectives import Classification, Seq2Seq, TokenClassification
 from transformer_jax.reporting.progress import MetricWriter, read_metrics
@@ -26,7 +26,7 @@ from transformer_jax.runs.experiment import make_transform
 from transformer_jax.runs.folder import load_or_train_tokenizer, store_config
 from transformer_jax.runs.loading import load_run
 from transformer_jax.sharding import partitioning
-from transformer_jax.train import StepLog, _continue_command, train
+from transformer_jax.training.loop import StepLog, continue_command, train
 from transformer_jax.training.step import compile_train_step, make_init, make_train_step
 from transformer_jax.types import BATCH_KEYS, SIDES
 
@@ -275,13 +275,11 @@ def test_a_damaged_checkpoint_is_said_and_made_again(corpus, tmp_path, damage, c
 def test_the_command_that_continues_names_the_config_until_it_is_stored(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train", "--config=mine.py", f"--workdir={tmp_path}"])
     experiment, given = tiny_experiment(corpus), f"--config=mine.py --workdir={tmp_path}"
-    assert _continue_command(str(tmp_path), experiment).endswith(given)
+    assert continue_command(str(tmp_path), experiment).endswith(given)
     store_config(tmp_path, experiment)
-    assert _continue_command(str(tmp_path), experiment).endswith(
-        f"transformer_jax.train --workdir={tmp_path}"
-    )
+    assert continue_command(str(tmp_path), experiment).endswith(f"transformer_jax.train --workdir={tmp_path}")
     other = tiny_experiment(corpus, train=dict(num_steps=9))
-    assert _continue_command(str(tmp_path), other).endswith(given)
+    assert continue_command(str(tmp_path), other).endswith(given)
 
 
 def test_a_run_whose_only_checkpoint_is_half_written_says_so_and_starts_again(corpus, tmp_path, capsys):

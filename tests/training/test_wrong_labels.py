@@ -6,16 +6,16 @@ import struct
 
 import numpy as np
 import pytest
-from tests.test_initialization import tiny_bert
 
+from tests.training.test_initialization import tiny_bert
 from transformer_jax.data import DataError, SourceConfig
-from transformer_jax.evaluate import evaluate_run
+from transformer_jax.evaluation.scoring import evaluate_run
 from transformer_jax.families import vit
 from transformer_jax.objectives import Classification, TokenClassification
 from transformer_jax.runs.folder import load_or_train_tokenizer
 from transformer_jax.runs.loading import TrainedRun
 from transformer_jax.sharding import partitioning
-from transformer_jax.train import train
+from transformer_jax.training.loop import train
 
 SPLITS = ("train", "validation", "test")
 COUNT, PLACE = 24, 16  # examples of a split, and which of them has the wrong label

@@ -1,0 +1,9 @@
+"""Training state and position in the data, written and read back whole.
+
+It may import types and config alone.
+"""
+
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig, Checkpointer
+from transformer_jax.checkpoints.files import CheckpointError
+
+__all__ = ["CheckpointConfig", "CheckpointError", "Checkpointer"]

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from transformer_jax.checkpoints import files as files
+from transformer_jax.checkpoints import files
 from transformer_jax.checkpoints.files import CheckpointError, CheckpointMismatchError
 from transformer_jax.config import check_types
 from transformer_jax.types import PyTree

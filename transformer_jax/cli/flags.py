@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from absl import flags
 from ml_collections import config_flags
 
-from transformer_jax.checkpoints.checkpointer import CheckpointError
+from transformer_jax.checkpoints.files import CheckpointError
 from transformer_jax.config import ConfigError
 from transformer_jax.data import DataError
-from transformer_jax.decoding.generator import DecodingSettings
+from transformer_jax.decoding.settings import DecodingSettings
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # they are the program's that calls the functions below, so --help shows them

@@ -1,4 +1,7 @@
-"""Turns examples into batches: sources, tokenizers, and the Grain pipeline with its replayable state."""
+"""Turns examples into batches: sources, tokenizers, and the Grain pipeline with its replayable state.
+
+It may import types, config and files alone: objectives are handed to it as a transform.
+"""
 
 from transformer_jax.data.evaluation import (
     batches_of_pieces,

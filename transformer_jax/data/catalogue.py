@@ -1,5 +1,6 @@
 """Reads data sets that TFDS prepared, by index and without TensorFlow."""
 
+import importlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,6 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core import read_only_builder
 
-from experiments import caption_questions
 from transformer_jax.config import nearest
 from transformer_jax.data.datasets import number_words
 from transformer_jax.data.examples import DataError, check_value, described
@@ -17,10 +17,7 @@ from transformer_jax.data.image_files import decode_image
 from transformer_jax.data.text_files import DATA_VARIABLE, Features
 from transformer_jax.types import FEATURES, Example
 
-OUR_BUILDERS = {  # the library's own data sets, which are prepared on first use
-    "number_words": number_words.NumberWords,
-    "caption_questions": caption_questions.CaptionQuestions,
-}
+OUR_BUILDERS = {"number_words": number_words.NumberWords}  # prepared on first use
 
 
 class TfdsSource:
@@ -74,13 +71,21 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def load_tfds(name: str, split: str, features: Features, folder: str) -> TfdsSource:
-    """Opens a split, such as "train" or "train[:90%]", of a prepared data set or of one of the library's own.
+def load_tfds(name: str, split: str, features: Features, folder: str, builder_class: str = "") -> TfdsSource:
+    """Opens one split of a TFDS data set, and prepares the data set first if its builder is known.
+
+    Args:
+      name: name of the data set, such as "glue/sst2".
+      split: such as "train" or "train[:90%]".
+      features: features of an example, each with its name in the data set.
+      folder: folder of prepared data sets.
+      builder_class: "package.module:Class" of the TFDS builder; "" for the library's own data sets and for
+        those that lie prepared in ``folder``.
 
     Raises:
       DataError: the data set, the split or a feature does not exist, or a feature has another type.
     """
-    builder = _prepared_builder(name, folder)
+    builder = _prepared_builder(name, folder, builder_class)
     tfds_features = {feature: _find_feature(builder, name, feature, key) for feature, key in features}
     decoders: dict[str, Any] = {}
     channels = 3
@@ -149,17 +154,17 @@ def _kind(feature: Any) -> str:
     return ""
 
 
-def _prepared_builder(name: str, folder: str) -> Any:
+def _prepared_builder(name: str, folder: str, class_path: str) -> Any:
     """Returns the TFDS builder of a data set, found by its files on disk and independent of its code.
 
-    Prepares the library's own data sets.
+    Prepares the data set first if it is not there and its builder is known.
     """
     find = read_only_builder.builder_from_files
     try:
         return find(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError as error:
         base_name, _, variant = name.partition("/")
-        builder_class = OUR_BUILDERS.get(base_name)
+        builder_class = _import_builder(class_path) if class_path else OUR_BUILDERS.get(base_name)
         if builder_class is None:
             raise DataError(_how_to_prepare(name, folder)) from error
     variants = list(builder_class.builder_configs)
@@ -184,6 +189,18 @@ def _prepared_builder(name: str, folder: str) -> Any:
         except tfds.core.DatasetNotFoundError:
             raise DataError(_cannot_prepare(name, folder, str(error))) from error
     return find(name, data_dir=folder)
+
+
+def _import_builder(class_path: str) -> Any:
+    """Imports the TFDS builder class that ``SourceConfig.builder_class`` names."""
+    module, _, name = class_path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"config.data.source.builder_class={class_path!r} cannot be imported: {error}. Give the "
+            '"package.module:Class" of a TFDS builder, and start Python where that package can be imported'
+        ) from error
 
 
 def _cannot_prepare(name: str, folder: str, reason: str) -> str:

@@ -70,6 +70,9 @@ class SourceConfig:
 
     kind: Literal["tfds", "text", "tsv", "jsonl", "pattern", "document", "idx"] = "tfds"
     name: str = "number_words/de"  # name of a TFDS data set; unused by the other kinds
+    # "package.module:Class" of the TFDS builder that prepares the data set on first use. "" if the data set
+    # lies prepared in the folder, or is number_words.
+    builder_class: str = ""
     folder: str = ""  # "" means $TRANSFORMER_JAX_DATA, or data/ if that is not set
     train: tuple[str, ...] = ("train",)
     validation: tuple[str, ...] = ("validation",)
@@ -150,9 +153,9 @@ def load_source(config: SourceConfig, split: str) -> Source:
     Examples are in the order of the files: example ``i`` is line ``i + 1``. No example is left out here, not
     even blank lines; the pipeline counts those that training leaves out.
 
-    The library's own data sets, ``number_words`` and ``caption_questions``, are prepared in the data folder
-    on first use, which takes at most about half a minute. Any other TFDS data set must have been prepared
-    before.
+    A TFDS data set that is not in the data folder yet is prepared there if its builder is known: it is
+    ``number_words`` (about half a minute at most), or ``config.builder_class`` names it. Any other must have
+    been prepared before.
 
     Args:
       config: describes the corpus.
@@ -186,7 +189,7 @@ def load_sources(configs: Sequence[SourceConfig], split: str) -> Source:
 def _open(config: SourceConfig, names: Sequence[str]) -> Source:
     folder = data_folder(config.folder)
     if config.kind == "tfds":
-        return load_tfds(config.name, names[0], config.features, folder)
+        return load_tfds(config.name, names[0], config.features, folder, config.builder_class)
     paths = [os.path.join(folder, name) for name in names]
     if config.kind == "idx":
         return read_idx(paths, config.features)

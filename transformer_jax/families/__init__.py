@@ -1,4 +1,7 @@
-"""Families: one file a paper, with its variants and the names of its checkpoints as data."""
+"""Families: one file a paper, with its variants and the names of its checkpoints as data.
+
+It may import types, config and files alone.
+"""
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.families import bart, bert, gpt2, marian, t5, transformer, vit

@@ -10,11 +10,18 @@ import numpy as np
 from transformer_jax.config import TransformerConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.families import Family
-from transformer_jax.inference import texts, vectors
+from transformer_jax.inference.defaults import RUN_DEFAULTS, GenerationDefaults
 from transformer_jax.inference.images import Sizing
+from transformer_jax.inference.pooling import Pooling
+from transformer_jax.inference.texts import (
+    BATCH_SIZE,
+    Classified,
+    class_probabilities,
+    generate_texts,
+    stream_text,
+)
+from transformer_jax.inference.vectors import PLAIN, embed_texts
 from transformer_jax.models import Model, build
-from transformer_jax.pretrained.generation_json import RUN_DEFAULTS, GenerationDefaults
-from transformer_jax.pretrained.sentence_transformers import Pooling
 from transformer_jax.types import PyTree
 
 
@@ -66,9 +73,9 @@ class Pretrained:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
-        batch_size: int = inference.BATCH_SIZE,
+        batch_size: int = BATCH_SIZE,
     ) -> Any:
-        """The text for each source, or the continuation of each prompt; see ``inference.generate_texts``.
+        """The text for each source, or the continuation of each prompt; see ``generate_texts``.
 
         What is None is as ``generation`` has it: for a checkpoint as its ``generation_config.json`` says, and
         where that says nothing as ``transformers`` has it, but for ``max_new_tokens``, which is 128, not 20.
@@ -103,7 +110,7 @@ class Pretrained:
             seed=seed,
         )
         many = [texts] if isinstance(texts, str) else texts
-        found = inference.generate_texts(
+        found = generate_texts(
             *self._parts,
             many,
             chosen.settings,
@@ -133,7 +140,7 @@ class Pretrained:
             top_p=top_p,
             seed=seed,
         )
-        return inference.stream_text(
+        return stream_text(
             *self._parts,
             text,
             chosen.settings,
@@ -144,9 +151,9 @@ class Pretrained:
 
     def classify(
         self,
-        inputs: inference.Classified | Sequence[inference.Classified],
+        inputs: Classified | Sequence[Classified],
         *,
-        batch_size: int = inference.BATCH_SIZE,
+        batch_size: int = BATCH_SIZE,
     ) -> list[Any]:
         """Classes as ``(name, probability)``, the most probable first: such a list for each input.
 
@@ -159,7 +166,7 @@ class Pretrained:
         is_image = isinstance(inputs, np.ndarray) and inputs.ndim == 3
         is_one = isinstance(inputs, str | tuple | os.PathLike) or is_image
         many: Any = [inputs] if is_one else inputs
-        probabilities = inference.class_probabilities(
+        probabilities = class_probabilities(
             *self._parts, many, batch_size=batch_size, problem_type=self.problem_type, sizing=self.sizing
         )
         names = self.labels or tuple(f"LABEL_{i}" for i in range(self.config.num_labels))
@@ -174,9 +181,9 @@ class Pretrained:
         *,
         normalize: bool | None = None,
         cut: bool = False,
-        batch_size: int = inference.BATCH_SIZE,
+        batch_size: int = BATCH_SIZE,
     ) -> np.ndarray:
-        """Vectors (N, D) of texts, or (D,) of one; see ``sentence_vectors.embed_texts``.
+        """Vectors (N, D) of texts, or (D,) of one; see ``embed_texts``.
 
         Args:
           texts: several, or one, which gives one vector.
@@ -186,10 +193,10 @@ class Pretrained:
           batch_size: texts at once.
         """
         many = [texts] if isinstance(texts, str) else texts
-        found = sentence_vectors.embed_texts(
+        found = embed_texts(
             *self._parts,
             many,
-            pooling=self.pooling or sentence_vectors.PLAIN,
+            pooling=self.pooling or PLAIN,
             normalize=normalize,
             cut=cut,
             batch_size=batch_size,

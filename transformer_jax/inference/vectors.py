@@ -12,10 +12,10 @@ from jaxtyping import Float32
 from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.decoding.generator import batches_by_length
+from transformer_jax.inference.pooling import Pooling, check_known, pooled
 from transformer_jax.inference.texts import BATCH_SIZE, batch_arguments, check_tokens, checked_tokenizer
 from transformer_jax.models import build
 from transformer_jax.objectives.classification import encode_texts
-from transformer_jax.pretrained.sentence_transformers import Pooling, check_known, pooled
 from transformer_jax.types import PyTree
 
 PLAIN = Pooling()  # of a folder that says nothing of it

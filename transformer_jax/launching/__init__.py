@@ -1,0 +1,8 @@
+"""What the launchers in launch/ share: the run they start, sweeps, TPU slices, manifests of jobs.
+
+It may import runs/, cli/, checkpoints/ and reporting/. Launchers start ``transformer_jax.train``.
+"""
+
+from transformer_jax.launching.run import Run, parse_own_flags, read_run, record_end, record_start
+
+__all__ = ["Run", "parse_own_flags", "read_run", "record_end", "record_start"]

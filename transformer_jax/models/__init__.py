@@ -1,4 +1,7 @@
-"""Models: the blocks, stacks and whole networks that a ``TransformerConfig`` describes."""
+"""Models: the blocks, stacks and whole networks that a ``TransformerConfig`` describes.
+
+It may import layers/ and sharding/.
+"""
 
 from typing import TypeAlias
 

@@ -1,4 +1,7 @@
-"""Objectives: what is predicted, from which arrays, at what loss."""
+"""Objectives: what is predicted, from which arrays, at what loss.
+
+It may import types, config and files alone; an objective knows no architecture.
+"""
 
 from transformer_jax.objectives.base import Objective
 from transformer_jax.objectives.causal_lm import CausalLM

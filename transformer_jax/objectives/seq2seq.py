@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Drawing, Encoder, Sums
+from transformer_jax.objectives.base import Apply, Sums
 from transformer_jax.objectives.losses import teacher_forced, token_metrics
-from transformer_jax.types import CUT, SIDES, Batch, Example, PyTree, TokenExample
+from transformer_jax.types import CUT, SIDES, Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.config import ConfigError
-from transformer_jax.evaluate import make_evaluate_step
+from transformer_jax.evaluation.scoring import make_evaluate_step
 from transformer_jax.models import build
 from transformer_jax.models.cache import PromptContext
 from transformer_jax.planning.batches import batch_template

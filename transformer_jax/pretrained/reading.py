@@ -4,35 +4,25 @@ bart = from_pretrained("path/to/folder")      # or a name on the hub; .config .m
 bart.generate("My friends are <mask>")        # or stream; an encoder alone has embed and classify
 save_pretrained("another/folder", bart)       # which transformers loads, with the same logits
 
-python -m transformer_jax.pretrained verify FOLDER     # both implementations side by side, where PyTorch is
-
 A run of this project is written so by ``python -m transformer_jax.export``, or from_run("runs/bert") and
 ``save_pretrained``.
-
-``verify`` gives the model here and the one in ``transformers`` the same random input, and prints for each
-output by how much they differ. The status is 0 if no difference is above --tolerance, 1 if one is, 2 if they
-cannot be compared. It needs PyTorch and transformers: pip install '.[parity]'
 """
 
 import dataclasses
 import os
 import pathlib
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
-from absl import app, flags
 from jax.sharding import Mesh
 
-from transformer_jax.cli.process import prepare_process
 from transformer_jax.config import ConfigError, TransformerConfig
 from transformer_jax.data import Tokenizer, marian_tokenizer
 from transformer_jax.families import Family
 from transformer_jax.families.base import make_config
 from transformer_jax.inference.model import Pretrained
 from transformer_jax.models import abstract_params, build, example_inputs
-from transformer_jax.pretrained import verify
 from transformer_jax.pretrained.config_json import LABELLED_HEADS, Description, describe, read_content
 from transformer_jax.pretrained.conversion import differing, with_positions
 from transformer_jax.pretrained.generation_json import read_generation
@@ -258,41 +248,3 @@ def _draw_missing(params: PyTree, config: TransformerConfig, template: PyTree, s
     return jax.tree.map(
         lambda leaf: next(new) if leaf is None else leaf, params, is_leaf=lambda leaf: leaf is None
     )
-
-
-def main(argv: Sequence[str]) -> None:
-    """The program: ``verify FOLDER``."""
-    if len(argv) != 3 or argv[1] != "verify":
-        raise app.UsageError(
-            "say: python -m transformer_jax.pretrained verify FOLDER (a run is written as such a folder by "
-            "python -m transformer_jax.export)",
-            exitcode=2,
-        )
-    prepare_process()
-    try:
-        folder = find_folder(argv[2])
-        ours = from_pretrained(folder)
-        compared = verify.compare(
-            folder, ours.family, ours.config, ours.params, tolerance=flags.FLAGS.tolerance
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(verify.table(compared))
-    sys.exit(not all(one.is_same for one in compared))
-
-
-def define_flags() -> None:
-    """The flags of ``main``."""
-    flags.DEFINE_float(
-        "tolerance",
-        verify.TOLERANCE,
-        "Largest absolute difference of an output that is still the same. A model whose numbers are large, "
-        "as the table shows, may need more.",
-        lower_bound=0.0,
-    )
-
-
-if __name__ == "__main__":
-    define_flags()
-    app.run(main)

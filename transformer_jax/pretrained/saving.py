@@ -9,12 +9,13 @@ from transformer_jax.data import Tokenizer, marian_tokenizer
 from transformer_jax.data.tokenizers import targets_path
 from transformer_jax.files import write_json
 from transformer_jax.inference.model import Pretrained
+from transformer_jax.inference.pooling import check_known
 from transformer_jax.models import abstract_params
 from transformer_jax.objectives.image_crops import Resizing
 from transformer_jax.pretrained.config_json import BARE_HEADS, CONFIG_FILE, content_of, read_content
 from transformer_jax.pretrained.generation_json import GENERATION_FILE
 from transformer_jax.pretrained.preprocessor_json import PREPROCESSOR_FILE, preprocessor_content
-from transformer_jax.pretrained.sentence_transformers import check_known, write_pooling
+from transformer_jax.pretrained.sentence_transformers import write_pooling
 from transformer_jax.pretrained.weights import SHARD_BYTES, check_params, new_weights
 from transformer_jax.sharding import partitioning
 

@@ -4,25 +4,20 @@ Such a folder has, beside the files of ``transformers``, the list ``modules.json
 the other (Reimers and Gurevych 2019, arXiv:1908.10084, section 3).
 """
 
-import dataclasses
 import pathlib
 from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
-
 from transformer_jax.config import ConfigError
 from transformer_jax.files import write_json
+from transformer_jax.inference.pooling import MODULES_FILE, POOLING_MODES, Pooling
 from transformer_jax.pretrained.config_json import read_json, read_object
 
-MODULES_FILE = "modules.json"
 SENTENCES_FILE = "sentence_bert_config.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _POOLING_FOLDER = "1_Pooling"  # where it is written; modules.json says where it is read
 _MODULES = ("Transformer", "Pooling", "Normalize")
-_KNOWN = ("mean", "cls")
 # In files from before sentence-transformers 6: a truth value each.
 _OLD_KEYS = {
     "pooling_mode_cls_token": "cls",
@@ -32,32 +27,6 @@ _OLD_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Pooling:
-    """What is done with an encoder's vectors; by default as where no folder says it.
-
-    Attributes:
-      mode: "mean" over all tokens, special ones included, or "cls", the first one.
-      normalize: to the length 1.
-      max_length: tokens of a text, special ones included, where it is less than the model takes; or 0.
-      unknown: what the folder asks for that is not known here, so that there are no vectors; or "".
-    """
-
-    mode: str = "mean"
-    normalize: bool = True
-    max_length: int = 0
-    unknown: str = ""
-
-
-def pooled(vectors: Float[Array, "B L D"], is_real: Bool[Array, "B L"], mode: str) -> Float[Array, "B D"]:
-    """One vector for each text, float32: ``mode`` of those of its tokens."""
-    vectors = vectors.astype(jnp.float32)
-    if mode == "cls":
-        return vectors[:, 0]
-    total = jnp.sum(jnp.where(is_real[..., None], vectors, 0.0), axis=1)
-    return total / jnp.maximum(jnp.sum(is_real, axis=1, keepdims=True), 1)
 
 
 def module_files(folder: pathlib.Path) -> list[str]:
@@ -90,7 +59,7 @@ def read_pooling(folder: pathlib.Path, max_length: int) -> Pooling | None:
     for path in module_files(folder):
         content = read_object(folder / path)
         mode = _mode(content)
-        if mode not in _KNOWN:
+        if mode not in POOLING_MODES:
             unknown.append(f"{path} has the mode {mode}")
     sentences = _read_optional(folder / SENTENCES_FILE)
     if sentences.get("do_lower_case"):
@@ -135,16 +104,6 @@ def write_pooling(folder: pathlib.Path, pooling: Pooling | None, d_model: int) -
         for i, path in enumerate(paths)
     ]
     write_json(folder / MODULES_FILE, modules)  # last: without it the other files say nothing
-
-
-def check_known(pooling: Pooling) -> None:
-    """Raises ConfigError for one of which there are no vectors here."""
-    if pooling.unknown:
-        raise ConfigError(
-            "this model's vectors are made by sentence-transformers in a way that is not known here, where "
-            f"tokens are pooled by {' or '.join(_KNOWN)} and may be normalized: {pooling.unknown}. Its "
-            f"folder without {MODULES_FILE} gives means, which are other vectors"
-        )
 
 
 def _modules(folder: pathlib.Path) -> list[tuple[str, str]]:

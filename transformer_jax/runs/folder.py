@@ -22,7 +22,9 @@ from transformer_jax.data import (
     training_texts,
 )
 from transformer_jax.files import write_json
-from transformer_jax.pretrained.reading import TOKENIZER_FILE, find_folder, find_tokenizer
+from transformer_jax.pretrained.hub import find_folder
+from transformer_jax.pretrained.reading import find_tokenizer
+from transformer_jax.pretrained.saving import TOKENIZER_FILE
 from transformer_jax.reporting.progress import say
 from transformer_jax.runs.experiment import Experiment, read_experiment
 

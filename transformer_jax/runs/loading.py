@@ -6,7 +6,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from transformer_jax.checkpoints.checkpointer import Checkpointer, CheckpointError
+from transformer_jax.checkpoints.checkpointer import Checkpointer
+from transformer_jax.checkpoints.files import CheckpointError
 from transformer_jax.config import ConfigError
 from transformer_jax.data import DataError, Tokenizer
 from transformer_jax.families import family_of

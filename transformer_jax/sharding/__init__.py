@@ -1,0 +1,9 @@
+"""Meshes of devices, rules from logical axes to mesh axes, and where each array lies.
+
+It may import types, config and reporting/; layers/ and models/ import ``placement`` alone.
+"""
+
+from transformer_jax.sharding.partitioning import MeshConfig, make_mesh, shard_batch
+from transformer_jax.sharding.placement import constrain
+
+__all__ = ["MeshConfig", "constrain", "make_mesh", "shard_batch"]

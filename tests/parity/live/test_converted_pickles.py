@@ -17,8 +17,9 @@ from tests.drawn import drawn_params
 from tests.parity.sentences import SENTENCES
 from tests.parity.test_parity import loaded
 from transformer_jax.data.marian_tokenizer import load_marian_tokenizer
-from transformer_jax.pretrained.generation_json import RUN_DEFAULTS
-from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
+from transformer_jax.inference.defaults import RUN_DEFAULTS
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 from transformer_jax.pretrained.tensor_files import PICKLES, SINGLE_FILE, WeightsError
 
 pytestmark = pytest.mark.live

@@ -7,10 +7,11 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
-from tests.test_image_inputs import DEIT, PLAIN, SHORTEST, photo
 
+from tests.inference.test_images import DEIT, PLAIN, SHORTEST, photo
 from tests.parity.test_fixtures import STORED
-from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 
 pytestmark = pytest.mark.live
 

@@ -7,10 +7,11 @@ import pytest
 
 from tests.parity import minilm
 from tests.parity.sentences import SENTENCES
+from transformer_jax.inference.pooling import Pooling
 from transformer_jax.objectives.classification import encode_texts
 from transformer_jax.pretrained import verify
-from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
-from transformer_jax.pretrained.sentence_transformers import Pooling
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 
 pytestmark = pytest.mark.live
 

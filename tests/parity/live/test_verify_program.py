@@ -21,10 +21,10 @@ READS_ANOTHER = """
 import sys
 from absl import app
 from transformer_jax.pretrained import reading
-folder, read = sys.argv.pop(), pretrained.from_pretrained
-pretrained.from_pretrained = lambda _: read(folder)
-pretrained.define_flags()
-app.run(pretrained.main)
+folder, read = sys.argv.pop(), reading.from_pretrained
+reading.from_pretrained = lambda _: read(folder)
+reading.define_flags()
+app.run(reading.main)
 """
 
 

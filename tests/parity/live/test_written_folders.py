@@ -27,10 +27,12 @@ from tests.parity.test_parity import (
 )
 from transformer_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
 from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE
-from transformer_jax.decoding.generator import TextRules
+from transformer_jax.decoding.settings import TextRules
+from transformer_jax.inference.defaults import GenerationDefaults
 from transformer_jax.objectives.classification import encode_texts
-from transformer_jax.pretrained.generation_json import GENERATION_FILE, GenerationDefaults
-from transformer_jax.pretrained.reading import from_pretrained, save_pretrained
+from transformer_jax.pretrained.generation_json import GENERATION_FILE
+from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 from transformer_jax.pretrained.tensor_files import INDEX_FILE
 
 pytestmark = pytest.mark.live

@@ -1,0 +1,219 @@
+"""Scores of a trained run on a split: its loss, and of texts sacreBLEU, chrF and exact match."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from transformer_jax.data import Source, batches_of_pieces, count_cut, evaluation_pieces, load_source
+from transformer_jax.decoding.settings import DecodingSettings
+from transformer_jax.evaluation.predictions import Outputs, answers, reconstructions
+from transformer_jax.evaluation.translator import Translator
+from transformer_jax.files import write_json, write_whole
+from transformer_jax.models import build
+from transformer_jax.objectives import Classification, QuestionAnswering, Seq2Seq
+from transformer_jax.objectives.base import Apply, Objective, Sums
+from transformer_jax.reporting.progress import summary_table
+from transformer_jax.runs.experiment import EvaluateConfig, Experiment, make_transform
+from transformer_jax.runs.loading import TrainedRun
+from transformer_jax.sharding import partitioning
+from transformer_jax.types import Batch, PyTree
+
+Metrics = dict[str, float]
+
+
+class Evaluation(NamedTuple):
+    """What a run scores on a split."""
+
+    figures: dict[str, Any]  # JSON values: which split and checkpoints, how it was decoded, the scores
+    outputs: Outputs | None  # texts of the whole split, where the objective is to make some
+    samples: str  # some of them with source and reference, to be looked at
+
+
+def make_evaluate_step(experiment: Experiment, mesh: Mesh | None = None) -> Callable[[PyTree, Batch], Sums]:
+    """The compiled function from parameters and a batch to the objective's sums, without dropout."""
+    apply = cast(Apply, build(experiment.model).apply)
+
+    def step(params: PyTree, batch: Batch) -> Sums:
+        return experiment.objective.loss(apply, params, batch, None)[1]
+
+    if mesh is not None:
+        step = partitioning.on_mesh(step, mesh, experiment.mesh.rules, experiment.mesh.attention)
+    return jax.jit(step)
+
+
+def evaluate_loss(
+    step: Callable[[PyTree, Batch], Sums], objective: Objective, params: PyTree, batches: Iterable[Batch]
+) -> Metrics:
+    """The objective's metrics over all batches, each real token with the same weight.
+
+    Raises:
+      ValueError: the loss is NaN or infinite.
+    """
+    total: dict[str, float] = {}
+    for sums in [step(params, batch) for batch in batches]:  # all are sent off before one is waited for
+        for name, value in sums.items():
+            total[name] = total.get(name, 0.0) + float(value)
+    if not np.isfinite(total["loss"]):
+        raise ValueError(
+            f"the loss of what is evaluated is {total['loss']}: the parameters, or what the model "
+            "computes with them, are not finite"
+        )
+    return objective.metrics(total)
+
+
+def score_texts(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """Corpus scores of translations, one reference each.
+
+    Returns:
+      ``bleu`` (Papineni et al. 2002; cased, on raw text, sacreBLEU's 13a tokens), ``bleu_lowercase`` (the
+      same, lower-cased), ``chrf`` (Popović 2015), each from 0 to 100 and with its ``_signature`` (Post
+      2018), and ``exact_match``: percentage of translations that equal their reference.
+
+    Raises:
+      ValueError: no texts, or as many of one as not of the other.
+    """
+    if not references or len(hypotheses) != len(references):
+        raise ValueError(
+            f"{len(hypotheses)} translations cannot be scored against {len(references)} references"
+        )
+    scores: dict[str, Any] = {}
+    metrics = {"bleu": BLEU(), "bleu_lowercase": BLEU(lowercase=True), "chrf": CHRF()}
+    for name, metric in metrics.items():
+        scores[name] = metric.corpus_score(list(hypotheses), [list(references)]).score
+        scores[f"{name}_signature"] = str(metric.get_signature())
+    matches = sum(map(str.__eq__, hypotheses, references))
+    scores["exact_match"] = 100 * matches / len(references)
+    return scores
+
+
+def translate_source(
+    translator: Translator, params: PyTree, source: Source
+) -> tuple[list[str], list[str], list[str]]:
+    """Inputs, translations and references of a whole source, in order."""
+    examples = source.read(range(len(source)))
+    inputs = [example["inputs"] for example in examples]
+    return inputs, translator.translate(params, inputs), [example["targets"] for example in examples]
+
+
+def sample_text(outputs: Outputs, count: int) -> str:
+    """``count`` examples, evenly spaced, each as source, output and reference."""
+    places = np.linspace(0, len(outputs.texts) - 1, min(count, len(outputs.texts)), dtype=int).tolist()
+    name = outputs.name.removesuffix("s")
+    width = max(len(name), len("reference")) + 2
+    parts = []
+    for place in places:
+        mark = "=" if outputs.texts[place] == outputs.references[place] else "≠"
+        parts.append(
+            f"  {'source':{width}}{outputs.sources[place]}\n  {name:{width}}{outputs.texts[place]}\n"
+            f"  {'reference':{width - 2}}{mark} {outputs.references[place]}"
+        )
+    return "\n\n".join(parts)
+
+
+def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = None) -> Evaluation:
+    """Everything there is to measure on ``settings.split``.
+
+    Args:
+      run: its parameters on the devices of ``mesh``.
+      mesh: rows of sentences are split over its data axes.
+      settings: instead of the experiment's own.
+
+    Raises:
+      DataError: the split cannot be read, or has an example longer than the model takes.
+      ValueError: its loss is NaN or infinite.
+    """
+    experiment = run.experiment
+    settings = settings or experiment.evaluate
+    source = load_source(experiment.data.source, settings.split)
+    batches, num_cut = _batches(run, mesh, source)
+    figures: dict[str, Any] = {"split": settings.split, "examples": len(source)}
+    if _may_cut(experiment.objective):
+        figures["inputs_cut"] = num_cut
+    figures["checkpoint_steps"] = list(run.steps)
+    figures |= evaluate_loss(
+        make_evaluate_step(experiment, mesh),
+        experiment.objective,
+        run.params,
+        (partitioning.shard_batch(mesh, batch) for batch in batches),
+    )
+    start = time.monotonic()
+    predict = OUTPUTS.get(experiment.objective.name)
+    if predict is None:
+        return Evaluation(figures, None, "")
+    outputs = predict(run, mesh, settings, source)
+    figures |= outputs.figures
+    figures[f"{outputs.name.removesuffix('s')}_seconds"] = time.monotonic() - start
+    return Evaluation(figures, outputs, sample_text(outputs, settings.num_samples))
+
+
+def _batches(run: TrainedRun, mesh: Mesh, source: Source) -> tuple[list[dict[str, np.ndarray]], int]:
+    """This process's rows of a whole split, and how many of its examples were cut short for that."""
+    experiment = run.experiment
+    transform = make_transform(experiment, run.tokenizer, train=False)
+    places, pieces = evaluation_pieces(experiment.data, source, transform)
+    part, parts = partitioning.process_slice(mesh)
+    batches = batches_of_pieces(
+        experiment.data,
+        places,
+        pieces,
+        experiment.model.max_length,
+        process_index=part,
+        process_count=parts,
+        row_multiple=partitioning.num_batch_shards(mesh),
+    )
+    return [batch for _, batch in batches], count_cut(places, pieces)
+
+
+def _may_cut(objective: Objective) -> bool:
+    """Whether an objective scores examples that it has cut short."""
+    if isinstance(objective, Seq2Seq | Classification):
+        return objective.cut_long
+    return isinstance(objective, QuestionAnswering)
+
+
+def translations(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Source) -> Outputs:
+    """The split translated, and how well."""
+    experiment = run.experiment
+    objective = cast(Seq2Seq, experiment.objective)
+    most = experiment.data.max_length if objective.cut_long else None
+    translator = Translator(experiment.model, run.tokenizer, settings, mesh, most)
+    inputs, hypotheses, references = translate_source(translator, run.params, source)
+    decoding = {field.name: getattr(settings, field.name) for field in dataclasses.fields(DecodingSettings)}
+    if settings.temperature == 0:
+        decoding = {name: decoding[name] for name in ("beam_size", "length_penalty")}
+    scores = score_texts(hypotheses, references)
+    return Outputs("translations", hypotheses, inputs, references, decoding | scores)
+
+
+# What is predicted and scored besides the loss, by the name of the objective.
+OUTPUTS: dict[str, Callable[[TrainedRun, Mesh, EvaluateConfig, Source], Outputs]] = {
+    "seq2seq": translations,
+    "denoising": reconstructions,
+    "question_answering": answers,
+}
+
+
+def report(evaluation: Evaluation, workdir: str, rows: Mapping[str, Any] | None = None) -> None:
+    """Prints samples and figures, ``rows`` before them, and stores figures and translations.
+
+    Raises:
+      OSError: they cannot be written; they were printed before.
+    """
+    if jax.process_index() > 0:
+        return
+    if evaluation.samples:
+        print(evaluation.samples, end="\n\n")
+    print(summary_table({**(rows or {}), **evaluation.figures}), flush=True)
+    split, folder = evaluation.figures["split"], pathlib.Path(workdir)
+    if evaluation.outputs is not None:
+        lines = "".join(text.replace("\n", " ") + "\n" for text in evaluation.outputs.texts)
+        write_whole(folder / f"{evaluation.outputs.name}_{split}.txt", lines)
+    write_json(folder / f"evaluation_{split}.json", evaluation.figures)

@@ -1,0 +1,56 @@
+"""Compares a checkpoint here with the same checkpoint in Hugging Face transformers.
+
+    python -m transformer_jax.pretrained verify FOLDER
+
+Both implementations get the same random input; the program prints by how much each output differs. The exit
+status is 0 if no difference is above --tolerance, 1 if one is, and 2 if they cannot be compared. It needs
+PyTorch and transformers: pip install '.[parity]'
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from transformer_jax.cli.process import prepare_process
+from transformer_jax.pretrained import verify
+from transformer_jax.pretrained.hub import find_folder
+from transformer_jax.pretrained.reading import from_pretrained
+
+
+def main(argv: Sequence[str]) -> None:
+    """The program: ``verify FOLDER``."""
+    if len(argv) != 3 or argv[1] != "verify":
+        raise app.UsageError(
+            "say: python -m transformer_jax.pretrained verify FOLDER (a run is written as such a folder by "
+            "python -m transformer_jax.export)",
+            exitcode=2,
+        )
+    prepare_process()
+    try:
+        folder = find_folder(argv[2])
+        ours = from_pretrained(folder)
+        compared = verify.compare(
+            folder, ours.family, ours.config, ours.params, tolerance=flags.FLAGS.tolerance
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(verify.table(compared))
+    sys.exit(not all(one.is_same for one in compared))
+
+
+def define_flags() -> None:
+    """The flags of ``main``."""
+    flags.DEFINE_float(
+        "tolerance",
+        verify.TOLERANCE,
+        "Largest absolute difference of an output that is still the same. A model whose numbers are large, "
+        "as the table shows, may need more.",
+        lower_bound=0.0,
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -9,7 +9,7 @@ each with exactly one answer in a context of three to five captions. Checkpoint:
 
 Published: nothing, because the questions are generated here. A baseline without learning chooses the sentence
 that shares most words with the question, and in it the nearest span of the right kind; it reaches 72.16 exact
-match and 85.57 F1 (``benchmarks/caption_questions.py``).
+match and 85.57 F1 (``python -m benchmarks.caption_questions``).
 
 Measured here with the commands above and below (one core of a shared Intel Xeon with AVX-512, beside other
 work, jax 0.10.2, 2026-11-23): 99.01 exact match and 99.45 F1 on the test split, after 500 updates.

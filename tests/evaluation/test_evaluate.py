@@ -102,7 +102,7 @@ class Oracle(Translator):
 
 def test_translations_meet_their_own_references(setting, tmp_path, monkeypatch, capsys):
     experiment, tokenizer, params, _ = setting
-    monkeypatch.setattr(evaluate, "Translator", Oracle)
+    monkeypatch.setattr(scoring, "Translator", Oracle)
     run = TrainedRun(experiment, tokenizer, params, (6, 4))
     evaluation = scoring.evaluate_run(run, make_mesh(MeshConfig()))
     scoring.report(evaluation, str(tmp_path))
@@ -142,7 +142,7 @@ def test_only_what_is_trained_on_is_changed_at_random(setting, monkeypatch):
     experiment = dataclasses.replace(experiment, objective=Recording())
     mesh = make_mesh(MeshConfig())
     monkeypatch.setattr(Recording, "asked", asked := [])
-    iterator, _ = train._open_data(experiment, tokenizer, mesh)
+    iterator, _ = loop._open_data(experiment, tokenizer, mesh)
     next(iterator)
     iterator.close()
     evaluated = [text for is_training, text in asked if not is_training]
@@ -153,7 +153,7 @@ def test_only_what_is_trained_on_is_changed_at_random(setting, monkeypatch):
         assert not any(own in text for text in (evaluated if split == "train" else trained))
 
     monkeypatch.setattr(Recording, "asked", asked := [])
-    monkeypatch.setattr(evaluate, "Translator", Oracle)
+    monkeypatch.setattr(scoring, "Translator", Oracle)
     scoring.evaluate_run(TrainedRun(experiment, tokenizer, params, (6,)), mesh)
     assert [is_training for is_training, _ in asked] == [False] * SIZES["test"]
 
@@ -163,7 +163,7 @@ def test_what_is_cut_before_it_is_scored_is_counted(setting, monkeypatch, cut_lo
     experiment, tokenizer, params, _ = setting
     data = dataclasses.replace(experiment.data, max_length=10, buckets=())
     experiment = dataclasses.replace(experiment, data=data, objective=Seq2Seq(cut_long=cut_long))
-    monkeypatch.setattr(evaluate, "OUTPUTS", {})  # translating counts for itself
+    monkeypatch.setattr(scoring, "OUTPUTS", {})  # translating counts for itself
     run = TrainedRun(experiment, tokenizer, params, (6,))
     figures = scoring.evaluate_run(run, make_mesh(MeshConfig())).figures
     texts = [example["inputs"] for example in load_source(data.source, "test").read(range(SIZES["test"]))]

@@ -19,8 +19,8 @@ MAY_IMPORT = {
     "cli": "decoding data checkpoints",
     "inference": "decoding models families objectives data",
     "pretrained": "inference decoding cli models families objectives data sharding reporting",
-    "runs": "pretrained inference decoding cli layers families objectives optimizers data checkpoints sharding "
-    "reporting",
+    "runs": "pretrained inference decoding cli layers families objectives optimizers data checkpoints "
+    "sharding reporting",
     "evaluation": "runs inference decoding models objectives data sharding reporting",
     "training": "evaluation runs pretrained cli models families objectives optimizers data checkpoints "
     "sharding distributed reporting",

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "evaluation": "runs inference decoding models objectives data sharding reporting",
     "training": "evaluation runs pretrained cli models families objectives optimizers data checkpoints "
     "sharding distributed reporting",
-    "planning": "training evaluation runs cli models objectives data sharding",
+    "planning": "training evaluation runs cli models layers objectives data sharding",
     "launching": "runs cli checkpoints reporting",
 }
 # Layers take explicit fields: whoever builds one reads the config.

@@ -20,6 +20,7 @@ from transformer_jax.runs.folder import load_or_train_tokenizer
 from transformer_jax.runs.loading import TrainedRun
 from transformer_jax.sharding import partitioning
 from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
+from transformer_jax.training import loop
 from transformer_jax.training.step import make_init
 from transformer_jax.types import CUT
 

@@ -21,7 +21,7 @@ OUR_BUILDERS = {"number_words": number_words.NumberWords}  # prepared on first u
 
 
 class TfdsSource:
-    """A prepared TFDS split.
+    """Reads examples of a prepared TFDS split.
 
     Args:
       name: name of the data set and the split, for error messages.

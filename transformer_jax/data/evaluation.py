@@ -82,8 +82,8 @@ def batches_of_pieces(
       row_multiple: number of parts that a batch is split into, over all processes.
 
     Returns:
-      For every batch the index of the example in each row (-1 for an empty row, whose segments are all 0),
-      and the batch. They contain the rows of this process; every process has the same number of batches.
+      One pair per batch: the index of each row's example (-1 for an empty row, whose segments are all 0), and
+      the arrays of the batch. Both contain only this process's rows; every process gets equally many batches.
 
     Raises:
       DataError: a piece is longer than ``longest_allowed``.

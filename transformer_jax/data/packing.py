@@ -41,7 +41,7 @@ def rows_per_batch(tokens_per_batch: int, length: int, batch_size: int = 0) -> i
     return max(fitting, ROWS_MULTIPLE)
 
 
-_MOST_TIMES = 8  # nearest_sizes does not look beyond so many times the given size
+_MOST_TIMES = 8  # nearest_sizes does not look beyond 8 times the given size
 
 
 def nearest_sizes(size: int, lengths: Sequence[int], batch_size: int, parts: int) -> list[int]:

@@ -288,7 +288,7 @@ class _WindowedIterator(grain.DatasetIterator):
             if self._state["batch"] < len(self._plans):
                 break
             unusable = 0 if self._pieces else unusable + self._dataset.config.window
-            if unusable >= 2 * self._dataset.num_examples:  # so many contain a whole epoch
+            if unusable >= 2 * self._dataset.num_examples:  # these contain a whole epoch
                 raise DataError(
                     f"none of the {self._dataset.num_examples:,} examples can be trained on: each is "
                     f"longer than data.max_length={self._dataset.config.max_length} tokens or has "

@@ -12,7 +12,7 @@ from transformer_jax.types import Example, TokenExample
 CACHED_EXAMPLES = 500_000
 CACHED_BYTES = 2**30  # of the examples' arrays
 
-_MOST_DRAWS = 1000  # after so many blank examples in a row, all count as blank
+_MOST_DRAWS = 1000  # draws of another example before all are considered blank
 
 
 @runtime_checkable

@@ -1,1 +1,1 @@
-"""TFDS builders that ship with the project, each in a package of its own as TFDS wants it."""
+"""Holds the TFDS builders that ship with the library, each in a package of its own, as TFDS requires."""

@@ -1,4 +1,4 @@
-"""``number_words``: numbers up to 999,999, written out in English and in another language.
+"""Generates ``number_words``: numbers up to 999,999, written out in English and in another language.
 
 A translation task that needs no download and has exactly one correct output for every input. It is far from
 word-for-word: German, for example, puts the units before the tens (24 is "four and twenty") and writes the

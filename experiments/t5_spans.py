@@ -18,8 +18,8 @@ import ml_collections
 
 from transformer_jax import families
 from transformer_jax.checkpoints import CheckpointConfig
-from transformer_jax.config import TransformerConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
+from transformer_jax.models import TransformerConfig
 from transformer_jax.objectives import SpanCorruption
 from transformer_jax.optimizers import OptimizerConfig
 from transformer_jax.runs import Experiment, TrainConfig

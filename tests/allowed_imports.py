@@ -12,14 +12,14 @@ MAY_IMPORT = {
     "optimizers": "",
     "data": "",
     "objectives": "",
-    "families": "",
     "layers": "sharding",
     "models": "layers sharding",
+    "families": "models",
     "decoding": "models sharding",
     "cli": "decoding data checkpoints",
     "inference": "decoding models families objectives data",
     "pretrained": "inference decoding cli models families objectives data sharding reporting",
-    "runs": "pretrained inference decoding cli layers families objectives optimizers data checkpoints "
+    "runs": "pretrained inference decoding cli layers models families objectives optimizers data checkpoints "
     "sharding reporting",
     "evaluation": "runs inference decoding models objectives data sharding reporting",
     "training": "evaluation runs pretrained cli models families objectives optimizers data checkpoints "

@@ -4,8 +4,7 @@ from typing import Any
 
 import jax
 
-from transformer_jax.config import TransformerConfig
-from transformer_jax.models import build, example_inputs
+from transformer_jax.models import TransformerConfig, build, example_inputs
 from transformer_jax.sharding.partitioning import unbox
 from transformer_jax.types import PyTree
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from tests.tiny_training import COMPARABLE
 from transformer_jax import families
-from transformer_jax.config import TransformerConfig
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
+from transformer_jax.models import TransformerConfig
 from transformer_jax.objectives import CausalLM, Classification, MaskedLM, Objective, Seq2Seq
 from transformer_jax.runs.experiment import Experiment, TrainConfig
 from transformer_jax.sharding import partitioning

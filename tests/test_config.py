@@ -9,11 +9,11 @@ import pytest
 
 from transformer_jax.config import (
     ConfigError,
-    TransformerConfig,
     check_keys,
     check_types,
     read_section,
 )
+from transformer_jax.models import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)

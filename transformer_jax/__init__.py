@@ -4,8 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from transformer_jax import families
-from transformer_jax.config import ConfigError, TransformerConfig
-from transformer_jax.models import build, example_inputs
+from transformer_jax.config import ConfigError
+from transformer_jax.models import TransformerConfig, build, example_inputs
 
 if TYPE_CHECKING:
     from transformer_jax.pretrained.reading import from_pretrained

@@ -9,8 +9,7 @@ import pytest
 
 from experiments import bert_mlm, gpt2_openwebtext, t5_c4, vit_imagenet, wmt14_en_de
 from transformer_jax import families
-from transformer_jax.config import TransformerConfig
-from transformer_jax.models import abstract_params, build
+from transformer_jax.models import TransformerConfig, abstract_params, build
 from transformer_jax.planning.costs import read_work, total
 from transformer_jax.planning.hlo import read_program
 from transformer_jax.planning.model_flops import decode_flops, model_flops

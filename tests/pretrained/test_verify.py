@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.parity.test_fixtures import MODELS, STORED
-from transformer_jax.config import TransformerConfig
+from transformer_jax.models import TransformerConfig
 from transformer_jax.pretrained import verify
 from transformer_jax.pretrained.reading import from_pretrained
 from transformer_jax.pretrained.verify import Comparison, VerifyError

@@ -15,13 +15,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int32
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.decoding.beam_rules import WU_RULE
 from transformer_jax.decoding.constraints import Given
 from transformer_jax.decoding.sampling import draw_tokens
 from transformer_jax.decoding.search import Constrain, Decoded, beam_search, repeat_rows, sample
 from transformer_jax.decoding.settings import OWN_RULES, DecodingSettings, TextRules
-from transformer_jax.models import build
+from transformer_jax.models import TransformerConfig, build
 from transformer_jax.models.cache import DecoderCache, EncodedContext, PromptContext
 from transformer_jax.sharding import partitioning
 from transformer_jax.types import PyTree

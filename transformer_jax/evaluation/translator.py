@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.config import ConfigError
 from transformer_jax.data import Tokenizer
 from transformer_jax.decoding.generator import Generator
 from transformer_jax.inference.texts import check_tokens
+from transformer_jax.models import TransformerConfig
 from transformer_jax.runs.experiment import EvaluateConfig
 from transformer_jax.types import PyTree
 

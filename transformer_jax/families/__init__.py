@@ -1,11 +1,11 @@
 """Families: one file a paper, with its variants and the names of its checkpoints as data.
 
-It may import types, config and files alone.
+It may import models/ (for ``TransformerConfig``).
 """
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.families import bart, bert, gpt2, marian, t5, transformer, vit
 from transformer_jax.families.base import Checkpoint, Family, Tensor
+from transformer_jax.models import TransformerConfig
 
 FAMILIES = {module.FAMILY.name: module.FAMILY for module in (transformer, marian, bert, gpt2, t5, bart, vit)}
 

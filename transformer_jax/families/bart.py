@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.families.base import Checkpoint, Family, Tensor, attention, heads, layer_norm, linear
+from transformer_jax.models import TransformerConfig
 
 VOCAB_SIZE = 50_265
 POSITIONS_SKIPPED = 2  # rows of its position tables that no position reads

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from transformer_jax.config import ConfigError, TransformerConfig, nearest
+from transformer_jax.config import ConfigError, nearest
+from transformer_jax.models import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)

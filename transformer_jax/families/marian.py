@@ -6,9 +6,9 @@ after the logits, swish instead of ReLU, and the sinusoids in another order.
 
 from typing import Any
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.families.bart import ALIASES, FIELDS, LOGITS_BIAS, read, stack_tensors, write
 from transformer_jax.families.base import Checkpoint, Family, Tensor
+from transformer_jax.models import TransformerConfig
 
 VOCAB_SIZE = 58_101  # of opus-mt-en-de, padding included; each pair of languages has its own
 

@@ -7,8 +7,8 @@ is pretrained.
 from collections.abc import Mapping
 from typing import Any
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.families.base import Checkpoint, Family, Tensor
+from transformer_jax.models import TransformerConfig
 
 VOCAB_SIZE = 32_128  # 32,000 pieces, 100 sentinels, and up to a multiple of 128
 

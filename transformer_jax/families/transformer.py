@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.families.base import Family
+from transformer_jax.models import TransformerConfig
 
 PAPER_VOCAB_SIZE = 37_000  # section 5.1, "about 37000 tokens": shared by English and German
 

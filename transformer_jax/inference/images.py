@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.data import read_image
+from transformer_jax.models import TransformerConfig
 
 # From an image (height, width, channels), uint8, of any size to one of the model's.
 Sizing: TypeAlias = Callable[[np.ndarray], np.ndarray]

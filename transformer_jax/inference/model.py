@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.data import Tokenizer
 from transformer_jax.families import Family
 from transformer_jax.inference.defaults import RUN_DEFAULTS, GenerationDefaults
@@ -21,7 +20,7 @@ from transformer_jax.inference.texts import (
     stream_text,
 )
 from transformer_jax.inference.vectors import PLAIN, embed_texts
-from transformer_jax.models import Model, build
+from transformer_jax.models import Model, TransformerConfig, build
 from transformer_jax.types import PyTree
 
 

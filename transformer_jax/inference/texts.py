@@ -12,13 +12,13 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.config import ConfigError
 from transformer_jax.data import Tokenizer
 from transformer_jax.decoding.generator import Generator, batches_by_length
 from transformer_jax.decoding.settings import OWN_RULES, DecodingSettings, TextRules
 from transformer_jax.inference.defaults import MAX_NEW_TOKENS
 from transformer_jax.inference.images import Sizing, model_image
-from transformer_jax.models import build
+from transformer_jax.models import TransformerConfig, build
 from transformer_jax.objectives.classification import encode_texts, scale_pixels
 from transformer_jax.types import PyTree
 

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.config import ConfigError
 from transformer_jax.data import Tokenizer
 from transformer_jax.decoding.generator import batches_by_length
 from transformer_jax.inference.pooling import Pooling, check_known, pooled
 from transformer_jax.inference.texts import BATCH_SIZE, batch_arguments, check_tokens, checked_tokenizer
-from transformer_jax.models import build
+from transformer_jax.models import TransformerConfig, build
 from transformer_jax.objectives.classification import encode_texts
 from transformer_jax.types import PyTree
 

@@ -1,4 +1,4 @@
-"""Models: the blocks, stacks and whole networks that a ``TransformerConfig`` describes.
+"""Models: ``TransformerConfig``, and the blocks, stacks and whole networks that it describes.
 
 It may import layers/ and sharding/.
 """
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from transformer_jax.config import TransformerConfig
+from transformer_jax.models.config import TransformerConfig
 from transformer_jax.models.decoder import DecoderOnly
 from transformer_jax.models.encoder import EncoderOnly
 from transformer_jax.models.transformer import EncoderDecoder

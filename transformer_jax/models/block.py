@@ -6,13 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.layers.attention import KeyValue, MultiHeadAttention
 from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.feedforward import FeedForward
 from transformer_jax.layers.kept import keep
 from transformer_jax.layers.masks import Mask
 from transformer_jax.layers.norms import NORMS
+from transformer_jax.models.config import TransformerConfig
 from transformer_jax.sharding.placement import constrain
 
 

@@ -4,8 +4,8 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.layers.attention import KeyValue
+from transformer_jax.models.config import TransformerConfig
 from transformer_jax.models.stack import LayerKeyValues
 
 

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.models.cache import DecoderCache, PromptContext, empty_cache
+from transformer_jax.models.config import TransformerConfig
 from transformer_jax.models.embed import EmbedTokens, token_embedding
 from transformer_jax.models.heads import PerToken, TokenLogits
 from transformer_jax.models.stack import Stack

@@ -4,13 +4,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.embeddings import Embedding
 from transformer_jax.layers.linear import Linear
 from transformer_jax.layers.norms import NORMS
 from transformer_jax.layers.parameters import parameter
 from transformer_jax.layers.positions import PositionEncoding
+from transformer_jax.models.config import TransformerConfig
 from transformer_jax.sharding.placement import constrain
 
 

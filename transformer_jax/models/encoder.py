@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.layers.masks import Mask, Segments
+from transformer_jax.models.config import TransformerConfig
 from transformer_jax.models.embed import EmbedPatches, EmbedTokens, token_embedding
 from transformer_jax.models.heads import EncoderHead
 from transformer_jax.models.stack import Stack

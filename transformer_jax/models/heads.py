@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.layers.dropout import Dropout
 from transformer_jax.layers.embeddings import Embedding
 from transformer_jax.layers.feedforward import ACTIVATIONS
 from transformer_jax.layers.linear import Linear
 from transformer_jax.layers.norms import NORMS
 from transformer_jax.layers.parameters import parameter
+from transformer_jax.models.config import TransformerConfig
 from transformer_jax.sharding.placement import constrain, current_placement
 from transformer_jax.types import PyTree
 

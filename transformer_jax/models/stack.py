@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.layers import kept
 from transformer_jax.layers.attention import KeyValue
 from transformer_jax.layers.dropout import Dropout
@@ -15,6 +14,7 @@ from transformer_jax.layers.masks import Causal, Mask
 from transformer_jax.layers.norms import NORMS
 from transformer_jax.layers.positions import RelativeBias
 from transformer_jax.models.block import Block
+from transformer_jax.models.config import TransformerConfig
 
 # A tuple with one entry a layer; or, of scanned layers, one KeyValue with the layers on axis 0.
 LayerKeyValues: TypeAlias = tuple[KeyValue, ...] | KeyValue

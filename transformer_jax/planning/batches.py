@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.data import rows_per_batch
 from transformer_jax.data.packing import fill_batch
+from transformer_jax.models import TransformerConfig
 from transformer_jax.objectives.special_tokens import ROLES
 from transformer_jax.runs.experiment import Experiment
 from transformer_jax.sharding import partitioning

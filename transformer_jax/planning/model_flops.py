@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import jax
 
-from transformer_jax.config import TransformerConfig
+from transformer_jax.models import TransformerConfig
 
 FORMULA = "matrix products of the model, forward once and backward twice (Chowdhery et al. 2022, appendix B)"
 

@@ -14,7 +14,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 
-from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.config import ConfigError
+from transformer_jax.models import TransformerConfig
 from transformer_jax.planning.batches import batch_template
 from transformer_jax.planning.hardware import Topology
 from transformer_jax.planning.model_flops import model_flops

@@ -7,9 +7,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.config import ConfigError
 from transformer_jax.families import FAMILIES, Checkpoint, Family
 from transformer_jax.families.base import make_config
+from transformer_jax.models import TransformerConfig
 
 CONFIG_FILE = "config.json"
 LABELLED_HEADS = ("classes", "token_classes")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.config import TransformerConfig
+from transformer_jax.models import TransformerConfig
 from transformer_jax.types import PyTree
 
 # What may differ between two models with the same parameters, but for those of a head; see ``differing`` too.

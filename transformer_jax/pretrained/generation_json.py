@@ -8,11 +8,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.config import ConfigError
 from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE
 from transformer_jax.decoding.constraints import Constraints
 from transformer_jax.decoding.settings import TextRules
 from transformer_jax.inference.defaults import MAX_NEW_TOKENS, RUN_DEFAULTS, GenerationDefaults
+from transformer_jax.models import TransformerConfig
 from transformer_jax.pretrained.config_json import CONFIG_FILE, read_object
 from transformer_jax.reporting.progress import say
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.config import ConfigError
+from transformer_jax.models import TransformerConfig
 from transformer_jax.objectives.image_crops import Resizing
 from transformer_jax.pretrained.config_json import read_object
 from transformer_jax.types import PyTree

@@ -17,12 +17,12 @@ from typing import Any, cast
 import jax
 from jax.sharding import Mesh
 
-from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.config import ConfigError
 from transformer_jax.data import Tokenizer, marian_tokenizer
 from transformer_jax.families import Family
 from transformer_jax.families.base import make_config
 from transformer_jax.inference.model import Pretrained
-from transformer_jax.models import abstract_params, build, example_inputs
+from transformer_jax.models import TransformerConfig, abstract_params, build, example_inputs
 from transformer_jax.pretrained.config_json import LABELLED_HEADS, Description, describe, read_content
 from transformer_jax.pretrained.conversion import differing, with_positions
 from transformer_jax.pretrained.generation_json import read_generation

@@ -4,13 +4,13 @@ import os
 import pathlib
 from typing import Any
 
-from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.config import ConfigError
 from transformer_jax.data import Tokenizer, marian_tokenizer
 from transformer_jax.data.tokenizers import targets_path
 from transformer_jax.files import write_json
 from transformer_jax.inference.model import Pretrained
 from transformer_jax.inference.pooling import check_known
-from transformer_jax.models import abstract_params
+from transformer_jax.models import TransformerConfig, abstract_params
 from transformer_jax.objectives.image_crops import Resizing
 from transformer_jax.pretrained.config_json import BARE_HEADS, CONFIG_FILE, content_of, read_content
 from transformer_jax.pretrained.generation_json import GENERATION_FILE

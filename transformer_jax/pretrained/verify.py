@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE
 from transformer_jax.decoding.generator import Generator, padding_may_come
 from transformer_jax.decoding.settings import OWN_RULES, DecodingSettings, TextRules
 from transformer_jax.families import Family
-from transformer_jax.models import build
+from transformer_jax.models import TransformerConfig, build
 from transformer_jax.pretrained.preprocessor_json import read_preprocessor
 from transformer_jax.types import PyTree
 

@@ -19,9 +19,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.families import Checkpoint, Tensor
 from transformer_jax.files import whole_file, write_whole
+from transformer_jax.models import TransformerConfig
 from transformer_jax.pretrained.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles, WeightsError
 from transformer_jax.types import PyTree
 

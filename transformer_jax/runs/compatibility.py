@@ -3,8 +3,9 @@
 from typing import Any
 
 from transformer_jax.checkpoints.checkpointer import CheckpointConfig
-from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.config import ConfigError
 from transformer_jax.data import SPLITS, DataConfig
+from transformer_jax.models import TransformerConfig
 from transformer_jax.objectives import Classification, MaskedLM, Objective, TokenClassification
 from transformer_jax.objectives.base import check_features
 

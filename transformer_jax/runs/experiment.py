@@ -6,10 +6,11 @@ from typing import Any
 import ml_collections
 
 from transformer_jax.checkpoints.checkpointer import CheckpointConfig
-from transformer_jax.config import ConfigError, TransformerConfig, check_keys, check_types, read_section
+from transformer_jax.config import ConfigError, check_keys, check_types, read_section
 from transformer_jax.data import DataConfig, Tokenizer
 from transformer_jax.decoding.settings import DecodingSettings
 from transformer_jax.layers.attention_kernels import check_attention
+from transformer_jax.models import TransformerConfig
 from transformer_jax.objectives import OBJECTIVES, Objective
 from transformer_jax.objectives.base import BoundTransform
 from transformer_jax.optimizers.optimizers import OptimizerConfig

@@ -5,7 +5,7 @@ import math
 
 import jax
 
-from transformer_jax.config import TransformerConfig
+from transformer_jax.models import TransformerConfig
 from transformer_jax.objectives import QuestionAnswering
 from transformer_jax.runs.experiment import Experiment
 from transformer_jax.sharding.partitioning import MeshConfig

@@ -9,8 +9,9 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from transformer_jax.config import ConfigError, TransformerConfig
+from transformer_jax.config import ConfigError
 from transformer_jax.families import Family, family_of
+from transformer_jax.models import TransformerConfig
 from transformer_jax.pretrained.config_json import CONFIG_FILE, family_in, read_content
 from transformer_jax.pretrained.conversion import MAY_DIFFER, conversion, differing
 from transformer_jax.pretrained.hub import find_folder

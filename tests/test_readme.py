@@ -1,40 +1,84 @@
-"""What README.md shows is what there is."""
+"""The examples, commands and links of README.md and of the pages that it leads to are right."""
 
 import itertools
 import pathlib
 import re
 import shlex
+import xml.etree.ElementTree
+
+import pytest
 
 from tests.parity.test_fixtures import STORED
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {"README.md": README} | {
+    f"docs/{path.name}": path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))
+}
+MOST_LINES = 200
 
 
-def test_the_library_examples_run(tmp_path):
-    checkpoint, library = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    for path, folder in (
-        ("path/to/folder", STORED / "bert_base_model"),
-        ("another/folder", tmp_path / "new"),
-    ):
-        assert path in checkpoint
-        checkpoint = checkpoint.replace(path, str(folder))
+def python_examples(page, **folders):
+    """The Python examples of a page in order, with ``path/to/folder`` and others replaced by real folders."""
+    examples = re.findall(r"^( *)```python\n(.*?)```", PAGES[page], re.DOTALL | re.MULTILINE)
+    texts = [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in examples]
+    for shown, folder in folders.items():
+        path = shown.replace("_", "/")
+        assert any(path in text for text in texts), path
+        texts = [text.replace(path, str(folder)) for text in texts]
+    return texts
+
+
+def run(text, page, names):
+    exec(compile(text, page, "exec"), names)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return {"path_to_folder": STORED / "bert_base_model", "another_folder": tmp_path / "new"}
+
+
+def test_the_examples_of_the_readme_run(tmp_path, folders):
+    checkpoint, library = python_examples("README.md", **folders)
     names = {}
-    exec(compile(checkpoint, "README.md", "exec"), names)
-    assert names["vectors"].shape == (1, 3, 16) and (tmp_path / "new" / "config.json").exists()
-    exec(compile(library, "README.md", "exec"), names)
+    run(checkpoint, "README.md", names)
+    assert names["hidden"].shape == (1, 3, 16) and (tmp_path / "new" / "config.json").exists()
+    run(library, "README.md", names)
     assert names["logits"].shape == (1, 4, 32_000)
 
 
-def test_the_table_has_every_experiment():
+def test_the_examples_of_the_page_on_checkpoints_run(tmp_path, folders):
+    names = {}
+    for text in python_examples("docs/checkpoints.md", **folders):
+        run(text, "docs/checkpoints.md", names)
+    assert names["hidden"].shape == (1, 3, 16) and (tmp_path / "new" / "config.json").exists()
+    assert names["mesh"].axis_names == ("data", "fsdp", "context", "tensor")
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    assert len(README.splitlines()) <= MOST_LINES
+    links = set(re.findall(r"\]\((docs/[\w.]+)\)", README))
+    assert links == {page for page in PAGES if page != "README.md"} | {"docs/overview.svg"}
+
+
+def test_the_picture_is_an_image_with_a_title():
+    picture = xml.etree.ElementTree.parse(ROOT / "docs" / "overview.svg").getroot()
+    assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+    assert picture.find("{http://www.w3.org/2000/svg}title") is not None
+
+
+def test_the_page_on_experiments_has_every_experiment():
     files = {path.name for path in (ROOT / "experiments").glob("*.py")}
-    assert set(re.findall(r"^\| `(\w+\.py)`", README, re.MULTILINE)) == files
+    assert set(re.findall(r"^\| `(\w+\.py)`", PAGES["docs/experiments.md"], re.MULTILINE)) == files
 
 
-def test_commands_name_programs_targets_and_files_that_are_there():
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/training.md", "docs/checkpoints.md", "docs/data.md", "docs/numbers.md"]
+)
+def test_commands_name_programs_targets_and_files_that_are_there(page):
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    commands = re.findall(r"^ *\$ (.*)$", README, re.MULTILINE)
-    assert len(commands) > 8
+    commands = re.findall(r"^ *\$ (.*)$", PAGES[page].replace("\\\n", ""), re.MULTILINE)
+    assert commands
     for command in commands:
         words = shlex.split(command, comments=True)
         if words[0] == "make":

@@ -22,6 +22,7 @@ def test_the_section_is_read_from_plain_values():
             "features": (("inputs", ""), ("targets", "")),
             "pattern": "",
             "prefix": "",
+            "builder_class": "",
             "encoding": "utf-8",
         },
         "more_sources": (),

@@ -300,6 +300,7 @@ def test_features_that_do_not_suit_a_kind(changes, message):
         "features": (("inputs", "0"), ("targets", "1")),
         "pattern": "",
         "prefix": "",
+        "builder_class": "",
         "encoding": "utf-8",
     }
     with pytest.raises(ConfigError, match=message):

@@ -187,7 +187,7 @@ def test_unknown_and_unset_splits(tmp_path):
 def test_impossible_configs(changes, message):
     values = {"kind": "tfds", "name": "a", "folder": "", "train": ("train",), "validation": ()}
     values |= {"test": (), "features": (("inputs", "inputs"), ("targets", "targets"))}
-    values |= {"pattern": "", "prefix": "", "encoding": "utf-8"}
+    values |= {"pattern": "", "prefix": "", "builder_class": "", "encoding": "utf-8"}
     with pytest.raises(ConfigError, match=message):
         read_section(SourceConfig, values | changes, "data.source")
 

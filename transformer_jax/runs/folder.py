@@ -27,6 +27,7 @@ from transformer_jax.pretrained.reading import find_tokenizer
 from transformer_jax.pretrained.saving import TOKENIZER_FILE
 from transformer_jax.reporting.progress import say
 from transformer_jax.runs.experiment import Experiment, read_experiment
+from transformer_jax.runs.stored_configs import upgraded
 
 CONFIG_FILE = "config.json"
 TOKENIZER_DATA_FILE = "tokenizer_data.json"  # the data section that the tokenizer was made for
@@ -117,7 +118,7 @@ def load_config(workdir: str | os.PathLike[str]) -> Experiment:
     """
     path = pathlib.Path(workdir) / CONFIG_FILE
     try:
-        return read_experiment(json.loads(path.read_text(encoding="utf-8")))
+        return read_experiment(upgraded(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         if has_checkpoints(workdir):
             raise ConfigError(

@@ -1,0 +1,46 @@
+"""Brings a config that an earlier version stored with a run to the keys of today.
+
+This is the one place that knows the keys of earlier versions. A config file of an experiment is not brought
+to date: there, a key that is missing or unknown is an error.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# By section: keys that it has gained, each with the value that means what runs did before.
+ADDED_KEYS: dict[str, dict[str, Any]] = {
+    "data.source": {"builder_class": ""},
+    "data.more_sources": {"builder_class": ""},
+}
+
+
+def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a stored config with the keys of today.
+
+    Args:
+      stored: the content of a run's config.json, sections of plain values.
+    """
+    config = _copied(stored)
+    for path, added in ADDED_KEYS.items():
+        for section in _sections(config, path.split(".")):
+            for key, value in added.items():
+                section.setdefault(key, value)
+    return config
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _sections(value: Any, steps: list[str]) -> Iterator[dict[str, Any]]:
+    """Yields the sections at a path; a list in it stands for each of its members."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _sections(item, steps)
+    elif isinstance(value, dict):
+        if not steps:
+            yield value
+        elif steps[0] in value:
+            yield from _sections(value[steps[0]], steps[1:])

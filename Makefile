@@ -11,6 +11,13 @@ TORCH ?= torch==2.13.0
 PARITY_FIXTURES ?= build/parity
 # Further arguments of pytest, for example: make test PYTEST_ARGS='-k beam -x'
 PYTEST_ARGS ?=
+# EVERYTHING=1 adds the cases that only `make everything` runs, for example: make slow EVERYTHING=1
+EVERYTHING ?=
+# COVERAGE=1 measures which lines and branches of the library the tests run; `make coverage` prints the figures.
+COVERAGE ?=
+COVERAGE_FOLDER = build/coverage
+# A file for the results and seconds of each test, as JUnit's XML.
+REPORT ?=
 
 PY = $(VENV)/bin/python
 INSTALL_INPUTS := setup.cfg pyproject.toml $(wildcard constraints/*.txt)
@@ -22,7 +29,8 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow lint format types benchmark parity plan plan-env pins clean distclean
+.PHONY: help demo test slow smoke slurm slurm-tests everything coverage lint format types benchmark parity plan \
+  plan-env pins pinned clean distclean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' \
@@ -31,13 +39,39 @@ help:  ## list the targets
 demo: $(VENV)/installed-$(PINS)-core  ## train the default experiment and print its score and some translations
 	$(PY) -m transformer_jax.train --config=experiments/number_words.py --workdir=$(DEMO_WORKDIR)
 
+# Pytest of an environment, with what COVERAGE and REPORT ask for, and the tests that a target chooses by markers:
+# $(call marked,EXPRESSION[,MARKER]), where files that never mention MARKER are not even imported.
+# Two compilers at a time fill two cores; JAX itself uses every core.
+FAST = not slow and not live and not plan and not slurm
+marked = -m '($(1))$(if $(EVERYTHING),, and not everything)' $(if $(2),--marked=$(2))
+covered = $(if $(COVERAGE),--cov --cov-report=)
+PYTEST = $(if $(COVERAGE),COVERAGE_FILE=$(abspath $(COVERAGE_FOLDER))/$@-$(notdir $(VENV))) $(PY) -m pytest \
+  $(covered) $(if $(REPORT),--junitxml=$(REPORT))
+TWO = -n auto --maxprocesses=2 --dist=worksteal
+
 # XLA's optimizations would take most of the time of the fast tests, whose programs run once. The slow tests and
 # `make parity` keep them, as a user's runs do.
 test: $(VENV)/installed-$(PINS)-dev  ## run all fast tests
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PY) -m pytest -m 'not slow and not live and not plan' -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) $(call marked,$(FAST)) -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
+
+smoke: $(VENV)/installed-$(PINS)-dev  ## run the fast tests that fail first if a version does not fit
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) $(call marked,smoke and $(FAST),smoke) $(TWO) $(PYTEST_ARGS)
 
 slow: $(VENV)/installed-$(PINS)-dev  ## run the tests that take minutes
-	$(PY) -m pytest -m 'slow and not live and not plan' -n auto --maxprocesses=2 --dist=worksteal $(PYTEST_ARGS)
+	$(PYTEST) $(call marked,slow and not live and not plan and not slurm,slow) $(TWO) $(PYTEST_ARGS)
+
+slurm: slurm-tests  ## submit jobs to a Slurm cluster that the tests start on this machine
+	$(PY) -m tests.launch.slurm_sources --renew
+
+slurm-tests: $(VENV)/installed-$(PINS)-dev
+	$(PYTEST) $(call marked,slurm,slurm) $(TWO) $(PYTEST_ARGS)
+
+everything:  ## run all tests with all sets of versions, before a release (about two hours on 2 cores)
+	bash .ci/run everything
+
+coverage: $(VENV)/installed-$(PINS)-dev  ## print the lines and branches that targets with COVERAGE=1 covered
+	$(VENV)/bin/coverage combine --quiet --keep --data-file=$(COVERAGE_FOLDER)/combined $(filter-out %/combined,$(wildcard $(COVERAGE_FOLDER)/*))
+	$(VENV)/bin/coverage report --data-file=$(COVERAGE_FOLDER)/combined --skip-covered
 
 lint: $(VENV)/installed-$(PINS)-dev  ## check style and formatting
 	$(VENV)/bin/ruff check .
@@ -53,13 +87,18 @@ types: $(VENV)/installed-$(PINS)-dev  ## check static types
 benchmark: $(VENV)/installed-$(PINS)-torch  ## compare the speed of a train step with PyTorch's on this machine
 	$(PY) benchmarks/train_step.py
 
+# The fixtures come from pinned versions of PyTorch and transformers, so a change of the library cannot change
+# them; with EVERYTHING=1 they are computed anew.
 parity: VENV := .venv-parity
-parity:  ## compare with Hugging Face models, which PyTorch evaluates anew
+parity:  ## compare with Hugging Face models in PyTorch
 	@$(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/installed-parity
+ifdef EVERYTHING
 	rm -rf $(PARITY_FIXTURES)
 	$(PY) -m tests.parity.make_fixtures $(PARITY_FIXTURES)
-	TRANSFORMER_JAX_PARITY_FIXTURES=$(abspath $(PARITY_FIXTURES)) $(PY) -m pytest -m parity tests/parity -n auto --maxprocesses=2 --dist=worksteal $(PYTEST_ARGS)
-	$(PY) -m pytest -m live tests/parity -n auto --maxprocesses=2 --dist=worksteal $(PYTEST_ARGS)
+	TRANSFORMER_JAX_PARITY_FIXTURES=$(abspath $(PARITY_FIXTURES)) $(PYTEST) $(call marked,parity or live) tests/parity $(TWO) $(PYTEST_ARGS)
+else
+	$(PYTEST) $(call marked,live,live) tests/parity $(TWO) $(PYTEST_ARGS)
+endif
 
 plan-env: VENV := .venv-plan
 plan-env:  ## make .venv-plan, an environment that compiles for TPUs and GPUs that are not present
@@ -68,7 +107,7 @@ plan-env:  ## make .venv-plan, an environment that compiles for TPUs and GPUs th
 # One process at a time: a compilation takes more than one core.
 plan: VENV := .venv-plan
 plan: plan-env  ## compile the families' training steps for TPUs and GPUs and check the programs
-	$(VENV)/bin/python -m pytest -m plan tests/planning tests/test_plan.py -s $(PYTEST_ARGS)
+	$(PYTEST) $(call marked,plan,plan) -s $(PYTEST_ARGS)
 
 clean:  ## remove caches and build products; keep runs/, data/ and environments
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
@@ -93,6 +132,14 @@ $(PY):
 pins_oldest = constraints/oldest.txt
 pins_newest = $$($(PY) -c 'import sys; print(f"constraints/newest-py3{min(max(sys.version_info[1], 11), 12)}.txt")')
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --no-input
+
+# All that a set pins, without the package itself: two installations of the package at a time would write the same
+# files. `.ci/run` installs the sets side by side in this way, and the targets below then find them there.
+# JAX's CUDA plugin has a place of its own: see below.
+SET ?= $(pins_$(PINS))
+pinned: $(PY)
+	sed '/^jax-cuda/d' $(SET) > $(VENV)/pinned.txt
+	$(PIP_INSTALL) --requirement $(VENV)/pinned.txt
 
 # An environment holds one set, so installing one removes the stamps of the other.
 $(VENV)/installed-$(PINS)-core: $(INSTALL_INPUTS) | $(PY)

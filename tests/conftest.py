@@ -39,6 +39,20 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--marked", metavar="MARKER", help="leave out files that never mention pytest.mark.MARKER"
+    )
+
+
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
+    """Leaves out files without a test of ``--marked``: importing them takes longer than a smoke list."""
+    marker = config.getoption("--marked")
+    if marker and collection_path.name.startswith("test_") and collection_path.suffix == ".py":
+        return True if f"pytest.mark.{marker}" not in collection_path.read_text() else None
+    return None
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A NumPy generator that is the same in every run."""

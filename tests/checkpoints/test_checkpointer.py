@@ -19,6 +19,8 @@ from transformer_jax.checkpoints.checkpointer import CheckpointConfig, Checkpoin
 from transformer_jax.checkpoints.files import CheckpointError, CheckpointMismatchError
 from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
 
+pytestmark = pytest.mark.smoke
+
 CONFIG = CheckpointConfig(every_steps=10, keep_latest=3, keep_best=0)
 
 

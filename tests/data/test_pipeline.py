@@ -134,6 +134,7 @@ def test_shapes_are_few_and_divisible(config):
     assert shapes == expected and len(shapes) == len(config.lengths)
 
 
+@pytest.mark.smoke
 @CONFIGS
 def test_every_state_replays_exactly_over_two_epochs(config):
     batches = iterator(config)
@@ -178,6 +179,7 @@ def test_a_state_handed_out_does_not_change():
     assert json.dumps(batches.get_state()) == before
 
 
+@pytest.mark.smoke
 @CONFIGS
 @pytest.mark.parametrize("process_count", [2, 8])
 def test_processes_share_each_batch(config, process_count):

@@ -79,6 +79,7 @@ def check_hypotheses(decoded, row, expected):
     assert np.isneginf(log_probs[len(expected) :]).all()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "allowed, beam_size, max_length, alpha",
     [((EOS, 3, 7), 48, 5, alpha) for alpha in PENALTIES]  # 2 ** 4 * 3 candidates in the last step

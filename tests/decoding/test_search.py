@@ -25,6 +25,8 @@ from tests.decoding_model import (
 )
 from transformer_jax.decoding.search import Decoded, beam_search, greedy_search, repeat_rows, sample
 
+pytestmark = pytest.mark.smoke
+
 
 def test_greedy_takes_the_most_probable_token_until_eos_or_limit():
     table = random_table(4, 5, masked=0.45)

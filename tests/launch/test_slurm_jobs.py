@@ -17,7 +17,7 @@ from tests.launch.slurm_cluster import slurm_cluster
 from tests.tiny_training import tiny_experiment, write_corpus
 from transformer_jax.launching.run import Run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slurm
 
 ROOT = pathlib.Path(__file__).parents[2]
 STAND_IN = str(pathlib.Path(__file__).with_name("stand_in.py"))

@@ -19,8 +19,6 @@ from tests.tiny_training import write_corpus
 from transformer_jax.reporting.progress import read_metrics
 from transformer_jax.runs.loading import load_run
 
-pytestmark = pytest.mark.slow
-
 ROOT = pathlib.Path(__file__).parents[2]
 NUM_STEPS = 120
 MOST_SECONDS = 240
@@ -107,6 +105,7 @@ def finish(process):
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_stopped_end_with_the_same_bits(config, whole, launch, tmp_path):
     workdir = tmp_path / "run"
     arguments = ("local", "-n", "2", f"--config={config}", f"--workdir={workdir}")
@@ -121,6 +120,7 @@ def test_two_processes_that_are_stopped_end_with_the_same_bits(config, whole, la
     jax.tree.map(np.testing.assert_array_equal, whole, parameters(workdir))
 
 
+@pytest.mark.slow
 def test_what_one_process_raises_ends_all_and_comes_last(config, launch, tmp_path):
     process = launch(
         "local", "-n", "2", f"--config={config}", f"--workdir={tmp_path}/run",
@@ -132,6 +132,7 @@ def test_what_one_process_raises_ends_all_and_comes_last(config, launch, tmp_pat
     assert "lower config.optimizer.peak_rate" in last
 
 
+@pytest.mark.slurm
 def test_a_job_of_two_tasks_that_is_requeued_in_mid_run_ends_with_the_same_bits(
     config, whole, launch, tmp_path
 ):

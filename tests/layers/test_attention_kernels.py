@@ -125,6 +125,7 @@ def test_a_kernel_agrees_with_plain_attention(kernel: str, name: str, rng: np.ra
     check(kernel, FAST[name], rng)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_kernel_agrees_on_a_mesh(kernel: str, rng: np.random.Generator) -> None:
     check(kernel, Case(250, segments="packed", causal=True), rng, FULL_SPLIT)

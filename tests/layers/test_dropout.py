@@ -10,6 +10,8 @@ from scipy import stats
 
 from transformer_jax.layers.dropout import Dropout, hashed_uniform_bits, keep_mask
 
+pytestmark = pytest.mark.smoke
+
 
 def _lowbias32(word: int) -> int:
     word = ((word ^ (word >> 16)) * 0x7FEB352D) % 2**32

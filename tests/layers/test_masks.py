@@ -14,6 +14,8 @@ from transformer_jax.layers.attention_ops import dot_product_attention
 from transformer_jax.layers.kernel_inputs import segment_ids
 from transformer_jax.layers.masks import Causal, Explicit, Globals, Mask, MaskPart, Segments, Window
 
+pytestmark = pytest.mark.smoke
+
 QUERIES = np.array([[1, 1, 2, 0], [1, 2, 3, 3]], np.int32)
 KEYS = np.array([[1, 2, 2, 0, 0], [3, 1, 1, 2, 0]], np.int32)
 ROWS, HEADS = 2, 2

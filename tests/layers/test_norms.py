@@ -8,6 +8,8 @@ import pytest
 
 from transformer_jax.layers.norms import LayerNorm, RMSNorm
 
+pytestmark = pytest.mark.smoke
+
 PAIRS = {"layer": (LayerNorm, nn.LayerNorm), "rms": (RMSNorm, nn.RMSNorm)}
 
 

@@ -93,6 +93,7 @@ def test_a_logit_depends_on_the_whole_source_and_on_targets_before_it_only():
         assert depends.tolist() == [i < place for i in range(4)]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("norm_position", ["pre", "post"])
 def test_cached_decoding_equals_the_full_forward_pass(scan_layers, norm_position):
@@ -182,6 +183,7 @@ def test_rematerialisation_changes_memory_not_numbers(scan_layers):
     assert num_dots(products) == num_dots(plain) + 3 * (1 if scan_layers else 2)
 
 
+@pytest.mark.smoke
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     config = change(dtype="bfloat16")
     variables = parameters(config)
@@ -316,6 +318,7 @@ def test_a_token_outside_the_vocabulary_gives_nan_not_another_token():
         assert np.isnan(forward(CONFIG, source=jnp.array([[token, 2]]), target=TARGET[:1])).any()
 
 
+@pytest.mark.smoke
 def test_build_and_init_as_any_flax_user_expects():
     model = tj.build(CONFIG)
     variables = model.init(jax.random.key(0), **tj.example_inputs(CONFIG))
@@ -357,6 +360,7 @@ DECODER_LAYER = (
 )
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_every_parameter_has_its_shape_and_its_logical_axes(scan_layers):
     leaves = jax.tree_util.tree_leaves_with_path(

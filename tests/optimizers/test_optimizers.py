@@ -18,6 +18,8 @@ from transformer_jax.optimizers.optimizers import (
     paper_peak_rate,
 )
 
+pytestmark = pytest.mark.smoke
+
 NUM_STEPS = 50
 
 

@@ -27,6 +27,8 @@ from transformer_jax.sharding.partitioning import (
     unbox,
 )
 
+pytestmark = pytest.mark.smoke
+
 
 class FeedForward(nn.Module):
     width: int = 16

@@ -77,6 +77,7 @@ def test_parameters_of_several_kinds_train_on_a_mesh(corpus, tmp_path, optimizer
         assert np.array_equal(leaf, new) == is_frozen, name
 
 
+@pytest.mark.smoke
 def test_parameters_and_moments_are_split_over_the_mesh(corpus):
     experiment = tiny_experiment(corpus, mesh=dict(data=2, fsdp=2, tensor=2))
     _, init, _ = compile_train_step(experiment, partitioning.make_mesh(experiment.mesh))
@@ -86,6 +87,7 @@ def test_parameters_and_moments_are_split_over_the_mesh(corpus):
         assert {shard.data.shape for shard in kernel.addressable_shards} == {(8, 16)}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("parts", [1, 4])
 def test_the_gradient_norm_is_that_of_the_mean_loss(corpus, tmp_path, parts):
     experiment = tiny_experiment(
@@ -202,6 +204,7 @@ def final_params(workdir):
     return load_run(str(workdir), average_last=1).params
 
 
+@pytest.mark.smoke
 def test_a_whole_run_and_what_it_leaves_behind(corpus, tmp_path, capsys):
     experiment = tiny_experiment(corpus)
     summary = train(experiment, str(tmp_path / "run"))

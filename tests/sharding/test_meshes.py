@@ -14,6 +14,7 @@ from tests.families_on_meshes import MODELS, train_family
 from tests.tiny_training import assert_equal_training
 from transformer_jax import families
 
+# The last one is the hardest: it splits parameters, tokens and heads at once.
 MESHES = [
     dict(data=8),
     dict(data=2, fsdp=4),
@@ -47,15 +48,28 @@ def test_there_is_a_model_of_every_family():
     assert {name.split()[0] for name in MODELS} == set(families.FAMILIES)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "-".join(f"{k}{v}" for k, v in sizes.items()))
-@pytest.mark.parametrize("name", MODELS)
+def marked(name, sizes):
+    """Every family on the hardest mesh and one family on all; the first of them is a fast test."""
+    if sizes == MESHES[-1]:
+        marks = [pytest.mark.smoke] if name == "transformer" else [pytest.mark.slow]
+    else:
+        marks = [pytest.mark.slow] + [pytest.mark.everything] * (name != "transformer")
+    return pytest.param(name, sizes, marks=marks, id=f"{name}-{mesh_id(sizes)}")
+
+
+def mesh_id(sizes):
+    return "-".join(f"{axis}{size}" for axis, size in sizes.items())
+
+
+@pytest.mark.parametrize(("name", "sizes"), [marked(name, sizes) for name in MODELS for sizes in MESHES])
 def test_eight_devices_train_as_one(name, sizes):
     assert_equal_training(train_family(name, sizes, 8), on_one_device(name))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", MESHES[-2:], ids=lambda sizes: "-".join(sizes))
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(MESHES[-2], marks=pytest.mark.everything), MESHES[-1]], ids=mesh_id
+)
 @pytest.mark.parametrize("name", ["transformer", "t5"])
 def test_scanned_layers_with_remat_train_so_too(name, sizes):
     # Of the two each way of rematerialisation has one.

@@ -76,7 +76,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def single_device_environment() -> dict[str, str]:
     """The environment for a child process that is to see one CPU device, as a user's run does."""
     environment = dict(_ENVIRONMENT_BEFORE)

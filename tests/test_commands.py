@@ -15,6 +15,8 @@ import PIL.Image
 import pytest
 
 from tests.parity.test_fixtures import STORED
+from tests.programs import run_program
+from tests.shared import made_once
 from tests.tiny_training import write_corpus
 from tests.word_tokenizers import word_tokenizer
 from transformer_jax.checkpoints.files import CheckpointError
@@ -36,15 +38,16 @@ def get_config():
 """
 
 
-@pytest.fixture
-def config(tmp_path):
-    write_corpus(tmp_path / "corpus")
-    path = tmp_path / "tiny.py"
-    path.write_text(CONFIG.format(folder=str(tmp_path / "corpus"), num_steps=NUM_STEPS))
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    write_corpus(folder / "corpus")
+    path = folder / "tiny.py"
+    path.write_text(CONFIG.format(folder=str(folder / "corpus"), num_steps=NUM_STEPS))
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def command(single_device_environment):
     environment = single_device_environment | {"PYTHONPATH": str(ROOT)}
 
@@ -74,10 +77,20 @@ def wait_for_step(workdir, step, process):
     raise AssertionError(f"never came to step {step}: {finish(process)}")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, config, command):
+    """The folder of a run of the program that nothing interrupted."""
+
+    def run(folder):
+        status, out, err = finish(command("train", f"--config={config}", f"--workdir={folder}/run"))
+        assert status == 0, err
+        assert "exact_match" in out
+
+    return made_once(tmp_path_factory, "trained_by_command", run) / "run"
+
+
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_with_the_same_bits(config, command, tmp_path):
-    status, _, err = finish(command("train", f"--config={config}", f"--workdir={tmp_path}/whole"))
-    assert status == 0, err
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(config, command, trained, tmp_path):
     killed = tmp_path / "killed"
     last = 0
     for steps in (1, 7, 1, 11, 6):
@@ -92,12 +105,12 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(config, command, t
     assert last < NUM_STEPS
     status, _, err = finish(command("train", f"--workdir={killed}"))
     assert status == 0, err
-    whole, resumed = (load_run(str(tmp_path / name), average_last=1) for name in ("whole", "killed"))
+    whole, resumed = (load_run(str(workdir), average_last=1) for workdir in (trained, killed))
     assert whole.steps == resumed.steps == (NUM_STEPS,)
     jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
     losses = [
-        [(r["step"], r["train/loss"]) for r in read_metrics(tmp_path / name) if "train/loss" in r]
-        for name in ("whole", "killed")
+        [(r["step"], r["train/loss"]) for r in read_metrics(workdir) if "train/loss" in r]
+        for workdir in (trained, killed)
     ]
     # Also of a line that is the mean over a step before the kill and one after it.
     assert losses[0] == losses[1] and [step for step, _ in losses[0]] == list(range(2, NUM_STEPS + 1, 2))
@@ -126,11 +139,8 @@ def test_a_signal_saves_and_says_how_to_go_on(config, command, tmp_path, number)
 
 
 @pytest.mark.slow
-def test_train_evaluate_translate(config, command, tmp_path):
-    workdir = tmp_path / "run"
-    status, out, err = finish(command("train", f"--config={config}", f"--workdir={workdir}"))
-    assert status == 0, err
-    assert "exact_match" in out
+def test_evaluate_and_translate(trained, command, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "run")  # evaluation writes its figures there
     status, out, err = finish(
         command(
             "evaluate", f"--workdir={workdir}", "--split=validation", "--beam_size=3", "--length_penalty=1.5"
@@ -150,12 +160,9 @@ def test_train_evaluate_translate(config, command, tmp_path):
 
 
 @pytest.mark.slow
-def test_lines_before_a_bad_one_are_translated(config, command, tmp_path):
-    workdir = tmp_path / "run"
-    status, _, err = finish(command("train", f"--config={config}", f"--workdir={workdir}"))
-    assert status == 0, err
+def test_lines_before_a_bad_one_are_translated(trained, command):
     for bad, message in ((b"\xff\n", "line 3"), (b"x" * 60 + b"\n", "text 3 has 61 tokens")):
-        process = command("translate", f"--workdir={workdir}", stdin=subprocess.PIPE)
+        process = command("translate", f"--workdir={trained}", stdin=subprocess.PIPE)
         process.stdin.buffer.write(b"red\nblue\n" + bad + b"green\n")
         status, out, err = finish(process)
         assert status != 0 and message in err and "Traceback" not in err, err
@@ -179,8 +186,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_later(config, comma
     assert load_run(str(workdir), average_last=1).steps == (NUM_STEPS,)
 
 
-@pytest.mark.slow
-def test_mistakes_on_the_command_line_get_one_clear_line(config, command, tmp_path):
+def test_mistakes_on_the_command_line_get_one_clear_line(config, tmp_path):
     workdir = tmp_path / "run"
     run, configured = f"--workdir={workdir}", f"--config={config}"
     cases = [
@@ -199,16 +205,23 @@ def test_mistakes_on_the_command_line_get_one_clear_line(config, command, tmp_pa
         (("translate", run), "holds no run"),
         (("evaluate", run), "holds no run"),
     ]
-    processes = [
-        (command(*arguments, stdin=subprocess.DEVNULL), arguments, text) for arguments, text in cases
-    ]
-    for process, arguments, text in processes:
-        status, out, err = finish(process)
+    for arguments, text in cases:
+        status, out, err = run_program(*arguments)
         assert status != 0, arguments
         assert text in err + out, (arguments, err, out)
         assert "Traceback" not in err, (arguments, err)
         assert sum(line.startswith("error: ") for line in err.splitlines()) == 1, (arguments, err)
     assert not (workdir / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_a_process_as_it_ends_a_program_in_this_one(config, command, tmp_path):
+    """Of a program with a parser of its own and of one with absl's."""
+    for arguments in (
+        ("train", f"--config={config}", f"--workdir={tmp_path}", "--config.train.num_stps=3"),
+        ("generate", f"--workdir={tmp_path}/missing"),
+    ):
+        assert finish(command(*arguments, stdin=subprocess.DEVNULL)) == run_program(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -239,14 +252,11 @@ def test_generate_prints_what_comes_after_a_prompt_or_each_line(command, folders
 
 
 @pytest.mark.slow
-def test_generate_from_a_run(config, command, tmp_path):
-    workdir = tmp_path / "run"
-    status, _, err = finish(command("train", f"--config={config}", f"--workdir={workdir}"))
-    assert status == 0, err
-    arguments = (f"--workdir={workdir}", "--from_checkpoint=best")
+def test_generate_from_a_run(trained, command):
+    arguments = (f"--workdir={trained}", "--from_checkpoint=best")
     status, out, err = finish(command("generate", *arguments, "--prompt=red blue", "--max_new_tokens=13"))
     assert status == 0, err
-    best = load_run(str(workdir), "best").steps[0]
+    best = load_run(str(trained), "best").steps[0]
     assert f"parameters of step {best}\n" in err
     # The run's own setting is greedy search with 4 tokens more than the 9 of the source.
     process = command("translate", *arguments, stdin=subprocess.PIPE)
@@ -302,8 +312,7 @@ def test_embed_prints_or_stores_vectors(command, folders, tmp_path):
     np.testing.assert_allclose(found / lengths, expected, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_mistakes_in_using_models_get_one_clear_line(command, folders, tmp_path):
+def test_mistakes_in_using_models_get_one_clear_line(folders, tmp_path):
     gpt2, bart, bert = (f"--model={folders}/{name}" for name in ("gpt2", "bart", "bert_sequence"))
     cases = [
         (("generate",), "give one of --model"),
@@ -327,16 +336,11 @@ def test_mistakes_in_using_models_get_one_clear_line(command, folders, tmp_path)
             f"cannot be written: there is no folder {tmp_path}/nowhere; make it first",
         ),
     ]
-    for start in range(0, len(cases), 4):
-        processes = [
-            (command(*arguments, stdin=subprocess.DEVNULL), arguments, text)
-            for arguments, text in cases[start : start + 4]
-        ]
-        for process, arguments, text in processes:
-            status, out, err = finish(process)
-            assert status == 1 and out == "", (arguments, err, out)
-            assert text in err and "Traceback" not in err, (arguments, err)
-            assert sum(line.startswith("error: ") for line in err.splitlines()) == 1, (arguments, err)
+    for arguments, text in cases:
+        status, out, err = run_program(*arguments)
+        assert status == 1 and out == "", (arguments, err, out)
+        assert text in err and "Traceback" not in err, (arguments, err)
+        assert sum(line.startswith("error: ") for line in err.splitlines()) == 1, (arguments, err)
 
 
 DECODING = ["beam_size", "temperature"]

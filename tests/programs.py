@@ -1,6 +1,7 @@
 """The command-line programs inside this process, for tests of their mistakes: a new process takes seconds."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import pathlib
@@ -34,7 +35,11 @@ def run_program(name: str, *arguments: object) -> Outcome:
     The settings of the process are left as they are, and the flags that the program defines are removed at
     the end, so that another program can define its own.
     """
-    command = [f"{FOLDER}/{name}.py", *map(str, arguments)]
+    spec = importlib.util.find_spec(f"transformer_jax.{name}")
+    assert spec is not None and spec.origin is not None, name
+    path = pathlib.Path(spec.origin)
+    path = path.with_name("__main__.py") if path.name == "__init__.py" else path
+    command = [str(path), *map(str, arguments)]
     known, handler = set(flags.FLAGS), signal.getsignal(signal.SIGTERM)
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     with contextlib.ExitStack() as stack:

@@ -7,7 +7,6 @@ import pathlib
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,7 +26,7 @@ def changed(name, **changes):
     """The model of a fixture with other fields, all parameters 1."""
     ours = from_pretrained(STORED / name)
     config = dataclasses.replace(ours.config, **changes)
-    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), unbox(abstract_params(config)))
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), unbox(abstract_params(config)))
     return dataclasses.replace(ours, config=config, params=ones)
 
 

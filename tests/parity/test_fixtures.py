@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,13 +48,25 @@ MODELS = {
     "vit_base_model": ("ViTModel", ("pixel_values",), ("last_hidden_state", "pooler_output")),
 }
 DECODING_MODELS = ("gpt2", "t5", "t5_v1_1", "bart", "marian")
+# One of every family: what PyTorch computes beside these is compared for every change.
+ONE_OF_EACH_FAMILY = ("bert_pretraining", "gpt2", "t5_v1_1", "bart", "marian", "vit")
 # Under these names a tied tensor would be stored once more.
 TIED_NAMES = ("embed_tokens.weight", "cls.predictions.decoder.weight", "lm_head.weight")
+
+
+def each_family_once() -> list[Any]:
+    """All models as parameters of a test, of which one of each family runs for every change."""
+    rare = pytest.mark.everything
+    return [pytest.param(name, marks=[rare] * (name not in ONE_OF_EACH_FAMILY)) for name in MODELS]
 
 
 def expected(name: str) -> dict[str, np.ndarray]:
     with np.load(FIXTURES / name / "expected.npz", allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def test_every_family_has_a_model_that_runs_for_every_change() -> None:
+    assert {name.split("_")[0] for name in ONE_OF_EACH_FAMILY} == {name.split("_")[0] for name in MODELS}
 
 
 def test_every_model_is_there_and_no_other() -> None:

@@ -10,7 +10,7 @@ import sys
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.parity.test_fixtures import DECODING_MODELS, MODELS, STORED
+from tests.parity.test_fixtures import DECODING_MODELS, MODELS, STORED, each_family_once
 from transformer_jax.pretrained import verify
 from transformer_jax.pretrained.reading import from_pretrained
 
@@ -38,7 +38,7 @@ def program(single_device_environment):
     return program
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", each_family_once())
 def test_every_fixture_is_the_same(name, transformers):
     ours = from_pretrained(STORED / name)
     found = verify.compare(STORED / name, ours.family, ours.config, ours.params, tolerance=1e-5)

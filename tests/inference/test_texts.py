@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.compilations import compilations
 from tests.drawn import drawn_params
 from tests.parity.test_fixtures import STORED
 from tests.tiny_training import tiny_experiment
@@ -27,6 +28,7 @@ from transformer_jax.inference.texts import (
     generate_texts,
     given_tokens,
     stream_text,
+    text_pieces,
 )
 from transformer_jax.inference.vectors import embed_texts
 from transformer_jax.objectives import CausalLM, Classification
@@ -137,12 +139,8 @@ def test_what_a_decoder_and_an_encoder_are_given(loaded):
 
 def test_a_second_call_compiles_nothing(loaded):
     model = loaded("bart")
-    model.generate(TEXTS, max_new_tokens=5)
-    settings, rules, _ = model.generation.chosen()
-    generator = texts._generator(model.config, settings, rules, model.tokenizer.vocab_size, 5, 32)
-    size = generator._decode._cache_size()
-    model.generate([*TEXTS[1:], "w8"], max_new_tokens=5)
-    assert generator._decode._cache_size() == size == 1
+    assert compilations(lambda: model.generate(TEXTS, max_new_tokens=7)) > 0  # 7: of no other test
+    assert compilations(lambda: model.generate([*TEXTS[1:], "w8"], max_new_tokens=7)) == 0
 
 
 # Pieces of a stream
@@ -162,7 +160,7 @@ CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd
 def test_a_character_is_never_cut(own, text, before):
     ids = own.encode(before + text)
     start = next(n for n in range(len(ids) + 1) if len(own.decode(ids[:n])) >= len(before))
-    pieces = list(texts._pieces(own, ids[:start].tolist(), iter(ids[start:].tolist())))
+    pieces = list(text_pieces(own, ids[:start].tolist(), iter(ids[start:].tolist())))
     assert "".join(pieces) == own.decode(ids)[len(own.decode(ids[:start])) :]
     assert "\ufffd" not in "".join(pieces) and "" not in pieces
 
@@ -170,7 +168,7 @@ def test_a_character_is_never_cut(own, text, before):
 @settings(max_examples=60, deadline=None)
 @given(ids=st.lists(st.integers(0, 259), max_size=20))
 def test_bytes_that_are_no_text_come_as_decoding_gives_them(own, ids):
-    assert "".join(texts._pieces(own, [], iter(ids))) == own.decode(ids)
+    assert "".join(text_pieces(own, [], iter(ids))) == own.decode(ids)
 
 
 def byte_language_model(**changes):
@@ -261,10 +259,15 @@ def test_few_shapes_are_compiled():
     special = TokenizerConfig(kind="byte", special_tokens=("<cls>", "<sep>"))
     tokenizer = train_tokenizer(special, [])
     texts = ["x" * n for n in range(0, 99)]
-    vectors = embed_texts(config, params, tokenizer, texts, batch_size=8)
-    # 8 rows of each of the lengths 16, 32, 64 and 100, and 4 rows at the end of the last.
-    assert vectors._vectors(config, "mean")._cache_size() == 5
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    found = []
+
+    def embed(texts):
+        found.append(embed_texts(config, params, tokenizer, texts, batch_size=8))
+
+    # 8 rows of each of the lengths 16, 32, 64 and 100, and 4 rows at the end of the last; and operations.
+    assert 5 <= compilations(lambda: embed(texts)) <= 15
+    assert compilations(lambda: embed(texts[::-1])) == 0
+    np.testing.assert_allclose(np.linalg.norm(found[0], axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_stretches_have_the_losses_and_gradients_of_whole_logits(name, monkeypat
     sides = {"inputs": TOKENS} if config.is_decoder_only else {"inputs": TOKENS, "targets": TOKENS}
     variables = jax.jit(tj.build(config).init)(jax.random.key(0), **sides)
     whole, _ = loss_and_gradient(config, variables, 1)
-    monkeypatch.setattr(heads, "_STRETCH_BYTES", 2 * 7 * 23 * 4 // 3)
+    monkeypatch.setattr(heads, "STRETCH_BYTES", 2 * 7 * 23 * 4 // 3)
     parts, seen = loss_and_gradient(config, variables, 3)
     assert seen == [(0, 2, (2, 2, 23)), (2, 4, (2, 2, 23)), (4, 7, (2, 3, 23))]
     # Sums of some hundred terms of order 1, in another order.
@@ -67,7 +67,7 @@ def test_evaluation_makes_the_logits_whole(monkeypatch):
     config, seen = CONFIGS["decoder"], []
     model = tj.build(config)
     variables = jax.jit(model.init)(jax.random.key(0), inputs=TOKENS)
-    monkeypatch.setattr(heads, "_STRETCH_BYTES", 8)
+    monkeypatch.setattr(heads, "STRETCH_BYTES", 8)
     model.apply(variables, inputs=TOKENS, per_token=lambda logits, tokens: seen.append(tokens) or logits)
     assert seen == [slice(0, 7)]
 

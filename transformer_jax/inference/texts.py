@@ -108,10 +108,17 @@ def stream_text(
     assert tokenizer is not None
     sequence = given_tokens(config, tokenizer, text, number + 1, prompt_start, generator)
     tokens = generator.stream(params, sequence, number)
-    return _pieces(tokenizer, _before(config, sequence), tokens)
+    return text_pieces(tokenizer, _before(config, sequence), tokens)
 
 
-def _pieces(tokenizer: Tokenizer, before: list[int], tokens: Iterator[int]) -> Iterator[str]:
+def text_pieces(tokenizer: Tokenizer, before: list[int], tokens: Iterator[int]) -> Iterator[str]:
+    """Yields the text of ``tokens`` as they come, never a part of a character.
+
+    Args:
+      tokenizer: decodes the tokens.
+      before: the tokens that precede them, whose text is not repeated.
+      tokens: the new tokens.
+    """
     ids = list(before)
     told = len(tokenizer.decode(ids))
     text = ""

@@ -21,7 +21,7 @@ from transformer_jax.types import PyTree
 
 # Of the logits of tokens, and which of them: what is wanted of each token.
 PerToken: TypeAlias = Callable[[Float[Array, "B L V"], slice], PyTree]
-_STRETCH_BYTES = 2**28
+STRETCH_BYTES = 2**28  # the logits of a device are computed in parts of about this size
 _MOST_STRETCHES = 4
 
 
@@ -91,7 +91,7 @@ def num_stretches(rows: int, length: int, vocab_size: int) -> int:
             return 1
         shares = placement.parts("batch") * placement.parts("vocab")
     size = 4 * rows * length * vocab_size // shares
-    return max(1, min(_MOST_STRETCHES, length, size // _STRETCH_BYTES))
+    return max(1, min(_MOST_STRETCHES, length, size // STRETCH_BYTES))
 
 
 class MaskedTokens(nn.Module):

@@ -76,4 +76,7 @@ def _run(
     main: Callable[[list[str]], Any], flags_parser: Callable[[list[str]], Any] = app.parse_flags_with_usage
 ) -> None:
     """Stands in for ``absl.app.run`` without its settings of the process."""
-    sys.exit(main(flags_parser(sys.argv)))
+    try:
+        sys.exit(main(flags_parser(sys.argv)))
+    except app.UsageError as error:
+        app.usage(shorthelp=True, detailed_error=error, exitcode=error.exitcode)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.parity.test_fixtures import MODELS, STORED
+from tests.programs import run_program
 from transformer_jax.models import TransformerConfig
 from transformer_jax.pretrained import verify
 from transformer_jax.pretrained.reading import from_pretrained
@@ -134,10 +135,27 @@ def test_a_greedy_search_whose_difference_is_no_number_differs(number, monkeypat
         (["verify"], 2, "say: python -m transformer_jax.pretrained verify FOLDER"),
         (["compare", STORED / "gpt2"], 2, "say: python -m transformer_jax.pretrained verify FOLDER"),
         (["verify", STORED / "gpt2", "--tolerance=-1"], 1, "--tolerance=-1: -1.0 is not a non-negative"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, status, message, monkeypatch):
+    for name in ("torch", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = run_program("pretrained", *arguments)
+    assert found.status == status
+    assert message in found.err + found.out
+    if message.startswith("error"):
+        (line,) = found.err.splitlines()
+        assert line.startswith(message.rstrip("\n")) and not found.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["verify", STORED / "gpt2"], 2, "error: the comparison needs PyTorch and transformers"),
         (["--help"], 1, "--tolerance: Largest absolute difference"),
     ],
 )
-def test_mistakes_are_one_line(arguments, status, message, single_device_environment):
+def test_the_program_itself(arguments, status, message, single_device_environment):
     command = [sys.executable, "-c", WITHOUT_PYTORCH, *map(str, arguments)]
     environment = os.environ | single_device_environment
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

@@ -16,7 +16,7 @@ from unittest import mock
 from absl import app, flags
 
 import transformer_jax
-from transformer_jax import runtime
+from transformer_jax.cli import process
 
 FOLDER = pathlib.Path(transformer_jax.__file__).parent
 
@@ -49,7 +49,7 @@ def run_program(name: str, *arguments: object) -> Outcome:
         stack.enter_context(mock.patch.object(sys, "argv", command))
         stack.enter_context(mock.patch.object(sys, "stdin", stack.enter_context(open(os.devnull))))
         stack.enter_context(mock.patch.object(app, "run", _run))
-        stack.enter_context(mock.patch.object(runtime, "prepare_process", lambda: None))
+        stack.enter_context(mock.patch.object(process, "prepare_process", lambda: None))
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # of ml_collections
         try:

@@ -20,7 +20,6 @@ from transformer_jax.config import ConfigError
 from transformer_jax.data import TokenizerConfig, train_tokenizer
 from transformer_jax.decoding.settings import DecodingSettings
 from transformer_jax.families import FAMILIES, bert, gpt2
-from transformer_jax.inference import texts
 from transformer_jax.inference.defaults import GenerationDefaults
 from transformer_jax.inference.model import Pretrained
 from transformer_jax.inference.texts import (

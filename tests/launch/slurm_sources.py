@@ -16,18 +16,10 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[2]
 TRIED = pathlib.Path(__file__).with_name("slurm_tried.txt")
-# Patterns may match nothing: a module that moves into one of the folders is found there.
 SOURCES = (
     "launch/**/*.py",
     "transformer_jax/launching/**/*.py",
     "transformer_jax/distributed/**/*.py",
-    *(
-        f"transformer_jax/{name}.py"
-        for name in (
-            *("launching", "sweeps", "sweep_results", "tpu_slices", "jobsets", "remote_runs"),
-            *("processes", "rendezvous", "stopping", "process_groups"),
-        )
-    ),
     *(
         f"tests/**/{name}.py"
         for name in ("slurm_cluster", "slurm_sources", "stand_in", "test_slurm_jobs", "test_trainings")

@@ -49,7 +49,7 @@ def run_of(corpus, tokenizer, objective, **model):
 
 
 def test_answers_are_of_the_window_that_scores_best_and_never_of_the_question(corpus, tokenizer, monkeypatch):
-    def logits_of_letters(apply, params, arguments, rng):
+    def logits_of_letters(apply, params, arguments, rngs, *, train):
         """Highest for z, then y, then x, as first and as last token."""
         tokens = arguments["inputs"]
         found = jnp.zeros(tokens.shape)

@@ -48,7 +48,7 @@ def test_loss_is_that_of_numpy_and_the_model_gets_the_inputs_alone(rng):
         parts = [per_token(jnp.asarray(logits[:, part]), part) for part in (slice(0, 2), slice(2, 5))]
         return jax.tree.map(lambda *both: jnp.concatenate(both, 1), *parts)
 
-    loss, sums = CausalLM().loss(apply, {}, padded(examples, 5), jax.random.key(0))
+    loss, sums = CausalLM().loss(apply, {}, padded(examples, 5), {"dropout": jax.random.key(0)}, train=True)
     assert set(seen) == {"inputs", "inputs_positions", "inputs_segments", "train", "rngs"}
     log_p = log_softmax(logits)
     each = [-log_p[r, i, t] for r, e in enumerate(examples) for i, t in enumerate(e["targets"])]

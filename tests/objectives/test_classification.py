@@ -165,7 +165,7 @@ def test_loss_of_texts_is_that_of_numpy_over_examples(rng):
         seen.update(arguments)
         return jnp.asarray(logits)
 
-    loss, sums = objective.loss(apply, {}, padded(examples, 9), jax.random.key(0))
+    loss, sums = objective.loss(apply, {}, padded(examples, 9), {"dropout": jax.random.key(0)}, train=True)
     assert set(seen) == {
         "inputs", "inputs_positions", "inputs_segments", "inputs_types", "train", "rngs"
     }  # fmt: skip
@@ -183,7 +183,7 @@ def two_class_metrics(logits, labels):
     for rows in (slice(0, 3), slice(3, None)):
         given = jnp.asarray(logits[rows])
         batch = {"images": np.zeros((len(given), 1, 1, 1), np.uint8), "labels": labels[rows]}
-        sums = floats(objective.loss(lambda *_, given=given, **__: given, {}, batch, None)[1])
+        sums = floats(objective.loss(lambda *_, given=given, **__: given, {}, batch, {}, train=False)[1])
         total = {name: total.get(name, 0.0) + value for name, value in sums.items()}
     return objective.metrics(total)
 
@@ -219,7 +219,9 @@ def test_images_reach_the_model_from_minus_one_to_one(rng):
         seen.update(arguments)
         return jnp.zeros((1, 2))
 
-    loss, _ = Classification().loss(apply, {}, {"images": images, "labels": np.array([1], np.int32)}, None)
+    loss, _ = Classification().loss(
+        apply, {}, {"images": images, "labels": np.array([1], np.int32)}, {}, train=False
+    )
     assert set(seen) == {"images", "train", "rngs"} and seen["images"].dtype == jnp.float32
     np.testing.assert_allclose(seen["images"].ravel(), [-1, -0.6, 0.6, 1], atol=1e-6)
     np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
@@ -231,7 +233,7 @@ def test_other_classes_than_the_model_tells_are_not_passed_over():
     def apply(*_, **__):
         return jnp.full((1, 2), -0.5)
 
-    loss, sums = Classification().loss(apply, {}, batch, None)
+    loss, sums = Classification().loss(apply, {}, batch, {}, train=False)
     assert np.isnan(loss) and float(sums["correct"]) == 0
     with pytest.raises(ValueError, match=r"tells 2 classes, but objective.labels=\('a',\) names 1"):
-        Classification(labels=("a",)).loss(apply, {}, batch, None)
+        Classification(labels=("a",)).loss(apply, {}, batch, {}, train=False)

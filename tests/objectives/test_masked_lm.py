@@ -215,7 +215,7 @@ def test_loss_is_the_sum_over_examples_in_numpy(rng):
         seen.update(arguments)
         return jnp.asarray(logits), jnp.asarray(following)
 
-    loss, sums = objective.loss(apply, {}, batch, None)
+    loss, sums = objective.loss(apply, {}, batch, {}, train=False)
     assert set(seen) == {
         "inputs", "inputs_positions", "inputs_segments", "inputs_types", "train", "rngs"
     }  # fmt: skip
@@ -245,7 +245,7 @@ def test_sums_of_two_halves_are_those_of_the_whole(rng):
         def apply(*_, **__):
             return jnp.asarray(logits[rows]), jnp.asarray(following[rows])
 
-        return floats(objective.loss(apply, {}, part, None)[1])
+        return floats(objective.loss(apply, {}, part, {}, train=False)[1])
 
     halves, whole = (sums(slice(0, 2)), sums(slice(2, 5))), sums(slice(0, 5))
     for name, value in whole.items():
@@ -255,7 +255,9 @@ def test_sums_of_two_halves_are_those_of_the_whole(rng):
 def test_without_pairs_the_loss_is_over_chosen_tokens_alone(rng):
     (((piece, *_),), _) = visits(MaskedLM(), LINES, 12, 1)
     logits = rng.normal(size=(2, 12, 2000)).astype(np.float32)
-    loss, sums = MaskedLM().loss(lambda *_, **__: jnp.asarray(logits), {}, padded([piece], 12), None)
+    loss, sums = MaskedLM().loss(
+        lambda *_, **__: jnp.asarray(logits), {}, padded([piece], 12), {}, train=False
+    )
     chosen = np.flatnonzero(piece["targets_weights"])
     wanted = -sum(log_softmax(logits)[0, i, piece["targets"][i]] for i in chosen)
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)

@@ -123,7 +123,7 @@ def test_loss_is_that_of_numpy_over_real_tokens(rng):
         seen.update(arguments)
         return jnp.asarray(logits)
 
-    loss, sums = objective.loss(apply, {}, padded(pieces, 14), None)
+    loss, sums = objective.loss(apply, {}, padded(pieces, 14), {}, train=False)
     assert {"inputs_types", "inputs_segments"} < set(seen) and "answer_span" not in seen
     each, right = [], []
     for row, piece in enumerate(pieces):

@@ -59,7 +59,7 @@ def test_only_real_tokens_count(rng):
         parts = [per_token(jnp.asarray(logits[:, part]), part) for part in (slice(0, 1), slice(1, 4))]
         return jax.tree.map(lambda *both: jnp.concatenate(both, 1), *parts)
 
-    loss, sums = objective.loss(apply, {}, batch, None)
+    loss, sums = objective.loss(apply, {}, batch, {}, train=False)
     pairs = [definition(logits[0, i], batch["targets"][0, i], 0.1) for i in range(3)]
     np.testing.assert_allclose(loss, sum(pair[0] for pair in pairs), rtol=1e-5)
     assert float(sums["tokens"]) == 3
@@ -68,7 +68,7 @@ def test_only_real_tokens_count(rng):
     np.testing.assert_allclose([metrics["nll"], metrics["perplexity"]], [nll, np.exp(nll)], rtol=1e-5)
 
 
-def test_dropout_is_on_only_with_a_key():
+def test_random_streams_reach_the_model_by_name_and_train_alone_turns_dropout_on():
     seen = []
 
     def apply(variables, per_token, **arguments):
@@ -76,10 +76,10 @@ def test_dropout_is_on_only_with_a_key():
         return per_token(jnp.zeros((1, 1, 5)), slice(0, 1))
 
     batch = {key: np.ones((1, 1), np.int32) for key in BATCH_KEYS}
-    Seq2Seq().loss(apply, {}, batch, None)
-    Seq2Seq().loss(apply, {}, batch, jax.random.key(0))
-    assert [train for train, _ in seen] == [False, True]
-    assert seen[0][1] is None and set(seen[1][1]) == {"dropout"}
+    keys = {"dropout": jax.random.key(0), "hashes": jax.random.key(1)}
+    Seq2Seq().loss(apply, {}, batch, {"hashes": keys["hashes"]}, train=False)
+    Seq2Seq().loss(apply, {}, batch, keys, train=True)
+    assert seen == [(False, {"hashes": keys["hashes"]}), (True, keys)]
 
 
 class WordLengths:

@@ -138,7 +138,7 @@ def test_loss_is_over_all_targets(rng):
     def apply(*_, per_token, **__):
         return per_token(jnp.asarray(logits), slice(0, 4))
 
-    loss, sums = SpanCorruption().loss(apply, {}, padded([example], 4), None)
+    loss, sums = SpanCorruption().loss(apply, {}, padded([example], 4), {}, train=False)
     wanted = -sum(log_softmax(logits)[0, i, t] for i, t in enumerate([11, 7, 2]))
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
     metrics = SpanCorruption().metrics(floats(sums))

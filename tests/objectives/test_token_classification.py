@@ -83,7 +83,7 @@ def test_loss_is_that_of_numpy_over_words(rng):
         seen.update(arguments)
         return jnp.asarray(logits)
 
-    loss, sums = objective.loss(apply, {}, padded(pieces, 6), None)
+    loss, sums = objective.loss(apply, {}, padded(pieces, 6), {}, train=False)
     assert set(seen) == {"inputs", "inputs_positions", "inputs_segments", "train", "rngs"}
     places = [(0, 1), (1, 1), (1, 3), (2, 1), (2, 3), (2, 4)]
     ids = [LABELS.index(tag) for tag in TAGS]
@@ -105,7 +105,7 @@ def test_other_classes_than_the_model_tells_are_not_passed_over():
     def apply(*_, **__):
         return jnp.full((2, 1, 2), -0.5)
 
-    loss, sums = TokenClassification().loss(apply, {}, padded([piece], 1), None)
+    loss, sums = TokenClassification().loss(apply, {}, padded([piece], 1), {}, train=False)
     assert np.isnan(loss) and float(sums["correct"]) == 0
     with pytest.raises(ValueError, match="tells 2 classes, but"):
-        TokenClassification(labels=LABELS).loss(apply, {}, padded([piece], 1), None)
+        TokenClassification(labels=LABELS).loss(apply, {}, padded([piece], 1), {}, train=False)

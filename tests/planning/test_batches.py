@@ -58,7 +58,8 @@ def test_every_experiment_can_learn_from_them(path: pathlib.Path) -> None:
     params = partitioning.unbox(abstract_params(experiment.model))
     key = jax.eval_shape(lambda: jax.random.key(0))
     loss, sums = jax.eval_shape(
-        lambda params, batch, key: experiment.objective.loss(apply, params, batch, key), params, batch, key
+        lambda *arguments: experiment.objective.loss(apply, *arguments, train=True),
+        *(params, batch, {"dropout": key}),
     )
     assert (loss.shape, sums["tokens"].shape) == ((), ())
     whole = dataclasses.replace(whole, data=dataclasses.replace(whole.data, batch_size=16))

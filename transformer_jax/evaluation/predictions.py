@@ -86,7 +86,7 @@ def answers(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Sourc
 
     @jax.jit
     def span_logits(params, batch):
-        return cast(jax.Array, run_model(model.apply, params, side_arrays(batch, "inputs"), None))
+        return cast(jax.Array, run_model(model.apply, params, side_arrays(batch, "inputs"), {}, train=False))
 
     windows = list(zip(*_pieces_of(run, source), strict=True))
     windows.sort(key=lambda window: len(window[1]["inputs"]))

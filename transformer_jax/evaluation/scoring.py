@@ -42,7 +42,7 @@ def make_evaluate_step(experiment: Experiment, mesh: Mesh | None = None) -> Call
     apply = cast(Apply, build(experiment.model).apply)
 
     def step(params: PyTree, batch: Batch) -> Sums:
-        return experiment.objective.loss(apply, params, batch, None)[1]
+        return experiment.objective.loss(apply, params, batch, {}, train=False)[1]
 
     if mesh is not None:
         step = partitioning.on_mesh(step, mesh, experiment.mesh.rules, experiment.mesh.attention)

@@ -1,7 +1,7 @@
 """What the trainer and the data pipeline ask of an objective."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -18,6 +18,7 @@ __all__ = [
     "Encoder",
     "Encoding",
     "Objective",
+    "Rngs",
     "Sums",
     "check_features",
     "check_kinds",
@@ -26,6 +27,8 @@ __all__ = [
 # ``model.apply``. A model of tokens is given ``per_token`` too, and returns what that makes of its logits.
 Apply: TypeAlias = Callable[..., Any]
 Sums: TypeAlias = dict[str, jax.Array]
+# A random key for each random stream that a model reads, by the stream's name: ``{"dropout": key}``.
+Rngs: TypeAlias = Mapping[str, jax.Array]
 
 _LIST = "list of "
 
@@ -57,14 +60,24 @@ class Objective(Protocol):
         ...
 
     def loss(
-        self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
+        self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Sums]:
-        """The loss summed over a batch's tokens or examples, and sums for metrics, ``tokens`` among them.
+        """Returns the loss summed over the tokens or examples of a batch, and the sums for the metrics.
 
-        ``tokens`` is the number that the loss is divided by: of tokens or, where there is one answer an
-        example, of examples. Sums, not means: those of several micro-batches, devices or evaluation batches
-        add up, and divided by their ``tokens`` give exactly the mean over all real ones. ``rng`` None means
-        evaluation: no dropout.
+        The values are sums, not means. The sums of several micro-batches, devices or evaluation batches add
+        up; divided by their ``tokens``, they give exactly the mean over all real tokens or examples.
+
+        Args:
+          apply: the ``apply`` method of a model.
+          params: the parameters of the model.
+          batch: as ``transformer_jax.types`` describes it.
+          rngs: a random key for each random stream that the model reads: ``dropout`` in training, and in
+            evaluation those that the model's layers declare.
+          train: whether dropout is on.
+
+        Returns:
+          The loss, and the sums, among them ``tokens``, the number that the loss is divided by: the number of
+          tokens or, if every example has one answer, the number of examples.
         """
         ...
 

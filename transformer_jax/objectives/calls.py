@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
-from transformer_jax.objectives.base import Apply
+from transformer_jax.objectives.base import Apply, Rngs
 from transformer_jax.types import Array, Batch, PyTree
 
 _PARTS = ("", "_positions", "_segments")
@@ -19,7 +17,11 @@ def side_arrays(batch: Batch, *sides: str) -> dict[str, Array]:
     return found
 
 
-def run_model(apply: Apply, params: PyTree, arguments: Mapping[str, Any], rng: jax.Array | None) -> Any:
-    """What the model gives for these arguments, with dropout if there is a key for it."""
-    rngs = None if rng is None else {"dropout": rng}
-    return apply({"params": params}, **arguments, train=rng is not None, rngs=rngs)
+def run_model(apply: Apply, params: PyTree, arguments: Mapping[str, Any], rngs: Rngs, *, train: bool) -> Any:
+    """Calls the model with ``arguments``.
+
+    Args:
+      rngs: a random key for each random stream that the model reads, by the stream's name.
+      train: whether dropout is on.
+    """
+    return apply({"params": params}, **arguments, train=train, rngs=dict(rngs))

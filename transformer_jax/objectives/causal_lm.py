@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.base import Apply, Rngs, Sums
 from transformer_jax.objectives.cutting import cut_evenly
 from transformer_jax.objectives.losses import target_sums, token_metrics
 from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
@@ -43,10 +43,10 @@ class CausalLM:
         return [{"inputs": inputs[i:j], "targets": targets[i:j]} for i, j in borders]
 
     def loss(
-        self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
+        self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Sums]:
         """Cross-entropy over real targets, summed, in nats, and the sums of ``losses.token_sums``."""
-        return target_sums(apply, params, batch, ("inputs",), rng, 0.0)
+        return target_sums(apply, params, batch, ("inputs",), rngs, 0.0, train=train)
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Per token: ``loss`` and ``nll`` (the same), ``perplexity`` and ``accuracy``."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.base import Apply, Rngs, Sums
 from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.cutting import check_room
 from transformer_jax.objectives.image_crops import centre_box, random_box, resized
@@ -147,7 +147,7 @@ class Classification:
         return np.ascontiguousarray(image)
 
     def loss(
-        self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
+        self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Sums]:
         """Cross-entropy over examples, summed, in nats.
 
@@ -166,7 +166,7 @@ class Classification:
             arguments = {"images": scale_pixels(jnp.asarray(batch["images"]))}
         else:
             arguments = side_arrays(batch, "inputs")
-        logits = run_model(apply, params, arguments, rng)
+        logits = run_model(apply, params, arguments, rngs, train=train)
         check_classes(logits.shape[-1], self.labels)
         labels = jnp.asarray(batch["labels"])
         losses = smoothed_cross_entropy(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.base import Apply, Rngs, Sums
 from transformer_jax.objectives.cutting import (
     check_room,
     cut_at_borders,
@@ -113,10 +113,10 @@ class Denoising:
         return np.concatenate([part for place, part in enumerate(parts) if place not in left_out])
 
     def loss(
-        self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
+        self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Sums]:
         """Cross-entropy over real targets, bos and eos among them; see ``losses.teacher_forced``."""
-        return teacher_forced(apply, params, batch, rng, 0.0)
+        return teacher_forced(apply, params, batch, rngs, 0.0, train=train)
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Per real target: ``loss`` and ``nll`` (the same), ``perplexity`` and ``accuracy``."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.base import Apply, Rngs, Sums
 from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.types import SIDES, Batch, PyTree
 
@@ -80,14 +80,14 @@ def target_weights(batch: Batch) -> Float[Array, "B L"]:
 
 
 def teacher_forced(
-    apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None, label_smoothing: float
+    apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, label_smoothing: float, *, train: bool
 ) -> tuple[jax.Array, Sums]:
     """The loss of an encoder-decoder that sees the inputs and the targets before each target.
 
     Returns:
       The smoothed cross-entropy over real targets, summed, in nats, and the sums of ``token_sums``.
     """
-    return target_sums(apply, params, batch, SIDES, rng, label_smoothing)
+    return target_sums(apply, params, batch, SIDES, rngs, label_smoothing, train=train)
 
 
 def target_sums(
@@ -95,8 +95,10 @@ def target_sums(
     params: PyTree,
     batch: Batch,
     sides: Sequence[str],
-    rng: jax.Array | None,
+    rngs: Rngs,
     label_smoothing: float,
+    *,
+    train: bool,
 ) -> tuple[jax.Array, Sums]:
     """``token_sums`` of ``batch["targets"]``, each of which a model that gets these sides predicts."""
     targets = jnp.asarray(batch["targets"])
@@ -104,5 +106,7 @@ def target_sums(
     def per_token(logits: Float[Array, "B L V"], tokens: slice) -> TokenLosses:
         return smoothed_cross_entropy(logits, targets[:, tokens], label_smoothing)
 
-    losses = run_model(apply, params, {**side_arrays(batch, *sides), "per_token": per_token}, rng)
+    losses = run_model(
+        apply, params, {**side_arrays(batch, *sides), "per_token": per_token}, rngs, train=train
+    )
     return token_sums(losses, target_weights(batch))

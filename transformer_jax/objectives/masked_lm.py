@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.base import Apply, Rngs, Sums
 from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.cutting import check_room, cut_at_borders, line_starts, next_cut, word_starts
 from transformer_jax.objectives.losses import (
@@ -137,7 +137,7 @@ class MaskedLM:
         return inputs
 
     def loss(
-        self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
+        self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Sums]:
         """Cross-entropy over the chosen tokens, summed, and that of next-sentence prediction.
 
@@ -151,7 +151,7 @@ class MaskedLM:
           The sum, and ``loss``, ``nll`` and ``correct`` (of chosen tokens alone), ``tokens``, and with
           next-sentence prediction ``next_sentence_correct`` and ``examples``.
         """
-        found = run_model(apply, params, side_arrays(batch, "inputs"), rng)
+        found = run_model(apply, params, side_arrays(batch, "inputs"), rngs, train=train)
         logits, next_logits = found if self.next_sentence else (found, None)
         weights = target_weights(batch)
         losses = smoothed_cross_entropy(logits, jnp.asarray(batch["targets"]), 0.0)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.base import Apply, Rngs, Sums
 from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.losses import smoothed_cross_entropy
 from transformer_jax.types import CUT, Batch, Drawing, Encoder, Example, PyTree, TokenExample
@@ -107,7 +107,7 @@ class QuestionAnswering:
             start += min(self.stride, room)  # so that no token is left out
 
     def loss(
-        self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
+        self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Sums]:
         """The mean of the first and the last token's cross-entropy over real tokens, summed over windows.
 
@@ -115,7 +115,7 @@ class QuestionAnswering:
           The sum, and the sums ``loss``, ``correct`` (windows with both ends right) and ``tokens``, which
           is the number of windows.
         """
-        logits = run_model(apply, params, side_arrays(batch, "inputs"), rng)
+        logits = run_model(apply, params, side_arrays(batch, "inputs"), rngs, train=train)
         is_real = jnp.asarray(batch["inputs_segments"]) > 0
         logits = jnp.where(is_real[..., None], logits.astype(jnp.float32), _NO_LOGIT)
         spans = jnp.asarray(batch["answer_span"])

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.base import Apply, Rngs, Sums
 from transformer_jax.objectives.losses import teacher_forced, token_metrics
 from transformer_jax.types import CUT, SIDES, Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
@@ -51,7 +51,7 @@ class Seq2Seq:
         return [{**tokens, "inputs": kept, CUT: np.array(len(inputs) - most)}]
 
     def loss(
-        self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
+        self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Sums]:
         """Label-smoothed cross-entropy over real target tokens, summed, in nats.
 
@@ -59,7 +59,7 @@ class Seq2Seq:
           The sum, and the sums ``loss``, ``nll`` (without smoothing), ``correct`` (tokens whose most
           probable prediction is right), ``tokens``.
         """
-        return teacher_forced(apply, params, batch, rng, self.label_smoothing)
+        return teacher_forced(apply, params, batch, rngs, self.label_smoothing, train=train)
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Per real target token: ``loss`` (smoothed), ``nll``, ``perplexity`` and ``accuracy``."""

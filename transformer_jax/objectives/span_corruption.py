@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.base import Apply, Rngs, Sums
 from transformer_jax.objectives.cutting import check_room, cut_evenly
 from transformer_jax.objectives.losses import teacher_forced, token_metrics
 from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
@@ -80,10 +80,10 @@ class SpanCorruption:
         return found
 
     def loss(
-        self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
+        self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Sums]:
         """Cross-entropy over real targets, sentinels and eos among them; see ``losses.teacher_forced``."""
-        return teacher_forced(apply, params, batch, rng, 0.0)
+        return teacher_forced(apply, params, batch, rngs, 0.0, train=train)
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Per real target: ``loss`` and ``nll`` (the same), ``perplexity`` and ``accuracy``."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Sums
+from transformer_jax.objectives.base import Apply, Rngs, Sums
 from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.cutting import check_room, cut_at_borders, word_starts
 from transformer_jax.objectives.labels import check_classes, check_names, label_id
@@ -84,7 +84,7 @@ class TokenClassification:
         return found
 
     def loss(
-        self, apply: Apply, params: PyTree, batch: Batch, rng: jax.Array | None
+        self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Sums]:
         """Cross-entropy over words, summed, in nats.
 
@@ -97,7 +97,7 @@ class TokenClassification:
         Raises:
           ValueError: the model tells another number of classes than ``labels`` names.
         """
-        logits = run_model(apply, params, side_arrays(batch, "inputs"), rng)
+        logits = run_model(apply, params, side_arrays(batch, "inputs"), rngs, train=train)
         check_classes(logits.shape[-1], self.labels)
         targets, weights = jnp.asarray(batch["targets"]), target_weights(batch)
         losses = smoothed_cross_entropy(logits, targets, 0.0)

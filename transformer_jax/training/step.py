@@ -62,7 +62,7 @@ def make_train_step(experiment: Experiment) -> Step:
 
     def loss_gradient(params: PyTree, batch: Batch, rng: jax.Array, *, mean: bool) -> tuple[Sums, PyTree]:
         def loss(params: PyTree) -> tuple[jax.Array, Sums]:
-            return objective.loss(apply, params, batch, rng)
+            return objective.loss(apply, params, batch, {"dropout": rng}, train=True)
 
         total, pullback, sums = jax.vjp(loss, params, has_aux=True)
         # A mean from the start saves a pass over all gradients.

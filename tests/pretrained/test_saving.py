@@ -48,9 +48,9 @@ def changed(name, **changes):
         (
             "t5",
             dict(share_embeddings="inputs"),
-            r"not share_embeddings='inputs' and embedding_scale='logits'$",
+            r"has share_embeddings='inputs' and embedding_scale='logits'$",
         ),
-        ("t5", dict(embedding_scale="none"), r"not share_embeddings='all' and embedding_scale='none'$"),
+        ("t5", dict(embedding_scale="none"), r"has share_embeddings='all' and embedding_scale='none'$"),
         ("t5_v1_1", dict(share_embeddings="none"), r"share_embeddings='none' would be read as "),
     ],
 )

@@ -1,19 +1,28 @@
-"""Families: one file a paper, with its variants and the names of its checkpoints as data.
+"""Families: one file for each paper, with its variants and the format of its checkpoints as data.
 
-It may import models/ (for ``TransformerConfig``).
+To add a family, write its file and add a line to ``FAMILIES``.
+This folder may import models/ (for ``TransformerConfig``).
 """
 
 from transformer_jax.families import bart, bert, gpt2, marian, t5, transformer, vit
 from transformer_jax.families.base import Checkpoint, Family, Tensor
 from transformer_jax.models import TransformerConfig
 
-FAMILIES = {module.FAMILY.name: module.FAMILY for module in (transformer, marian, bert, gpt2, t5, bart, vit)}
+FAMILIES: dict[str, Family] = {
+    "transformer": transformer.FAMILY,
+    "marian": marian.FAMILY,
+    "bert": bert.FAMILY,
+    "gpt2": gpt2.FAMILY,
+    "t5": t5.FAMILY,
+    "bart": bart.FAMILY,
+    "vit": vit.FAMILY,
+}
 
 
 def family_of(config: TransformerConfig) -> Family:
-    """The family whose fixed fields a config has; ``transformer``, which fixes none, where no other does."""
-    found = [family for family in FAMILIES.values() if family.fixed and family.has(config)]
-    return found[0] if found else transformer.FAMILY
+    """Returns the family whose fixed fields ``config`` has, or else ``transformer``, which fixes none."""
+    matching = (family for family in FAMILIES.values() if family.fixed and family.has(config))
+    return next(matching, transformer.FAMILY)
 
 
 __all__ = [

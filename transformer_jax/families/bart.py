@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformer_jax.families.base import Checkpoint, Family, Tensor, attention, heads, layer_norm, linear
+from transformer_jax.families.layouts import Leading, SkippedRows
 from transformer_jax.models import TransformerConfig
 
 VOCAB_SIZE = 50_265
-POSITIONS_SKIPPED = 2  # rows of its position tables that no position reads
 
 
 def _size(num_layers: int, d_model: int, num_heads: int) -> dict[str, Any]:
@@ -36,7 +36,7 @@ FIXED: dict[str, Any] = dict(
     head="tokens",
 )
 
-# Decoding starts with </s>, as in the released models.
+# The released models start decoding with </s>.
 DEFAULTS: dict[str, Any] = dict(
     max_length=1024,
     norm_epsilon=1e-5,
@@ -50,7 +50,7 @@ DEFAULTS: dict[str, Any] = dict(
 
 
 def stack_tensors(ours: str, *, cross_attention: bool) -> tuple[Tensor, ...]:
-    """The layers of BART's encoder or decoder, which Marian has too."""
+    """Returns the tensors of the layers of BART's encoder or decoder; Marian's have the same names."""
     place, their_place = f"{ours}/layer_{{i}}", f"model.{ours}.layers.{{i}}"
     names = {"self_attention": "self_attn"} | (
         {"context_attention": "encoder_attn"} if cross_attention else {}
@@ -70,12 +70,12 @@ def stack_tensors(ours: str, *, cross_attention: bool) -> tuple[Tensor, ...]:
 
 def _embedded(ours: str, theirs: str) -> tuple[Tensor, ...]:
     return (
-        Tensor(f"{ours}/positions/embedding", f"{theirs}.embed_positions.weight", skipped=POSITIONS_SKIPPED),
+        Tensor(f"{ours}/positions/embedding", f"{theirs}.embed_positions.weight", SkippedRows(2)),
         *layer_norm(f"{ours}/norm", f"{theirs}.layernorm_embedding"),
     )
 
 
-LOGITS_BIAS = Tensor("logits/bias", "final_logits_bias", leading=1, is_optional=True)
+LOGITS_BIAS = Tensor("logits/bias", "final_logits_bias", Leading(1), is_optional=True)
 
 TENSORS = (
     Tensor("embedding/embedding", "model.shared.weight"),
@@ -111,12 +111,12 @@ ALIASES = {
 
 
 def read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    """Sizes of heads, and an epsilon that is not in ``config.json``: that of BART and of Marian."""
+    """Returns the sizes of heads, and the epsilon of norms, which ``config.json`` does not have."""
     return dict(heads(config["encoder_attention_heads"], config["d_model"]), norm_epsilon=1e-5)
 
 
 def write(config: TransformerConfig) -> dict[str, Any]:
-    """What ``transformers`` wants to be told besides."""
+    """Returns the keys that ``transformers`` needs in addition."""
     return dict(is_encoder_decoder=True, tie_word_embeddings=True)
 
 
@@ -136,13 +136,7 @@ FAMILY = Family(
         prefix="model.",
         architectures={"tokens": "BartForConditionalGeneration"},
     ),
+    vocab_size=VOCAB_SIZE,
 )
 
-
-def config(variant: str, *, vocab_size: int = VOCAB_SIZE, **changes: Any) -> TransformerConfig:
-    """The config of a published variant, with ``changes`` to any field of ``TransformerConfig``.
-
-    Raises:
-      ConfigError: an unknown variant or field, or a change that does not fit.
-    """
-    return FAMILY.config(variant, vocab_size=vocab_size, **changes)
+config = FAMILY.config

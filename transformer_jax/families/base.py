@@ -1,39 +1,31 @@
-"""What a family is: variants, what they share, and what its checkpoints call things. All of it data."""
+"""The types that describe a family: its variants, its fixed fields, and the format of its checkpoints."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from transformer_jax.config import ConfigError, nearest
+from transformer_jax.families.layouts import LINEAR, SAME, Layout, Linear, Vector
 from transformer_jax.models import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One parameter of ours and the tensor of a checkpoint that holds it.
+    """One parameter of this library and the tensor of a checkpoint that holds it.
 
     Attributes:
-      ours: path of the parameter, with ``{i}`` for the number of a layer (``layer_{i}``).
-      theirs: name of the tensor, with ``{i}`` as well.
-      kind: how theirs is laid out. "same": alike; "vector": flattened; "linear": (outputs, inputs), as
-        PyTorch's ``Linear``; "matrix": (inputs, outputs), as GPT-2's ``Conv1D``; "patches": (outputs,
-        channels, height, width), as ``Conv2d``.
-      inputs: how many of our kernel's axes are contracted, for "linear" and "matrix".
-      part: ``(k, n)`` where theirs holds n of ours side by side, on its last axis, and this is number k.
-      leading: axes of size 1 that theirs has in front.
-      skipped: rows at the start of theirs that nothing reads; written as zeros.
-      may_be_zero: though it is a kernel, an embedding or a norm's scale: all of it, in a whole checkpoint.
-      is_optional: zeros where a checkpoint has no such tensor.
-      when: a field of the config and the value with which this entry holds.
+      ours: path of the parameter; ``{i}`` stands for the layer's index, as in ``encoder/layer_{i}``.
+      theirs: name of the tensor; ``{i}`` stands for the layer's index here too.
+      layout: how the parameter lies in the tensor.
+      may_be_zero: True if an intact checkpoint may have only zeros in this kernel, embedding or scale of a
+        norm. In other ones they mean that the file is damaged.
+      is_optional: True if the parameter is zero when a checkpoint lacks the tensor.
+      when: a field of the config and a value; the entry is used only for configs in which the field has it.
     """
 
     ours: str
     theirs: str
-    kind: Literal["same", "vector", "linear", "matrix", "patches"] = "same"
-    inputs: int = 1
-    part: tuple[int, int] = (0, 1)
-    leading: int = 0
-    skipped: int = 0
+    layout: Layout = SAME
     may_be_zero: bool = False
     is_optional: bool = False
     when: tuple[str, Any] | None = None
@@ -41,25 +33,25 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """How a family's folders in the format of Hugging Face ``transformers`` are read and written.
+    """How the Hugging Face ``transformers`` folders of a family are read and written.
 
     Attributes:
-      model_type: of ``config.json``.
-      fields: pairs (field of ``TransformerConfig``, key of ``config.json``) that mean the same.
-      required: keys of ``config.json`` that must have these values where they are there, for the model to be
-        what this family's ``fixed`` fields say.
-      read: fields that do not just have another name there, from the content of ``config.json`` and the names
-        of all tensors.
-      write: the keys of ``config.json`` for these.
-      tensors: every tensor of every head; those whose parameter a config does not have are not used.
-      aliases: names that may stand for the tensor of another name too: what they hold must be the same.
-      ignored: regular expressions of names that hold nothing learned.
-      left_over: for a head, regular expressions of names that models with it do not read: another
-        head's, which a checkpoint may have kept.
-      prefix: what names begin with, but for checkpoints of the model without a head.
-      heads: pairs (head, tensors without prefix by which a checkpoint shows that it has it); the first that
-        fits holds, but of those with labels the one that ``architectures`` names.
-      architectures: the class in ``transformers`` for each head.
+      model_type: the value of this key in ``config.json``.
+      fields: pairs (field of ``TransformerConfig``, key of ``config.json``) with the same meaning.
+      tensors: the tensors of all heads; those whose parameter a config does not have are not used.
+      architectures: for each head of the family, the name of the class in ``transformers``.
+      required: keys of ``config.json`` and the values that they must have if they are present, because the
+        family's ``fixed`` fields mean these.
+      read: returns the fields that need more than renaming, given the content of ``config.json`` and the
+        names of all tensors.
+      write: returns the keys of ``config.json`` for those fields.
+      aliases: names under which a checkpoint may store a tensor once more; the copies must be equal.
+      ignored: regular expressions for names of tensors that hold nothing learned.
+      left_over: for a head, regular expressions for names of tensors that models with this head do not read,
+        because they belong to another head that the checkpoint was fine-tuned from.
+      prefix: of the tensors' names; checkpoints of the model without a head lack it.
+      heads: pairs (head, names of tensors without the prefix). The checkpoint has the first head whose
+        tensors are all present; between several heads with labels, its ``architectures`` decide.
     """
 
     model_type: str
@@ -78,14 +70,16 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A paper's models.
+    """The models of a paper.
 
     Attributes:
-      name: as in ``transformer_jax.families``.
-      variants: fields of ``TransformerConfig`` by name of the variant.
-      fixed: fields that all variants share; a config is of this family if it has them.
+      name: the name of its module in ``transformer_jax.families``.
+      variants: for each published variant, its fields of ``TransformerConfig``.
+      fixed: fields that all variants share; a config belongs to the family if it has them.
       defaults: fields that all variants have unless they are changed.
-      checkpoint: None where ``transformers`` has no such model.
+      checkpoint: None if ``transformers`` has no such model.
+      vocab_size: number of tokens unless it is changed; None for models without tokens.
+      derived: returns fields that follow from the other fields, unless they are changed.
     """
 
     name: str
@@ -93,30 +87,40 @@ class Family:
     fixed: Mapping[str, Any]
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     checkpoint: Checkpoint | None = None
+    vocab_size: int | None = None
+    derived: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda fields: {}
 
-    def config(self, variant: str, **changes: Any) -> TransformerConfig:
-        """The config of a published variant, with ``changes`` to any field of ``TransformerConfig``.
+    def config(self, variant: str = "", **changes: Any) -> TransformerConfig:
+        """Returns the config of a published variant.
+
+        Args:
+          variant: a key of ``variants``; it may be left out if there is only one.
+          changes: any fields of ``TransformerConfig``, such as ``vocab_size`` or ``max_length``.
 
         Raises:
-          ConfigError: an unknown variant or field, or a change that does not fit.
+          ConfigError: the variant or a field is unknown, or the fields contradict each other.
         """
+        if not variant and len(self.variants) == 1:
+            (variant,) = self.variants
         if variant not in self.variants:
             raise ConfigError(
                 f"no variant {variant!r} of the family {self.name}; there are {', '.join(self.variants)}"
             )
-        return make_config({**self.fixed, **self.defaults, **self.variants[variant], **changes})
+        own = {} if self.vocab_size is None else {"vocab_size": self.vocab_size}
+        fields = {**own, **self.fixed, **self.defaults, **self.variants[variant], **changes}
+        return make_config({**fields, **self.derived(fields), **changes})
 
     def has(self, config: TransformerConfig) -> bool:
-        """Whether ``config`` is one of this family's, of whatever size."""
+        """Returns whether ``config`` is a model of this family, of any size."""
         return not self.differing(config)
 
     def differing(self, config: TransformerConfig) -> list[str]:
-        """The fixed fields that ``config`` has otherwise."""
+        """Returns the names of the fixed fields that have another value in ``config``."""
         return [name for name, value in self.fixed.items() if getattr(config, name) != value]
 
 
 def make_config(fields: Mapping[str, Any]) -> TransformerConfig:
-    """The config with these fields; raises ConfigError for one that there is not."""
+    """Returns the config with these fields; raises ConfigError if there is no field of a name."""
     known = [field.name for field in dataclasses.fields(TransformerConfig)]
     for name in fields:
         if name not in known:
@@ -125,36 +129,31 @@ def make_config(fields: Mapping[str, Any]) -> TransformerConfig:
 
 
 def heads(count: int, d_model: int) -> dict[str, Any]:
-    """``count`` heads that share ``d_model`` among them; raises ValueError if it does not divide."""
+    """Returns the fields of ``count`` equal heads; raises ValueError unless they divide ``d_model``."""
     if count < 1 or d_model % count:
         raise ValueError(f"{count} heads cannot share a width of {d_model}: they must divide it")
     return dict(d_model=d_model, num_heads=count, key_size=d_model // count, value_size=d_model // count)
 
 
 def linear(
-    ours: str,
-    theirs: str,
-    kind: Literal["linear", "matrix"] = "linear",
-    inputs: int = 1,
-    *,
-    may_be_zero: bool = False,
+    ours: str, theirs: str, layout: Layout = LINEAR, *, may_be_zero: bool = False
 ) -> tuple[Tensor, ...]:
-    """Kernel and bias of a linear map."""
+    """Returns the kernel, with this layout, and the bias of a linear map."""
     return (
-        Tensor(f"{ours}/kernel", f"{theirs}.weight", kind, inputs, may_be_zero=may_be_zero),
-        Tensor(f"{ours}/bias", f"{theirs}.bias", "vector"),
+        Tensor(f"{ours}/kernel", f"{theirs}.weight", layout, may_be_zero=may_be_zero),
+        Tensor(f"{ours}/bias", f"{theirs}.bias", Vector()),
     )
 
 
 def layer_norm(ours: str, theirs: str) -> tuple[Tensor, ...]:
-    """Scale and bias of a LayerNorm."""
+    """Returns the scale and the bias of a LayerNorm."""
     return (Tensor(f"{ours}/scale", f"{theirs}.weight"), Tensor(f"{ours}/bias", f"{theirs}.bias"))
 
 
 def attention(ours: str, query: str, key: str, value: str, output: str) -> tuple[Tensor, ...]:
-    """The four projections of a multi-head attention."""
+    """Returns the four projections of a multi-head attention, given the names of their modules."""
     inward = {"query": query, "key": key, "value": value}
     return (
         *(tensor for name, theirs in inward.items() for tensor in linear(f"{ours}/{name}", theirs)),
-        *linear(f"{ours}/output", output, inputs=2),
+        *linear(f"{ours}/output", output, Linear(inputs=2)),
     )

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformer_jax.families.base import Checkpoint, Family, Tensor, attention, heads, layer_norm, linear
-from transformer_jax.models import TransformerConfig
 
 VOCAB_SIZE = 30_522  # of the released uncased models
 
@@ -20,7 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "medium": _size(8, 512, 8),
     "base": _size(12, 768, 12),
     "large": _size(24, 1024, 16),
-    "minilm": _size(6, 384, 12),  # of sentence-transformers' all-MiniLM-L6-v2 (Wang et al. 2020)
+    "minilm": _size(6, 384, 12),  # all-MiniLM-L6-v2 of sentence-transformers (Wang et al. 2020)
 }
 
 FIXED: dict[str, Any] = dict(
@@ -55,7 +54,7 @@ _THEIR_LAYER = "bert.encoder.layer.{i}"
 TENSORS = (
     Tensor("embedding/embedding", "bert.embeddings.word_embeddings.weight"),
     Tensor("embed_inputs/positions/embedding", "bert.embeddings.position_embeddings.weight"),
-    # Zeros in models that were trained without types.
+    # The table of types is zero in models that were trained without types.
     Tensor("embed_inputs/types/embedding", "bert.embeddings.token_type_embeddings.weight", may_be_zero=True),
     *layer_norm("embed_inputs/norm", "bert.embeddings.LayerNorm"),
     *attention(
@@ -74,7 +73,7 @@ TENSORS = (
     *layer_norm("head/masked_tokens/norm", "cls.predictions.transform.LayerNorm"),
     Tensor("head/masked_tokens/logits/bias", "cls.predictions.bias"),
     *linear("head/next_sentence", "cls.seq_relationship", may_be_zero=True),
-    *linear("head/classes", "classifier", may_be_zero=True),  # as some begin with
+    *linear("head/classes", "classifier", may_be_zero=True),  # some fine-tunings begin with zeros
     *linear("head/spans", "qa_outputs", may_be_zero=True),
 )
 
@@ -116,7 +115,7 @@ FAMILY = Family(
             "cls.predictions.decoder.bias": "cls.predictions.bias",
         },
         ignored=(r".*embeddings\.position_ids",),
-        # These were fine-tuned from models with a pooler, which transformers leaves out of them.
+        # Checkpoints with these heads may keep the pooler of the model that they were fine-tuned from.
         left_over=dict.fromkeys(("masked_tokens", "spans", "token_classes"), (r"bert\.pooler\..*",)),
         prefix="bert.",
         heads=(
@@ -140,13 +139,7 @@ FAMILY = Family(
             "none": "BertModel",
         },
     ),
+    vocab_size=VOCAB_SIZE,
 )
 
-
-def config(variant: str, *, vocab_size: int = VOCAB_SIZE, **changes: Any) -> TransformerConfig:
-    """The config of a published variant, with ``changes`` to any field of ``TransformerConfig``.
-
-    Raises:
-      ConfigError: an unknown variant or field, or a change that does not fit.
-    """
-    return FAMILY.config(variant, vocab_size=vocab_size, **changes)
+config = FAMILY.config

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformer_jax.families.base import Checkpoint, Family, Tensor, heads, layer_norm, linear
+from transformer_jax.families.layouts import Matrix, Part, Vector
 from transformer_jax.models import TransformerConfig
 
 VOCAB_SIZE = 50_257
@@ -53,21 +54,19 @@ TENSORS = (
             Tensor(
                 f"{_LAYER}/self_attention/{name}/kernel",
                 f"{_THEIR_LAYER}.attn.c_attn.weight",
-                "matrix",
-                part=(k, 3),
+                Part(k, 3, Matrix()),
             ),
             Tensor(
                 f"{_LAYER}/self_attention/{name}/bias",
                 f"{_THEIR_LAYER}.attn.c_attn.bias",
-                "vector",
-                part=(k, 3),
+                Part(k, 3, Vector()),
             ),
         )
     ),
-    *linear(f"{_LAYER}/self_attention/output", f"{_THEIR_LAYER}.attn.c_proj", "matrix", inputs=2),
+    *linear(f"{_LAYER}/self_attention/output", f"{_THEIR_LAYER}.attn.c_proj", Matrix(inputs=2)),
     *layer_norm(f"{_LAYER}/self_attention_norm", f"{_THEIR_LAYER}.ln_1"),
-    *linear(f"{_LAYER}/feedforward/hidden", f"{_THEIR_LAYER}.mlp.c_fc", "matrix"),
-    *linear(f"{_LAYER}/feedforward/output", f"{_THEIR_LAYER}.mlp.c_proj", "matrix"),
+    *linear(f"{_LAYER}/feedforward/hidden", f"{_THEIR_LAYER}.mlp.c_fc", Matrix()),
+    *linear(f"{_LAYER}/feedforward/output", f"{_THEIR_LAYER}.mlp.c_proj", Matrix()),
     *layer_norm(f"{_LAYER}/feedforward_norm", f"{_THEIR_LAYER}.ln_2"),
     *layer_norm("decoder/final_norm", "transformer.ln_f"),
 )
@@ -84,7 +83,7 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
         d_feedforward=4 * config["n_embd"] if inner is None else inner,
         eos_id=eos_id,
         decoder_start_id=eos_id,
-        pad_id=eos_id,  # there is none; segments say what is padding
+        pad_id=eos_id,  # GPT-2 has no padding token, and its model here finds padding by segments
     )
 
 
@@ -92,6 +91,11 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
     return dict(
         n_inner=config.d_feedforward, eos_token_id=config.eos_id, bos_token_id=config.decoder_start_id
     )
+
+
+def _ends(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the id of ``<|endoftext|>``, the last token, which starts and ends documents."""
+    return dict.fromkeys(("pad_id", "decoder_start_id", "eos_id"), fields["vocab_size"] - 1)
 
 
 FAMILY = Family(
@@ -127,16 +131,8 @@ FAMILY = Family(
         prefix="transformer.",
         architectures={"tokens": "GPT2LMHeadModel"},
     ),
+    vocab_size=VOCAB_SIZE,
+    derived=_ends,
 )
 
-
-def config(variant: str, *, vocab_size: int = VOCAB_SIZE, **changes: Any) -> TransformerConfig:
-    """The config of a published variant, with ``changes`` to any field of ``TransformerConfig``.
-
-    The last token of the vocabulary, GPT-2's ``<|endoftext|>``, starts and ends documents.
-
-    Raises:
-      ConfigError: an unknown variant or field, or a change that does not fit.
-    """
-    ends = dict.fromkeys(("pad_id", "decoder_start_id", "eos_id"), vocab_size - 1)
-    return FAMILY.config(variant, **{**ends, "vocab_size": vocab_size, **changes})
+config = FAMILY.config

@@ -1,18 +1,18 @@
 """MarianMT (Junczys-Dowmunt et al. 2018, "Marian"; Tiedemann and Thottingal 2020, "OPUS-MT").
 
-The paper's base model, trained for more than a thousand pairs of languages. It has biases in attention and
-after the logits, swish instead of ReLU, and the sinusoids in another order.
+OPUS-MT has models of more than a thousand language pairs. Each is the base model of Vaswani et al. 2017 with
+biases in attention and on the logits, swish instead of ReLU, and the sinusoids in another order.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformer_jax.families.bart import ALIASES, FIELDS, LOGITS_BIAS, read, stack_tensors, write
 from transformer_jax.families.base import Checkpoint, Family, Tensor
-from transformer_jax.models import TransformerConfig
 
-VOCAB_SIZE = 58_101  # of opus-mt-en-de, padding included; each pair of languages has its own
+VOCAB_SIZE = 58_101  # opus-mt-en-de with padding; other language pairs have other sizes
 
-VARIANTS: dict[str, dict[str, Any]] = {"opus-mt": {}}  # the sizes of the paper's base model
+VARIANTS: dict[str, dict[str, Any]] = {"opus-mt": {}}  # the defaults of TransformerConfig
 
 FIXED: dict[str, Any] = dict(
     positions="sinusoidal_halves",
@@ -30,6 +30,12 @@ FIXED: dict[str, Any] = dict(
 )
 
 DEFAULTS: dict[str, Any] = dict(max_length=512, norm_epsilon=1e-5, dropout=0.1, eos_id=0)
+
+
+def _starts(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the id of padding, the last token of the vocabulary, which also starts decoding."""
+    return dict.fromkeys(("pad_id", "decoder_start_id"), fields["vocab_size"] - 1)
+
 
 FAMILY = Family(
     "marian",
@@ -61,16 +67,8 @@ FAMILY = Family(
         prefix="model.",
         architectures={"tokens": "MarianMTModel"},
     ),
+    vocab_size=VOCAB_SIZE,
+    derived=_starts,
 )
 
-
-def config(variant: str = "opus-mt", *, vocab_size: int = VOCAB_SIZE, **changes: Any) -> TransformerConfig:
-    """The config of a variant, with ``changes`` to any field of ``TransformerConfig``.
-
-    The last token of the vocabulary is padding, and what decoding starts with.
-
-    Raises:
-      ConfigError: an unknown variant or field, or a change that does not fit.
-    """
-    ends = dict.fromkeys(("pad_id", "decoder_start_id"), vocab_size - 1)
-    return FAMILY.config(variant, **{**ends, "vocab_size": vocab_size, **changes})
+config = FAMILY.config

@@ -1,16 +1,17 @@
 """T5 (Raffel et al. 2020, arXiv:1910.10683), version 1.0, and 1.1 (Shazeer 2020, arXiv:2002.05202).
 
-Version 1.1 has gated feed-forward networks, embeddings that the logits do not share, and no dropout while it
-is pretrained.
+Version 1.1 has gated feed-forward networks, does not share the embeddings with the logits, and is pretrained
+without dropout.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from transformer_jax.families.base import Checkpoint, Family, Tensor
+from transformer_jax.families.layouts import Linear
 from transformer_jax.models import TransformerConfig
 
-VOCAB_SIZE = 32_128  # 32,000 pieces, 100 sentinels, and up to a multiple of 128
+VOCAB_SIZE = 32_128  # 32,000 pieces and 100 sentinels, rounded up to a multiple of 128
 
 
 def _size(
@@ -69,7 +70,7 @@ DEFAULTS: dict[str, Any] = dict(
 
 
 def _stack(stack: str, sublayers: tuple[tuple[str, str], ...]) -> tuple[Tensor, ...]:
-    """The tensors of encoder or decoder, whose attentions are ``sublayers``: ours and theirs."""
+    """Returns the tensors of the encoder or decoder; ``sublayers`` names its attentions, ours and theirs."""
     tensors = [
         Tensor(
             f"{stack}/relative_bias/embedding",
@@ -85,8 +86,7 @@ def _stack(stack: str, sublayers: tuple[tuple[str, str], ...]) -> tuple[Tensor, 
                 Tensor(
                     f"{place}/{ours}/{name}/kernel",
                     f"{their_place}.{theirs}.{name[0]}.weight",
-                    "linear",
-                    2 if name == "output" else 1,
+                    Linear(inputs=2 if name == "output" else 1),
                 )
                 for name in ("query", "key", "value", "output")
             ]
@@ -95,11 +95,11 @@ def _stack(stack: str, sublayers: tuple[tuple[str, str], ...]) -> tuple[Tensor, 
     return (
         *tensors,
         Tensor(
-            f"{place}/feedforward/hidden/kernel", f"{dense}.wi.weight", "linear", when=("activation", "relu")
+            f"{place}/feedforward/hidden/kernel", f"{dense}.wi.weight", Linear(), when=("activation", "relu")
         ),
-        Tensor(f"{place}/feedforward/gate/kernel", f"{dense}.wi_0.weight", "linear", when=is_gated),
-        Tensor(f"{place}/feedforward/hidden/kernel", f"{dense}.wi_1.weight", "linear", when=is_gated),
-        Tensor(f"{place}/feedforward/output/kernel", f"{dense}.wo.weight", "linear"),
+        Tensor(f"{place}/feedforward/gate/kernel", f"{dense}.wi_0.weight", Linear(), when=is_gated),
+        Tensor(f"{place}/feedforward/hidden/kernel", f"{dense}.wi_1.weight", Linear(), when=is_gated),
+        Tensor(f"{place}/feedforward/output/kernel", f"{dense}.wo.weight", Linear()),
     )
 
 
@@ -109,11 +109,11 @@ TENSORS = (
     Tensor("embedding/embedding", "shared.weight"),
     *_stack("encoder", (_SELF,)),
     *_stack("decoder", (_SELF, ("context_attention", "EncDecAttention"))),
-    Tensor("logits/projection/kernel", "lm_head.weight", "linear", when=("share_embeddings", "inputs")),
+    Tensor("logits/projection/kernel", "lm_head.weight", Linear(), when=("share_embeddings", "inputs")),
 )
 
 
-# What transformers goes by, for each feed_forward_proj that there is here.
+# For each supported feed_forward_proj, the keys that transformers derives from it and follows.
 _FEEDFORWARDS = {
     "relu": dict(dense_act_fn="relu", is_gated_act=False),
     "gated-gelu": dict(dense_act_fn="gelu_new", is_gated_act=True),
@@ -122,15 +122,15 @@ _FEEDFORWARDS = {
 
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
     activation = config.get("feed_forward_proj", "relu")
-    if activation not in list(_FEEDFORWARDS):  # a list, for what is no string is in none
+    if activation not in list(_FEEDFORWARDS):  # a list, because the value may be unhashable
         raise ValueError(f"feed_forward_proj={activation!r} must be one of {', '.join(_FEEDFORWARDS)}")
     for key, value in _FEEDFORWARDS[activation].items():
         if config.get(key, value) != value:
             raise ValueError(f"{key}={config[key]!r} contradicts feed_forward_proj={activation!r}")
-    # transformers 5 says tied of version 1.1 as well; its checkpoints show what they are.
+    # transformers 5 writes tie_word_embeddings=true for version 1.1 too, but only that has lm_head.weight.
     is_scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
     is_tied = "lm_head.weight" not in names or is_scaled
-    # As theirs: decoding starts with padding where nothing else is said.
+    # transformers, too, starts decoding with padding by default.
     start = config.get("decoder_start_token_id", config.get("pad_token_id", DEFAULTS["pad_id"]))
     return dict(
         value_size=config["d_kv"],
@@ -148,9 +148,9 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
     is_gated = config.activation == "gated_gelu_tanh"
     if (config.share_embeddings == "all") != (config.embedding_scale == "logits"):
         raise ValueError(
-            "transformers has one key, tie_word_embeddings, for share_embeddings='all' and "
-            f"embedding_scale='logits', not share_embeddings={config.share_embeddings!r} and "
-            f"embedding_scale={config.embedding_scale!r}"
+            "transformers ties embeddings and scales logits by one key, tie_word_embeddings, so that "
+            "share_embeddings='all' needs embedding_scale='logits' and the reverse, but this model has "
+            f"share_embeddings={config.share_embeddings!r} and embedding_scale={config.embedding_scale!r}"
         )
     return dict(
         feed_forward_proj="gated-gelu" if is_gated else "relu",
@@ -194,13 +194,7 @@ FAMILY = Family(
         ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
         architectures={"tokens": "T5ForConditionalGeneration"},
     ),
+    vocab_size=VOCAB_SIZE,
 )
 
-
-def config(variant: str, *, vocab_size: int = VOCAB_SIZE, **changes: Any) -> TransformerConfig:
-    """The config of a published variant, with ``changes`` to any field of ``TransformerConfig``.
-
-    Raises:
-      ConfigError: an unknown variant or field, or a change that does not fit.
-    """
-    return FAMILY.config(variant, vocab_size=vocab_size, **changes)
+config = FAMILY.config

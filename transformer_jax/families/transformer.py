@@ -1,11 +1,10 @@
-"""*Attention Is All You Need* (Vaswani et al. 2017, arXiv:1706.03762v7): variants, as data."""
+"""The Transformer of *Attention Is All You Need* (Vaswani et al. 2017, arXiv:1706.03762v7)."""
 
 from typing import Any
 
 from transformer_jax.families.base import Family
-from transformer_jax.models import TransformerConfig
 
-PAPER_VOCAB_SIZE = 37_000  # section 5.1, "about 37000 tokens": shared by English and German
+PAPER_VOCAB_SIZE = 37_000  # section 5.1: "about 37000 tokens", shared by English and German
 
 BASE: dict[str, Any] = {}  # the defaults of TransformerConfig
 BIG: dict[str, Any] = dict(d_model=1024, num_heads=16, d_feedforward=4096, dropout=0.3)
@@ -19,7 +18,7 @@ def _layers(count: int) -> dict[str, Any]:
     return dict(num_encoder_layers=count, num_decoder_layers=count)
 
 
-# Names of rows are those of Table 3: its letter, then what the row changes of ``base``.
+# The rows of Table 3 are named by their letter and by what they change in ``base``.
 VARIANTS: dict[str, dict[str, Any]] = {
     "tiny": dict(d_model=128, d_feedforward=512, **_heads(4, 32), **_layers(2)),
     "base": BASE,
@@ -44,17 +43,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "E-learned-positions": dict(positions="learned"),
 }
 
-# What a row changes in training, not in the model; elsewhere it is 0.1 (section 5.4).
+# These rows change training and not the model. Other variants have a label smoothing of 0.1 (section 5.4).
 LABEL_SMOOTHING = {"D-smoothing-0.0": 0.0, "D-smoothing-0.2": 0.2}
 
 
-FAMILY = Family("transformer", VARIANTS, fixed={})
+FAMILY = Family("transformer", VARIANTS, fixed={}, vocab_size=PAPER_VOCAB_SIZE)
 
-
-def config(variant: str, *, vocab_size: int = PAPER_VOCAB_SIZE, **changes: Any) -> TransformerConfig:
-    """The config of a published variant, with ``changes`` to any field of ``TransformerConfig``.
-
-    Raises:
-      ConfigError: an unknown variant or field, or a change that does not fit.
-    """
-    return FAMILY.config(variant, vocab_size=vocab_size, **changes)
+config = FAMILY.config

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformer_jax.families.base import Checkpoint, Family, Tensor, attention, heads, layer_norm, linear
+from transformer_jax.families.layouts import Convolution, Leading
 from transformer_jax.models import TransformerConfig
 
 PATCH_SIZES = (14, 16, 32)
@@ -21,7 +22,7 @@ _SIZES = {
     "H": _size(32, 1280, 16),
 }
 
-# As the paper writes them: B/16 has patches of 16 x 16 pixels.
+# In the paper's notation, B/16 has patches of 16 x 16 pixels.
 VARIANTS: dict[str, dict[str, Any]] = {
     f"{name}/{patch}": {**size, "patch_size": patch} for name, size in _SIZES.items() for patch in PATCH_SIZES
 }
@@ -47,11 +48,16 @@ _LAYER = "encoder/layer_{i}"
 _THEIR_LAYER = "vit.encoder.layer.{i}"
 
 TENSORS = (
-    Tensor("embed_patches/class", "vit.embeddings.cls_token", leading=2),
+    Tensor("embed_patches/class", "vit.embeddings.cls_token", Leading(2)),
     Tensor(
-        "embed_patches/positions/embedding", "vit.embeddings.position_embeddings", leading=1, may_be_zero=True
+        "embed_patches/positions/embedding",
+        "vit.embeddings.position_embeddings",
+        Leading(1),
+        may_be_zero=True,
     ),
-    Tensor("embed_patches/patches/kernel", "vit.embeddings.patch_embeddings.projection.weight", "patches"),
+    Tensor(
+        "embed_patches/patches/kernel", "vit.embeddings.patch_embeddings.projection.weight", Convolution()
+    ),
     Tensor("embed_patches/patches/bias", "vit.embeddings.patch_embeddings.projection.bias"),
     *attention(
         f"{_LAYER}/self_attention",
@@ -66,7 +72,7 @@ TENSORS = (
     *layer_norm(f"{_LAYER}/feedforward_norm", f"{_THEIR_LAYER}.layernorm_after"),
     *layer_norm("encoder/final_norm", "vit.layernorm"),
     *linear("head/pooler/dense", "vit.pooler.dense"),
-    *linear("head/classes", "classifier", may_be_zero=True),  # as fine-tuning begins
+    *linear("head/classes", "classifier", may_be_zero=True),  # fine-tuning begins with zeros
 )
 
 
@@ -83,7 +89,7 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
 
 
 def _sides(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
-    """Height and width in pixels, one number there or a list of two; raises ValueError for another value."""
+    """Returns height and width in pixels, given as one number or a list of two; else raises ValueError."""
     value = config.get(key, default)
     sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
     if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
@@ -95,6 +101,14 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
     height, width, channels = config.image_shape
     size = height if height == width else [height, width]
     return dict(image_size=size, patch_size=config.patch_size, num_channels=channels)
+
+
+def _derived(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the number of positions, one for each patch and one for the class token."""
+    height, width, _ = fields["image_shape"]
+    patch_size = fields["patch_size"]
+    unlabelled = {} if fields["head"] == "classes" else {"num_labels": 0}
+    return dict(max_length=(height // patch_size) * (width // patch_size) + 1, **unlabelled)
 
 
 FAMILY = Family(
@@ -117,25 +131,12 @@ FAMILY = Family(
         read=_read,
         write=_write,
         tensors=TENSORS,
-        left_over={"classes": (r"vit\.pooler\..*",)},  # which transformers leaves out of them
+        left_over={"classes": (r"vit\.pooler\..*",)},  # of the model that was fine-tuned
         prefix="vit.",
         heads=(("classes", ("classifier.weight",)), ("pooled", ("pooler.dense.weight",)), ("none", ())),
         architectures={"classes": "ViTForImageClassification", "pooled": "ViTModel", "none": "ViTModel"},
     ),
+    derived=_derived,
 )
 
-
-def config(variant: str, **changes: Any) -> TransformerConfig:
-    """The config of a published variant, with ``changes`` to any field of ``TransformerConfig``.
-
-    ``image_shape`` (224, 224, 3) and 1,000 labels unless they are changed; ``max_length`` follows.
-
-    Raises:
-      ConfigError: an unknown variant or field, or a change that does not fit.
-    """
-    fields = {**DEFAULTS, **VARIANTS.get(variant, {}), **changes}
-    if fields["head"] != "classes":
-        fields |= {"num_labels": 0} if "num_labels" not in changes else {}
-    height, width, _ = fields["image_shape"]
-    patches = (height // fields.get("patch_size", 1)) * (width // fields.get("patch_size", 1))
-    return FAMILY.config(variant, **{"max_length": patches + 1, **fields})
+config = FAMILY.config

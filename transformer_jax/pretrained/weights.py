@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,57 +30,24 @@ _NEW = ".new"  # at the end of a file's name, until it takes the place of an old
 SHARD_BYTES = 5_000_000_000  # of a written file, as transformers has it
 
 
-class _Place:
-    """One parameter, or one layer of a scanned one, and the tensor that holds it."""
+class _Place(NamedTuple):
+    """A parameter, or one layer of a parameter whose layers are stacked, and the tensor that holds it."""
 
-    def __init__(self, path: str, layer: int | None, tensor: Tensor, name: str, shape: tuple[int, ...]):
-        self.path, self.layer, self.tensor, self.name, self.shape = path, layer, tensor, name, shape
+    path: str
+    layer: int | None  # index into the stacked layers; None if they are not stacked
+    tensor: Tensor
+    name: str  # of the tensor
+    shape: tuple[int, ...]  # of the parameter, or of the layer
 
     @property
-    def their_shape(self) -> tuple[int, ...]:
-        """Of the tensor, all of its parts together."""
-        tensor, shape, parts = self.tensor, self.shape, self.tensor.part[1]
-        inputs, outputs = math.prod(shape[: tensor.inputs]), math.prod(shape[tensor.inputs :])
-        if tensor.kind == "vector":
-            theirs: tuple[int, ...] = (math.prod(shape) * parts,)
-        elif tensor.kind == "linear":
-            theirs = (outputs * parts, inputs)
-        elif tensor.kind == "matrix":
-            theirs = (inputs, outputs * parts)
-        elif tensor.kind == "patches":
-            theirs = (*shape[::-1][:2], *shape[:2])
-        else:
-            theirs = (shape[0] + tensor.skipped, *shape[1:])
-        return (1,) * tensor.leading + theirs
+    def tensor_shape(self) -> tuple[int, ...]:
+        """The shape of the tensor."""
+        return self.tensor.layout.shape(self.shape)
 
     @property
     def is_never_zero(self) -> bool:
-        """Whether a whole checkpoint has other numbers than zeros in it."""
+        """Whether an intact checkpoint has other numbers than zeros in it."""
         return self.path.endswith(_NEVER_ZERO) and not self.tensor.may_be_zero
-
-    def to_ours(self, array: np.ndarray) -> np.ndarray:
-        tensor = self.tensor
-        array = array.reshape(array.shape[tensor.leading :])[tensor.skipped :]
-        if tensor.kind == "linear":
-            array = array.T
-        elif tensor.kind == "patches":
-            array = array.transpose(2, 3, 1, 0)
-        number, parts = tensor.part
-        return np.split(array, parts, axis=-1)[number].reshape(self.shape)
-
-    def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        """The reverse, of one part."""
-        tensor, shape = self.tensor, self.shape
-        matrix = (math.prod(shape[: tensor.inputs]), math.prod(shape[tensor.inputs :]))
-        if tensor.kind == "vector":
-            array = array.reshape(-1)
-        elif tensor.kind in ("linear", "matrix"):
-            array = array.reshape(matrix)
-            array = array.T if tensor.kind == "linear" else array
-        elif tensor.kind == "patches":
-            array = array.transpose(3, 2, 0, 1)
-        array = np.pad(array, ((tensor.skipped, 0), *((0, 0),) * (array.ndim - 1)))
-        return array.reshape((1,) * tensor.leading + array.shape)
 
 
 def _places(
@@ -141,7 +108,7 @@ def read_weights(
             place.path
             for place in places
             if place.path.startswith("head/")
-            and (place.name not in names or files.shapes[names[place.name]] != place.their_shape)
+            and (place.name not in names or files.shapes[names[place.name]] != place.tensor_shape)
         }
         places = [place for place in places if place.path not in absent]
     ignored = (*checkpoint.ignored, *checkpoint.left_over.get(config.head, ()))
@@ -194,14 +161,14 @@ def _check(
 ) -> None:
     used = {place.name for place in places}
     missing = {
-        f"{place.name} {place.their_shape}"
+        f"{place.name} {place.tensor_shape}"
         for place in places
         if place.name not in names and not place.tensor.is_optional
     }
     misshaped = {
-        f"{place.name}: {files.shapes[names[place.name]]} instead of {place.their_shape}"
+        f"{place.name}: {files.shapes[names[place.name]]} instead of {place.tensor_shape}"
         for place in places
-        if place.name in names and files.shapes[names[place.name]] != place.their_shape
+        if place.name in names and files.shapes[names[place.name]] != place.tensor_shape
     }
     heads = {tensor.theirs for tensor in checkpoint.tensors if tensor.ours.startswith("head/")}
     extra, differing = set(), set()
@@ -239,7 +206,7 @@ def _read_parameter(
     def read(place: _Place) -> np.ndarray:
         if place.name not in names:
             return np.zeros(place.shape, np.float32)  # optional, or it would have been missed
-        found = place.to_ours(files.read(names[place.name]))
+        found = place.tensor.layout.read(files.read(names[place.name]), place.shape)
         if place.is_never_zero and not found.any():
             zero.add(names[place.name])
         return found
@@ -319,7 +286,7 @@ def new_weights(
     shards: list[list[str]] = [[]]
     size = 0
     for name, places in of_name.items():
-        own = 4 * math.prod(places[0].their_shape)
+        own = 4 * math.prod(places[0].tensor_shape)
         if size + own > shard_bytes and shards[-1]:
             shards.append([])
             size = 0
@@ -363,10 +330,10 @@ def _save(tensors: dict[str, np.ndarray], path: str) -> None:
 
 
 def _gather(places: list[_Place], leaves: Mapping[str, Any]) -> np.ndarray:
-    """One tensor of theirs from the parameters that are its parts."""
-    parts = []
-    for place in sorted(places, key=lambda place: place.tensor.part[0]):
+    """Returns a tensor, given the places of all parameters in it."""
+    tensor = np.zeros(places[0].tensor_shape, np.float32)
+    for place in places:
         leaf = leaves[place.path]
-        array = np.asarray(leaf if place.layer is None else leaf[place.layer], np.float32)
-        parts.append(place.to_theirs(array))
-    return np.ascontiguousarray(np.concatenate(parts, axis=-1))
+        parameter = np.asarray(leaf if place.layer is None else leaf[place.layer], np.float32)
+        place.tensor.layout.write(parameter, tensor)
+    return tensor

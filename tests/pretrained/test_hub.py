@@ -12,7 +12,7 @@ from tests.parity.test_fixtures import STORED
 from transformer_jax.config import ConfigError
 from transformer_jax.families import FAMILIES
 from transformer_jax.pretrained import hub as hub_module
-from transformer_jax.pretrained.hub import find_folder
+from transformer_jax.pretrained.hub import find_folder, open_checkpoint
 from transformer_jax.pretrained.reading import from_pretrained
 from transformer_jax.pretrained.tensor_files import WeightsError
 
@@ -103,11 +103,11 @@ def test_the_arguments_are_those_of_the_library_that_fetches():
 def test_of_a_package_there_is_no_revision(hub, monkeypatch):
     monkeypatch.setitem(hub_module._PACKAGES, NAME, "transformer_jax")
     assert find_folder(NAME).name == "model" and hub.fetched == []
-    assert find_folder(NAME, revision="main") == hub.cache
+    assert open_checkpoint(NAME, revision="main").path == hub.cache
 
 
 def test_of_a_folder_there_is_no_revision():
-    with pytest.raises(ConfigError, match=r"gpt2 is a folder, of which there is no revision='main'"):
+    with pytest.raises(ConfigError, match=r"gpt2 is a folder, which has no revision='main'"):
         from_pretrained(STORED / "gpt2", revision="main")
 
 
@@ -148,7 +148,9 @@ def test_a_name_that_is_nowhere(function, hub, monkeypatch):
         raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(huggingface_hub, function, no_network)
-    with pytest.raises(ConfigError, match=rf"{NAME} is no folder, and could not be fetched .*no connection"):
+    with pytest.raises(
+        ConfigError, match=rf"{NAME} is not a folder, and could not be fetched .*no connection"
+    ):
         from_pretrained(NAME)
 
 

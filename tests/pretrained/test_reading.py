@@ -242,7 +242,7 @@ def test_an_index_that_is_none_is_an_error(content, folder):
 
 
 def test_a_folder_without_a_config_or_with_a_broken_one(tmp_path):
-    with pytest.raises(ConfigError, match=r"is no checkpoint: there is no config.json in it"):
+    with pytest.raises(ConfigError, match=r"is not a checkpoint: it has no config.json"):
         from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"cannot be read as JSON"):

@@ -13,6 +13,7 @@ from tests.parity.test_fixtures import MODELS, STORED
 from tests.programs import run_program
 from transformer_jax.models import TransformerConfig
 from transformer_jax.pretrained import verify
+from transformer_jax.pretrained.folder import CheckpointFolder
 from transformer_jax.pretrained.reading import from_pretrained
 from transformer_jax.pretrained.verify import Comparison, VerifyError
 
@@ -84,7 +85,7 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     ours = from_pretrained(STORED / "gpt2")
     with pytest.raises(VerifyError, match=r"needs PyTorch and transformers .*: pip install '\.\[parity\]'"):
-        verify.compare(STORED / "gpt2", ours.family, ours.config, ours.params)
+        verify.compare(CheckpointFolder(STORED / "gpt2"), ours.config, ours.params)
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -131,7 +132,7 @@ def test_a_greedy_search_whose_difference_is_no_number_differs(number, monkeypat
     ("arguments", "status", "message"),
     [
         (["verify", STORED / "gpt2"], 2, "error: the comparison needs PyTorch and transformers"),
-        (["verify", STORED], 2, f"error: {STORED} is no checkpoint: there is no config.json in it\n"),
+        (["verify", STORED], 2, f"error: {STORED} is not a checkpoint: it has no config.json\n"),
         (["verify"], 2, "say: python -m transformer_jax.pretrained verify FOLDER"),
         (["compare", STORED / "gpt2"], 2, "say: python -m transformer_jax.pretrained verify FOLDER"),
         (["verify", STORED / "gpt2", "--tolerance=-1"], 1, "--tolerance=-1: -1.0 is not a non-negative"),

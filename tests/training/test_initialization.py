@@ -145,7 +145,9 @@ def test_another_head_is_drawn_and_all_else_kept(first_run, corpus, capsys):
     trained = load_run(str(first_run)).params
     assert found.keys() == trained.keys()
     assert_same(*({**tree, "head": {}} for tree in (found, trained)))
-    assert "drawn anew, for the other model does not have it: head/classes/bias, " in capsys.readouterr().err
+    assert (
+        "drawn anew, because the other model does not have it: head/classes/bias, " in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,7 @@ def test_nothing_to_start_from_is_one_error(first_run, corpus, tmp_path):
         shutil.rmtree(step)
     fitting = classifier(corpus, from_pretrained(STORED / "bert_masked_lm").config)
     for experiment, folder, kind, message in (
-        (tiny_bert(corpus), empty, ConfigError, "empty is no checkpoint: there is no config.json in it"),
+        (tiny_bert(corpus), empty, ConfigError, "empty is not a checkpoint: it has no config.json"),
         (
             fitting,
             STORED / "bert_masked_lm",

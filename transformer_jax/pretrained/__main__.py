@@ -14,8 +14,8 @@ from absl import app, flags
 
 from transformer_jax.cli.process import prepare_process
 from transformer_jax.pretrained import verify
-from transformer_jax.pretrained.hub import find_folder
-from transformer_jax.pretrained.reading import from_pretrained
+from transformer_jax.pretrained.hub import open_checkpoint
+from transformer_jax.pretrained.reading import read_model
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,11 +28,9 @@ def main(argv: Sequence[str]) -> None:
         )
     prepare_process()
     try:
-        folder = find_folder(argv[2])
-        ours = from_pretrained(folder)
-        compared = verify.compare(
-            folder, ours.family, ours.config, ours.params, tolerance=flags.FLAGS.tolerance
-        )
+        folder = open_checkpoint(argv[2])
+        ours = read_model(folder)
+        compared = verify.compare(folder, ours.config, ours.params, tolerance=flags.FLAGS.tolerance)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,7 +1,6 @@
 """``config.json`` of Hugging Face ``transformers``, from and to a ``TransformerConfig``."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -24,29 +23,6 @@ class Description(NamedTuple):
     config: TransformerConfig
     labels: tuple[str, ...]  # names of the classes, in order
     problem_type: str  # what they are; "" where it is not said
-
-
-def read_content(folder: pathlib.Path) -> dict[str, Any]:
-    """The keys of ``config.json``; raises ConfigError if it is missing or broken."""
-    if not (folder / CONFIG_FILE).exists():
-        raise ConfigError(f"{folder} is no checkpoint: there is no {CONFIG_FILE} in it")
-    return read_object(folder / CONFIG_FILE)
-
-
-def read_object(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object in a file; raises ConfigError if it is none."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must be a JSON object")
-    return content
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """What a JSON file holds; raises ConfigError if it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def family_in(content: Mapping[str, Any], where: str | os.PathLike[str]) -> Family:

@@ -4,7 +4,6 @@ A checkpoint without that file has the same keys in its ``config.json``, where o
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,8 @@ from transformer_jax.decoding.constraints import Constraints
 from transformer_jax.decoding.settings import TextRules
 from transformer_jax.inference.defaults import MAX_NEW_TOKENS, RUN_DEFAULTS, GenerationDefaults
 from transformer_jax.models import TransformerConfig
-from transformer_jax.pretrained.config_json import CONFIG_FILE, read_object
+from transformer_jax.pretrained.config_json import CONFIG_FILE
+from transformer_jax.pretrained.folder import CheckpointFolder
 from transformer_jax.reporting.progress import say
 
 GENERATION_FILE = "generation_config.json"
@@ -82,27 +82,24 @@ _UNKNOWN_HERE: dict[str, Any] = {
 }
 
 
-def read_generation(
-    folder: pathlib.Path, model_content: Mapping[str, Any], config: TransformerConfig
-) -> GenerationDefaults:
-    """The defaults of a checkpoint; says what its file asks for that is not done here.
+def read_generation(folder: CheckpointFolder, config: TransformerConfig) -> GenerationDefaults:
+    """Returns a checkpoint's defaults for generating text; prints the settings that are not supported.
 
     Args:
-      folder: of the checkpoint.
-      model_content: of its ``config.json``.
+      folder: the checkpoint.
       config: of the model.
 
     Raises:
-      ConfigError: the file is broken, or a value is of no use.
+      ConfigError: the file is broken, or a value is not allowed.
     """
     if config.is_encoder_only:
         return RUN_DEFAULTS
-    path = folder / GENERATION_FILE
-    if path.exists():
-        content = read_object(path)
+    if folder.has(GENERATION_FILE):
+        path = folder.path / GENERATION_FILE
+        content = folder.read_object(GENERATION_FILE)
     else:
-        path = folder / CONFIG_FILE
-        content = _legacy(model_content)
+        path = folder.path / CONFIG_FILE
+        content = _legacy(folder.content)
     present = {key: value for key, value in content.items() if value is not None}
     for key, types in _READ.items():
         value = present.get(key)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from transformer_jax.config import ConfigError
 from transformer_jax.models import TransformerConfig
 from transformer_jax.objectives.image_crops import Resizing
-from transformer_jax.pretrained.config_json import read_object
+from transformer_jax.pretrained.folder import CheckpointFolder
 from transformer_jax.types import PyTree
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -56,7 +56,7 @@ class Preprocessor(NamedTuple):
         return images if self.is_usual else found.astype(images.dtype)
 
 
-def read_preprocessor(folder: pathlib.Path, config: TransformerConfig) -> Preprocessor:
+def read_preprocessor(folder: CheckpointFolder, config: TransformerConfig) -> Preprocessor:
     """How images of any size become those of a model, by the ``preprocessor_config.json`` beside it.
 
     Args:
@@ -68,11 +68,13 @@ def read_preprocessor(folder: pathlib.Path, config: TransformerConfig) -> Prepro
       ConfigError: it is broken; or it makes numbers of pixels, or resizes images, in a way that is not known
         here.
     """
-    path = folder / PREPROCESSOR_FILE
+    path = folder.path / PREPROCESSOR_FILE
     channels = config.image_shape[2]
-    if not path.exists():
+    if not folder.has(PREPROCESSOR_FILE):
         return Preprocessor(None, (_MEAN,) * channels, (_STD,) * channels)
-    content = {key: value for key, value in read_object(path).items() if value is not None}
+    content = {
+        key: value for key, value in folder.read_object(PREPROCESSOR_FILE).items() if value is not None
+    }
     _check_complete(content, path)
     differing = [
         f"{key}={content[key]!r}"

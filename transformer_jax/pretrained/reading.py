@@ -4,8 +4,8 @@ bart = from_pretrained("path/to/folder")      # or a name on the hub; .config .m
 bart.generate("My friends are <mask>")        # or stream; an encoder alone has embed and classify
 save_pretrained("another/folder", bart)       # which transformers loads, with the same logits
 
-A run of this project is written so by ``python -m transformer_jax.export``, or from_run("runs/bert") and
-``save_pretrained``.
+The way down, a function each: ``hub.open_checkpoint`` (the folder), ``changed_config`` (its config, checked),
+``read_params`` (template, tensors, conversions) and ``read_model`` (the model with its tokenizer).
 """
 
 import dataclasses
@@ -18,20 +18,17 @@ import jax
 from jax.sharding import Mesh
 
 from transformer_jax.config import ConfigError
-from transformer_jax.data import Tokenizer, marian_tokenizer
-from transformer_jax.families import Family
 from transformer_jax.families.base import make_config
 from transformer_jax.inference.model import Pretrained
 from transformer_jax.models import TransformerConfig, abstract_params, build, example_inputs
-from transformer_jax.pretrained.config_json import LABELLED_HEADS, Description, describe, read_content
+from transformer_jax.pretrained.config_json import LABELLED_HEADS
 from transformer_jax.pretrained.conversion import differing, with_positions
+from transformer_jax.pretrained.folder import CheckpointFolder
 from transformer_jax.pretrained.generation_json import read_generation
-from transformer_jax.pretrained.hub import find_folder
+from transformer_jax.pretrained.hub import open_checkpoint
 from transformer_jax.pretrained.preprocessor_json import read_preprocessor, with_pixels
-from transformer_jax.pretrained.saving import TOKENIZER_FILE
 from transformer_jax.pretrained.saving import save_pretrained as save_pretrained  # beside its counterpart
 from transformer_jax.pretrained.sentence_transformers import read_pooling
-from transformer_jax.pretrained.tensor_files import TensorFiles
 from transformer_jax.pretrained.weights import read_weights
 from transformer_jax.reporting.progress import say
 from transformer_jax.sharding import partitioning
@@ -56,11 +53,11 @@ def from_pretrained(
 
     Args:
       name_or_path: a folder with ``config.json`` and safetensors; or a name on the hub, to be fetched as
-        ``hub.find_folder`` does.
+        ``hub.open_checkpoint`` does.
       mesh: where the parameters go, split as ``rules`` say, tensor by tensor; by default to the first device.
       rules: the table from logical to mesh axes.
       seed: of a head that the checkpoint does not have.
-      revision, token, cache_dir: of a name on the hub; see ``hub.find_folder``.
+      revision, token, cache_dir: of a name on the hub; see ``hub.open_checkpoint``.
       changes: fields of ``TransformerConfig`` to set otherwise, but for those from which the shapes of
         parameters follow. With another ``head`` or ``num_labels`` what the checkpoint lacks of it is drawn
         anew, which is said. With another ``image_shape`` the table of positions is interpolated (Dosovitskiy
@@ -74,61 +71,108 @@ def from_pretrained(
       WeightsError: the tensors are missing, broken, pickled, or not those that ``config.json`` describes.
       DataError: the tokenizer is broken.
     """
-    folder = find_folder(name_or_path, revision=revision, token=token, cache_dir=cache_dir)
-    files, (family, stored, labels, problem_type) = read_description(folder)
-    assert family.checkpoint is not None  # or it would not have been found
-    _check_head(changes.get("head", stored.head), family, folder)
-    config = _changed(stored, changes)
+    folder = open_checkpoint(name_or_path, revision=revision, token=token, cache_dir=cache_dir)
+    return read_model(folder, mesh=mesh, rules=rules, seed=seed, **changes)
+
+
+def read_model(
+    folder: CheckpointFolder,
+    *,
+    mesh: Mesh | None = None,
+    rules: partitioning.Rules = partitioning.DEFAULT_RULES,
+    seed: int = 0,
+    **changes: Any,
+) -> Pretrained:
+    """Reads a checkpoint that has been opened; for the rest see ``from_pretrained``."""
+    config = changed_config(folder, changes)
     preprocessor = read_preprocessor(folder, config) if config.image_shape else None
-    new_head = (config.head, config.num_labels) != (stored.head, stored.num_labels)
-    if new_head:
-        labels, problem_type = (), ""
     pooling = read_pooling(folder, config.max_length)
-    generation = read_generation(folder, read_content(folder), config)
-    as_read = config
-    if config.image_shape != stored.image_shape:  # positions are interpolated after they were read
-        as_read = dataclasses.replace(config, image_shape=stored.image_shape, max_length=stored.max_length)
-    _check_changed(stored, as_read, folder)
-    tokenizer = find_tokenizer(folder)
-    _check_vocabulary(tokenizer, config, folder)
-    template = params_template(as_read, mesh, rules)
-    params = read_weights(files, family.checkpoint, as_read, template, new_head=new_head)
-    if new_head:
-        params = _draw_missing(params, as_read, template, seed)
-    if config.image_shape != stored.image_shape:
-        params = with_positions(params, stored, config)
-    if preprocessor is not None and not preprocessor.is_usual:
-        say(
-            f"image_mean={preprocessor.mean} and image_std={preprocessor.std} become part of the embedding "
-            "of patches: pixels are from -1 to 1"
-        )
-        params = with_pixels(params, preprocessor)
-    sizing = preprocessor.sizing if preprocessor is not None else None
+    generation = read_generation(folder, config)
+    _check_vocabulary(folder, config)
+    params = read_params(folder, config, mesh=mesh, rules=rules, seed=seed)
+    is_stored_head = _has_stored_head(folder, config)
     return Pretrained(
-        family, config, params, tokenizer, labels, problem_type, pooling, sizing=sizing, generation=generation
+        folder.family,
+        config,
+        params,
+        folder.tokenizer,
+        folder.model.labels if is_stored_head else (),
+        folder.model.problem_type if is_stored_head else "",
+        pooling,
+        sizing=preprocessor.sizing if preprocessor is not None else None,
+        generation=generation,
     )
 
 
-def read_description(folder: pathlib.Path) -> tuple[TensorFiles, Description]:
-    """The tensors of a checkpoint, of which none is read yet, and the model that they are of.
+def changed_config(folder: CheckpointFolder, changes: Mapping[str, Any]) -> TransformerConfig:
+    """Returns the config of a checkpoint with ``changes``.
 
     Raises:
-      ConfigError: as for ``from_pretrained``, by what ``config.json`` says.
-      WeightsError: there are no tensors, or their files are broken or pickled.
+      ConfigError: a change does not fit the checkpoint's parameters.
     """
-    content = read_content(folder)
-    files = TensorFiles(folder, next(iter(content.get("architectures") or []), "AutoModel"))
-    return files, describe(content, frozenset(files.shapes), folder)
+    stored = folder.model.config
+    _check_head(changes.get("head", stored.head), folder)
+    config = _changed(stored, changes)
+    _check_changed(stored, _as_stored(config, stored), folder.path)
+    return config
 
 
-def _check_head(head: Any, family: Family, folder: pathlib.Path) -> None:
-    """Raises ConfigError for a head that the models of a family do not have."""
-    assert family.checkpoint is not None
-    heads = list(family.checkpoint.architectures)
+def read_params(
+    folder: CheckpointFolder,
+    config: TransformerConfig,
+    *,
+    mesh: Mesh | None,
+    rules: partitioning.Rules,
+    seed: int,
+) -> PyTree:
+    """Returns the parameters of a checkpoint for a config that ``changed_config`` returned.
+
+    What the checkpoint does not have of the head is drawn with ``seed``, as the model initializes it.
+
+    Raises:
+      ConfigError: ``preprocessor_config.json`` is broken or not supported.
+      WeightsError: the tensors are broken, or not those that ``config.json`` describes.
+    """
+    stored = folder.model.config
+    as_stored = _as_stored(config, stored)  # positions are interpolated after they have been read
+    template = params_template(as_stored, mesh, rules)
+    new_head = not _has_stored_head(folder, config)
+    params = read_weights(folder.tensors, folder.checkpoint, as_stored, template, new_head=new_head)
+    if new_head:
+        params = _draw_missing(params, as_stored, template, seed)
+    if not config.image_shape:
+        return params
+    if config.image_shape != stored.image_shape:
+        params = with_positions(params, stored, config)
+    preprocessor = read_preprocessor(folder, config)
+    if preprocessor.is_usual:
+        return params
+    say(
+        f"image_mean={preprocessor.mean} and image_std={preprocessor.std} become part of the embedding "
+        "of patches: pixels are from -1 to 1"
+    )
+    return with_pixels(params, preprocessor)
+
+
+def _has_stored_head(folder: CheckpointFolder, config: TransformerConfig) -> bool:
+    stored = folder.model.config
+    return (config.head, config.num_labels) == (stored.head, stored.num_labels)
+
+
+def _as_stored(config: TransformerConfig, stored: TransformerConfig) -> TransformerConfig:
+    """Returns ``config`` with the images, and so the positions, of ``stored``."""
+    if config.image_shape == stored.image_shape:
+        return config
+    return dataclasses.replace(config, image_shape=stored.image_shape, max_length=stored.max_length)
+
+
+def _check_head(head: Any, folder: CheckpointFolder) -> None:
+    """Raises ConfigError for a head that the family's models do not have."""
+    family, heads = folder.family, list(folder.checkpoint.architectures)
     if head not in heads:
         raise ConfigError(
-            f"{folder} is a {family.name} checkpoint, and there is no {family.name} with head={head!r}, only "
-            f"with {' or '.join(map(repr, heads))}"
+            f"{folder.path} is a {family.name} checkpoint, and there is no {family.name} with head={head!r}, "
+            f"only with {' or '.join(map(repr, heads))}"
         )
 
 
@@ -151,32 +195,20 @@ def _check_changed(stored: TransformerConfig, config: TransformerConfig, folder:
         )
 
 
-def _check_vocabulary(tokenizer: Tokenizer | None, config: TransformerConfig, folder: pathlib.Path) -> None:
-    """Raises ConfigError for more tokens than the model has, but for special ones, which texts need not have.
+def _check_vocabulary(folder: CheckpointFolder, config: TransformerConfig) -> None:
+    """Raises ConfigError if the tokenizer has more tokens than the model, special tokens aside.
 
-    The published BART for summaries has no <mask>, which its tokenizer has.
+    Special tokens may be unused: the published BART for summaries lacks <mask>, which its tokenizer has.
     """
+    tokenizer = folder.tokenizer
     if tokenizer is None:
         return
     surplus = set(range(config.vocab_size, tokenizer.vocab_size))
     if not surplus <= set(tokenizer.special_ids):
         raise ConfigError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the model only "
+            f"the tokenizer in {folder.path} has {tokenizer.vocab_size} tokens, the model only "
             f"{config.vocab_size}: it is the tokenizer of another model"
         )
-
-
-def find_tokenizer(folder: pathlib.Path) -> Tokenizer | None:
-    """The tokenizer of a checkpoint's folder: ``tokenizer.json``, or Marian's files; None where it has none.
-
-    Raises:
-      DataError: it is broken.
-    """
-    if (folder / TOKENIZER_FILE).exists():
-        return Tokenizer.load(folder / TOKENIZER_FILE)
-    if (folder / marian_tokenizer.SOURCE_FILE).exists():
-        return marian_tokenizer.load_marian_tokenizer(folder)
-    return None
 
 
 def _changed(stored: TransformerConfig, changes: Mapping[str, Any]) -> TransformerConfig:
@@ -232,7 +264,7 @@ def _draw_missing(params: PyTree, config: TransformerConfig, template: PyTree, s
     ]
     if not names:
         return params
-    say(f"drawn anew, for the checkpoint does not have it: {', '.join(names)}")
+    say(f"drawn anew, because the checkpoint does not have it: {', '.join(names)}")
 
     def draw() -> list[jax.Array]:
         drawn = build(config).init(jax.random.key(seed), **cast(Any, example_inputs(config)))["params"]

@@ -12,14 +12,14 @@ from transformer_jax.inference.model import Pretrained
 from transformer_jax.inference.pooling import check_known
 from transformer_jax.models import TransformerConfig, abstract_params
 from transformer_jax.objectives.image_crops import Resizing
-from transformer_jax.pretrained.config_json import BARE_HEADS, CONFIG_FILE, content_of, read_content
+from transformer_jax.pretrained.config_json import BARE_HEADS, CONFIG_FILE, content_of
+from transformer_jax.pretrained.folder import TOKENIZER_FILE, read_config
 from transformer_jax.pretrained.generation_json import GENERATION_FILE
 from transformer_jax.pretrained.preprocessor_json import PREPROCESSOR_FILE, preprocessor_content
 from transformer_jax.pretrained.sentence_transformers import write_pooling
 from transformer_jax.pretrained.weights import SHARD_BYTES, check_params, new_weights
 from transformer_jax.sharding import partitioning
 
-TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 
@@ -53,7 +53,7 @@ def save_pretrained(
         content["problem_type"] = pretrained.problem_type
     if pretrained.pooling is not None:
         check_known(pretrained.pooling)
-    if (target / CONFIG_FILE).exists() and "model_type" not in read_content(target):
+    if (target / CONFIG_FILE).exists() and "model_type" not in read_config(target):
         raise ConfigError(
             f"{target} is the folder of something else, such as a run, whose {CONFIG_FILE} would be lost: "
             "name another one"

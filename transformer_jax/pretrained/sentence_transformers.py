@@ -10,7 +10,7 @@ from typing import Any
 from transformer_jax.config import ConfigError
 from transformer_jax.files import write_json
 from transformer_jax.inference.pooling import MODULES_FILE, POOLING_MODES, Pooling
-from transformer_jax.pretrained.config_json import read_json, read_object
+from transformer_jax.pretrained.folder import CheckpointFolder
 
 SENTENCES_FILE = "sentence_bert_config.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
@@ -29,7 +29,7 @@ _OLD_KEYS = {
 }
 
 
-def module_files(folder: pathlib.Path) -> list[str]:
+def module_files(folder: CheckpointFolder) -> list[str]:
     """The paths within a folder of sentence-transformers that say how it pools; [] for another folder.
 
     Raises:
@@ -38,7 +38,7 @@ def module_files(folder: pathlib.Path) -> list[str]:
     return [f"{path}/config.json" for kind, path in _modules(folder) if kind == "Pooling"]
 
 
-def read_pooling(folder: pathlib.Path, max_length: int) -> Pooling | None:
+def read_pooling(folder: CheckpointFolder, max_length: int) -> Pooling | None:
     """What a folder of sentence-transformers says; None for another folder.
 
     Args:
@@ -57,21 +57,21 @@ def read_pooling(folder: pathlib.Path, max_length: int) -> Pooling | None:
         unknown.append(f"{MODULES_FILE} has the modules {', '.join(kinds)}")
     mode = "mean"
     for path in module_files(folder):
-        content = read_object(folder / path)
+        content = folder.read_object(path)
         mode = _mode(content)
         if mode not in POOLING_MODES:
             unknown.append(f"{path} has the mode {mode}")
-    sentences = _read_optional(folder / SENTENCES_FILE)
+    sentences = _read_optional(folder, SENTENCES_FILE)
     if sentences.get("do_lower_case"):
         unknown.append(f"{SENTENCES_FILE} has do_lower_case=true")
-    prompts = _read_optional(folder / PROMPTS_FILE)
+    prompts = _read_optional(folder, PROMPTS_FILE)
     if prompts.get("default_prompt_name"):
         unknown.append(f"{PROMPTS_FILE} has default_prompt_name={prompts['default_prompt_name']!r}")
     limit = sentences.get("max_seq_length")
     if limit is None:  # so it is written since sentence-transformers 6
-        limit = _read_optional(folder / _TOKENIZER_CONFIG).get("model_max_length")
+        limit = _read_optional(folder, _TOKENIZER_CONFIG).get("model_max_length")
     if limit is not None and (type(limit) not in (int, float) or limit < 3):
-        raise ConfigError(f"{folder} gives texts {limit!r} tokens: that must be a number of at least 3")
+        raise ConfigError(f"{folder.path} gives texts {limit!r} tokens: that must be a number of at least 3")
     most = int(limit) if limit is not None and limit < max_length else 0
     return Pooling(mode, "Normalize" in kinds, most, "; ".join(unknown))
 
@@ -106,12 +106,12 @@ def write_pooling(folder: pathlib.Path, pooling: Pooling | None, d_model: int) -
     write_json(folder / MODULES_FILE, modules)  # last: without it the other files say nothing
 
 
-def _modules(folder: pathlib.Path) -> list[tuple[str, str]]:
+def _modules(folder: CheckpointFolder) -> list[tuple[str, str]]:
     """Kind and path of each module, in order."""
-    path = folder / MODULES_FILE
-    if not path.exists():
+    path = folder.path / MODULES_FILE
+    if not folder.has(MODULES_FILE):
         return []
-    content = read_json(path)
+    content = folder.read_json(MODULES_FILE)
     try:
         found = [(module["type"].rsplit(".")[-1], module["path"].strip("/")) for module in content]
     except (KeyError, TypeError, AttributeError) as error:
@@ -132,5 +132,5 @@ def _mode(content: dict[str, Any]) -> str:
     return " with ".join(map(str, modes))
 
 
-def _read_optional(path: pathlib.Path) -> dict[str, Any]:
-    return read_object(path) if path.exists() else {}
+def _read_optional(folder: CheckpointFolder, name: str) -> dict[str, Any]:
+    return folder.read_object(name) if folder.has(name) else {}

@@ -5,7 +5,6 @@ imported where they are called, for nothing else here needs them.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,8 @@ import numpy as np
 from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE
 from transformer_jax.decoding.generator import Generator, padding_may_come
 from transformer_jax.decoding.settings import OWN_RULES, DecodingSettings, TextRules
-from transformer_jax.families import Family
 from transformer_jax.models import TransformerConfig, build
+from transformer_jax.pretrained.folder import CheckpointFolder
 from transformer_jax.pretrained.preprocessor_json import read_preprocessor
 from transformer_jax.types import PyTree
 
@@ -74,8 +73,7 @@ class Comparison:
 
 
 def compare(
-    folder: pathlib.Path,
-    family: Family,
+    folder: CheckpointFolder,
     config: TransformerConfig,
     params: PyTree,
     *,
@@ -86,7 +84,7 @@ def compare(
 
     Args:
       folder: a checkpoint that ``transformers`` reads.
-      family, config, params: of the model here, as they were read from there.
+      config, params: of the model that was read from it.
       tolerance: for the largest absolute difference of each output.
       seed: of the input.
 
@@ -98,7 +96,7 @@ def compare(
       VerifyError: PyTorch or ``transformers`` is not installed, cannot read the folder, or gives outputs of
         other shapes.
     """
-    theirs = _their_model(folder, family, config)
+    theirs = _their_model(folder, config)
     inputs = draw_inputs(config, np.random.default_rng(seed))
     their_inputs = inputs
     if "images" in inputs:
@@ -214,17 +212,16 @@ def _imported() -> tuple[Any, Any]:
     return torch, transformers
 
 
-def _their_model(folder: pathlib.Path, family: Family, config: TransformerConfig) -> Any:
+def _their_model(folder: CheckpointFolder, config: TransformerConfig) -> Any:
     torch, transformers = _imported()
-    assert family.checkpoint is not None  # or there would be no such folder
     # By the head that the tensors show: config.json of many a BERT names BertForMaskedLM, which leaves out
     # what the pre-training head has besides.
-    architecture = getattr(transformers, family.checkpoint.architectures[config.head])
+    architecture = getattr(transformers, folder.checkpoint.architectures[config.head])
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
         model = architecture.from_pretrained(
-            folder,
+            folder.path,
             dtype=torch.float32,
             attn_implementation="eager",
             use_safetensors=True,
@@ -233,7 +230,7 @@ def _their_model(folder: pathlib.Path, family: Family, config: TransformerConfig
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         kind = architecture.__name__
-        raise VerifyError(f"transformers cannot read {folder} as {kind}: {reason}") from error
+        raise VerifyError(f"transformers cannot read {folder.path} as {kind}: {reason}") from error
     return model.eval()
 
 

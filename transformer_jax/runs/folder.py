@@ -22,9 +22,8 @@ from transformer_jax.data import (
     training_texts,
 )
 from transformer_jax.files import write_json
+from transformer_jax.pretrained.folder import TOKENIZER_FILE, find_tokenizer
 from transformer_jax.pretrained.hub import find_folder
-from transformer_jax.pretrained.reading import find_tokenizer
-from transformer_jax.pretrained.saving import TOKENIZER_FILE
 from transformer_jax.reporting.progress import say
 from transformer_jax.runs.experiment import Experiment, read_experiment
 from transformer_jax.runs.stored_configs import upgraded

@@ -1,6 +1,7 @@
-"""Parameters to start a training from: another run's, or a checkpoint of ``transformers``."""
+"""Initial parameters of a training that come from another run or from a checkpoint of ``transformers``."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, cast
@@ -12,10 +13,10 @@ from jax.sharding import Mesh
 from transformer_jax.config import ConfigError
 from transformer_jax.families import Family, family_of
 from transformer_jax.models import TransformerConfig
-from transformer_jax.pretrained.config_json import CONFIG_FILE, family_in, read_content
 from transformer_jax.pretrained.conversion import MAY_DIFFER, conversion, differing
-from transformer_jax.pretrained.hub import find_folder
-from transformer_jax.pretrained.reading import from_pretrained, params_template, read_description
+from transformer_jax.pretrained.folder import CheckpointFolder
+from transformer_jax.pretrained.hub import open_checkpoint
+from transformer_jax.pretrained.reading import changed_config, params_template, read_params
 from transformer_jax.reporting.progress import say
 from transformer_jax.runs.experiment import Experiment
 from transformer_jax.runs.folder import CHECKPOINTS_FOLDER, load_config
@@ -23,47 +24,47 @@ from transformer_jax.runs.loading import load_run
 from transformer_jax.sharding import partitioning
 from transformer_jax.types import PyTree
 
-# By which the messages say how large a model is.
+# The fields by which errors state the size of a model.
 _SIZES = ("num_encoder_layers", "num_decoder_layers", "d_model")
 
 
-def check_origin(experiment: Experiment) -> None:
-    """Compares the model to be trained with that of ``config.train.init_from``, of which no weight is read.
+def check_origin(experiment: Experiment) -> pathlib.Path | CheckpointFolder:
+    """Opens ``config.train.init_from`` and compares its model, without parameters, with the trained one.
+
+    Returns:
+      The folder of a run, or an opened checkpoint of ``transformers``.
 
     Raises:
-      ConfigError: the other model is of another family, which is named, or of another shape; all fields that
-        differ are named. Or its config cannot be read.
-      WeightsError: it is a checkpoint without tensors that can be read.
+      ConfigError: its config cannot be read; or its model is of another family, which the error names, or of
+        another shape, of which the error lists all fields that differ.
+      WeightsError: it is a checkpoint whose tensors cannot be read.
     """
-    wanted = experiment.model
-    folder = find_folder(experiment.train.init_from)
-    if _is_run(folder):
-        found = load_config(folder).model
-        _check_family(f"run in {folder}", family_of(found), dataclasses.asdict(found), wanted)
+    trained = experiment.model
+    path = pathlib.Path(os.path.expanduser(experiment.train.init_from))
+    if (path / CHECKPOINTS_FOLDER).is_dir():
+        origin: pathlib.Path | CheckpointFolder = path
+        stored = load_config(path).model
+        _check_family(f"run in {path}", family_of(stored), dataclasses.asdict(stored), trained)
     else:
-        # First of all, and by config.json alone: whoever named the wrong folder should not mend its tensors.
-        content = read_content(folder)
-        family = family_in(content, folder / CONFIG_FILE)
-        assert family.checkpoint is not None  # or it would not have been found
-        named = {ours: content[theirs] for ours, theirs in family.checkpoint.fields if theirs in content}
-        _check_family(f"checkpoint in {folder}", family, {**named, **family.fixed}, wanted)
-        found = read_description(folder)[1].config
+        origin = open_checkpoint(experiment.train.init_from)
+        path, fields = origin.path, origin.checkpoint.fields
+        # By config.json alone, so that nobody repairs the tensors of a folder that does not fit.
+        known = {ours: origin.content[theirs] for ours, theirs in fields if theirs in origin.content}
+        _check_family(f"checkpoint in {path}", origin.family, {**known, **origin.family.fixed}, trained)
+        stored = origin.model.config
     lines = [
-        f"config.model.{name}: {getattr(found, name)!r} there, {getattr(wanted, name)!r} here"
-        for name in differing(found, wanted)
+        f"config.model.{name}: {getattr(stored, name)!r} there, {getattr(trained, name)!r} here"
+        for name in differing(stored, trained)
     ]
     if lines:
         raise ConfigError(
-            f"config.train.init_from={str(folder)!r} is a model of another shape:\n  " + "\n  ".join(lines)
+            f"config.train.init_from={str(path)!r} is a model of another shape:\n  " + "\n  ".join(lines)
         )
-
-
-def _is_run(folder: pathlib.Path) -> bool:
-    return (folder / CHECKPOINTS_FOLDER).is_dir()
+    return origin
 
 
 def _check_family(what: str, family: Family, there: Mapping[str, Any], wanted: TransformerConfig) -> None:
-    """Raises ConfigError unless ``wanted`` is of the same family as a model with the fields ``there``."""
+    """Raises ConfigError unless ``wanted`` is of ``family``, as the model with the fields ``there`` is."""
     own = family_of(wanted)
     if own is family:
         return
@@ -85,34 +86,38 @@ def _sizes(fields: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={fields[name]}" for name in _SIZES if fields.get(name))
 
 
-def initial_params(experiment: Experiment, drawn: PyTree, mesh: Mesh) -> PyTree:
-    """The parameters of ``config.train.init_from``.
+def initial_params(
+    experiment: Experiment,
+    drawn: PyTree,
+    mesh: Mesh,
+    origin: pathlib.Path | CheckpointFolder | None = None,
+) -> PyTree:
+    """Returns the parameters of ``config.train.init_from``, converted for the model to be trained.
 
     Args:
-      experiment: which model is to be trained, from what.
-      drawn: its parameters as they are drawn, on the devices of ``mesh``: of a head that the other model
-        does not have, these stay.
+      experiment: the training.
+      drawn: the initialized parameters of its model, on the devices of ``mesh``; they are kept in a head that
+        the other model does not have.
       mesh: of the training.
+      origin: what ``check_origin`` returned; by default it is called here.
 
     Raises:
-      ConfigError: the other model does not fit, see ``check_origin``.
+      ConfigError: the other model does not fit, as for ``check_origin``.
       WeightsError, CheckpointError: its files are missing or broken.
     """
-    check_origin(experiment)
-    wanted = experiment.model
-    folder = find_folder(experiment.train.init_from)
-    if _is_run(folder):
-        run = load_run(str(folder), mesh=mesh, rules=experiment.mesh.rules)
-        say(f"starting from step {', '.join(map(str, run.steps))} of {folder}")
-        params = _converted(run.params, run.experiment.model, wanted, mesh, experiment.mesh.rules)
-        return _with_head(params, drawn, run.experiment.model, wanted)
-    free = (*MAY_DIFFER, "image_shape", "max_length")
-    changes: dict[str, Any] = {name: getattr(wanted, name) for name in free}
-    found = from_pretrained(
-        folder, mesh=mesh, rules=experiment.mesh.rules, seed=experiment.train.seed, **changes
-    )
-    say(f"starting from {folder}")
-    return found.params
+    if origin is None:
+        origin = check_origin(experiment)
+    trained, rules = experiment.model, experiment.mesh.rules
+    if isinstance(origin, CheckpointFolder):
+        free = (*MAY_DIFFER, "image_shape", "max_length")
+        config = changed_config(origin, {name: getattr(trained, name) for name in free})
+        params = read_params(origin, config, mesh=mesh, rules=rules, seed=experiment.train.seed)
+        say(f"starting from {origin.path}")
+        return params
+    run = load_run(str(origin), mesh=mesh, rules=rules)
+    say(f"starting from step {', '.join(map(str, run.steps))} of {origin}")
+    params = _converted(run.params, run.experiment.model, trained, mesh, rules)
+    return _with_head(params, drawn, run.experiment.model, trained)
 
 
 def _converted(
@@ -122,7 +127,7 @@ def _converted(
     mesh: Mesh,
     rules: partitioning.Rules,
 ) -> PyTree:
-    """``params`` with layers stacked and positions for images as ``wanted`` has them, split over the mesh."""
+    """Returns ``params`` with the layers stacked and the positions interpolated as ``wanted`` needs them."""
     convert = conversion(found, wanted)
     if convert is None:
         return params
@@ -132,9 +137,9 @@ def _converted(
 
 
 def _with_head(params: PyTree, drawn: PyTree, found: TransformerConfig, wanted: TransformerConfig) -> PyTree:
-    """``params`` where the models are alike, placed as ``drawn``; what a head has of its own as it was drawn.
+    """Returns ``params``, sharded as ``drawn``, with those parameters of ``drawn`` that only its head has.
 
-    A pooler, and what comes before the logits of masked tokens, are the same in every head that has them.
+    Heads share some modules: the pooler, and the layer before the logits of masked tokens.
     """
     is_same = (found.head, found.num_labels) == (wanted.head, wanted.num_labels)
     there = flatten_dict(params, sep="/")
@@ -146,5 +151,5 @@ def _with_head(params: PyTree, drawn: PyTree, found: TransformerConfig, wanted: 
             chosen[path] = leaf
             new.append(path)
     if new:
-        say(f"drawn anew, for the other model does not have it: {', '.join(sorted(new))}")
+        say(f"drawn anew, because the other model does not have it: {', '.join(sorted(new))}")
     return unflatten_dict(chosen, sep="/")

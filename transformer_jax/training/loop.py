@@ -158,8 +158,9 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
     settings = experiment.train
     workdir = run_folder(workdir)
     check_workdir(workdir, experiment)
-    if settings.init_from and not has_checkpoints(workdir):  # once begun, it needs the other model no more
-        check_origin(experiment)
+    origin = None
+    if settings.init_from and not has_checkpoints(workdir):  # a resumed run does not need the other model
+        origin = check_origin(experiment)
     is_first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stopped_by = stack.enter_context(stop_signals())
@@ -182,7 +183,7 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
                 say(f"the checkpoint of step {half} is half-written, and there is no other: starting anew")
             state = init()
             if settings.init_from:
-                params = initial_params(experiment, state.params, mesh)
+                params = initial_params(experiment, state.params, mesh, origin)
                 state = dataclasses.replace(state, params=params)
         else:
             restored = checkpointer.restore(template)

@@ -7,8 +7,9 @@ import pytest
 from tests.drawn import drawn_params
 from tests.parity.test_parity import loaded
 from transformer_jax.data.marian_tokenizer import load_marian_tokenizer
+from transformer_jax.pretrained.folder import TOKENIZER_FILE
 from transformer_jax.pretrained.reading import from_pretrained
-from transformer_jax.pretrained.saving import TOKENIZER_FILE, save_pretrained
+from transformer_jax.pretrained.saving import save_pretrained
 
 pytestmark = pytest.mark.live
 

@@ -10,6 +10,7 @@ from tests.parity.sentences import SENTENCES
 from transformer_jax.inference.pooling import Pooling
 from transformer_jax.objectives.classification import encode_texts
 from transformer_jax.pretrained import verify
+from transformer_jax.pretrained.folder import CheckpointFolder
 from transformer_jax.pretrained.reading import from_pretrained
 from transformer_jax.pretrained.saving import save_pretrained
 
@@ -52,7 +53,7 @@ def test_sentence_transformers_makes_the_same_vectors_of_what_is_written(mode, n
 def test_its_vectors_are_the_same_on_long_texts(transformers):
     folder = minilm.folder()
     ours = from_pretrained(folder)
-    found = verify.compare(folder, ours.family, ours.config, ours.params)
+    found = verify.compare(CheckpointFolder(folder), ours.config, ours.params)
     assert [one.name for one in found] == ["last_hidden_state", "pooler_output"]
     assert all(one.is_same for one in found), verify.table(found)
 

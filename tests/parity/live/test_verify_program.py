@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.parity.test_fixtures import DECODING_MODELS, MODELS, STORED, each_family_once
 from transformer_jax.pretrained import verify
+from transformer_jax.pretrained.folder import CheckpointFolder
 from transformer_jax.pretrained.reading import from_pretrained
 
 pytestmark = pytest.mark.live
@@ -20,11 +21,12 @@ pytestmark = pytest.mark.live
 READS_ANOTHER = """
 import sys
 from absl import app
-from transformer_jax.pretrained import reading
-folder, read = sys.argv.pop(), reading.from_pretrained
-reading.from_pretrained = lambda _: read(folder)
-reading.define_flags()
-app.run(reading.main)
+import transformer_jax.pretrained.__main__ as program
+from transformer_jax.pretrained.reading import from_pretrained
+folder = sys.argv.pop()
+program.read_model = lambda _: from_pretrained(folder)
+program.define_flags()
+app.run(program.main)
 """
 
 
@@ -41,7 +43,7 @@ def program(single_device_environment):
 @pytest.mark.parametrize("name", each_family_once())
 def test_every_fixture_is_the_same(name, transformers):
     ours = from_pretrained(STORED / name)
-    found = verify.compare(STORED / name, ours.family, ours.config, ours.params, tolerance=1e-5)
+    found = verify.compare(CheckpointFolder(STORED / name), ours.config, ours.params, tolerance=1e-5)
     wanted = [*MODELS[name][2]]
     if "decoder_input_ids" in MODELS[name][1]:
         wanted.insert(0, "encoder_last_hidden_state")
@@ -56,10 +58,10 @@ def test_a_model_of_other_pixels_is_the_same_on_those_that_it_wants(tmp_path, tr
     content = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
     (folder / "preprocessor_config.json").write_text(json.dumps(content))
     ours = from_pretrained(folder)
-    for one in verify.compare(folder, ours.family, ours.config, ours.params, tolerance=1e-5):
+    for one in verify.compare(CheckpointFolder(folder), ours.config, ours.params, tolerance=1e-5):
         assert one.is_same and one.largest > 0.1
     stored = from_pretrained(STORED / "vit").params
-    assert not verify.compare(folder, ours.family, ours.config, stored)[0].is_same
+    assert not verify.compare(CheckpointFolder(folder), ours.config, stored)[0].is_same
 
 
 def test_the_program_prints_a_table(program):
@@ -101,7 +103,7 @@ def test_other_tokens_are_told_from_near_ties(transformers):
     decoder = dict(params["decoder"])
     norm = decoder["final_norm"]
     decoder["final_norm"] = norm | {"bias": norm["bias"] - 3.0}  # moves all logits, and other tokens come
-    found = verify.compare(STORED / "gpt2", ours.family, ours.config, params | {"decoder": decoder})
+    found = verify.compare(CheckpointFolder(STORED / "gpt2"), ours.config, params | {"decoder": decoder})
     assert [one.is_same for one in found] == [False, False, False]
     assert min(one.difference for one in found) > 1e-3
     assert verify.table(found).count("DIFFERS") == 3

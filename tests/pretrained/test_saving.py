@@ -14,8 +14,9 @@ from tests.parity.test_fixtures import STORED
 from transformer_jax import families
 from transformer_jax.config import ConfigError
 from transformer_jax.models import abstract_params
+from transformer_jax.models.heads import HEADS
 from transformer_jax.pretrained import saving, weights
-from transformer_jax.pretrained.config_json import LABELLED_HEADS, content_of
+from transformer_jax.pretrained.config_json import content_of
 from transformer_jax.pretrained.reading import from_pretrained
 from transformer_jax.pretrained.saving import save_pretrained
 from transformer_jax.pretrained.tensor_files import WeightsError
@@ -89,7 +90,7 @@ def test_what_decides_nothing_of_the_outputs_is_written(name, changes, tmp_path)
 )
 def test_config_json_can_say_every_variant_with_every_head(family, variant, head):
     config = getattr(families, family.name).config
-    changes = dict(head=head, num_labels=3) if head in LABELLED_HEADS else dict(head=head)
+    changes = dict(head=head, num_labels=3) if HEADS[head].labelled else dict(head=head)
     content = content_of(family, config(variant, **changes), ())
     assert content["architectures"] == [family.checkpoint.architectures[head]]
 

@@ -19,6 +19,7 @@ from transformer_jax.decoding.settings import OWN_RULES, DecodingSettings, TextR
 from transformer_jax.inference.defaults import MAX_NEW_TOKENS
 from transformer_jax.inference.images import Sizing, model_image
 from transformer_jax.models import TransformerConfig, build
+from transformer_jax.models.heads import task_of
 from transformer_jax.objectives.classification import encode_texts, scale_pixels
 from transformer_jax.types import PyTree
 
@@ -252,7 +253,7 @@ def class_probabilities(
       ValueError: a text is longer than the model takes, an image has another size, or its file cannot be
         read; the message names it.
     """
-    if config.head != "classes":
+    if task_of(config.head) != "classes":
         raise ConfigError(
             f"this model has the head {config.head!r}: telling classes needs the head 'classes', that of a "
             "model trained to classify"

@@ -7,7 +7,8 @@ from jaxtyping import Array, Float, Int
 from transformer_jax.layers.masks import Mask, Segments
 from transformer_jax.models.config import TransformerConfig
 from transformer_jax.models.embed import EmbedPatches, EmbedTokens, token_embedding
-from transformer_jax.models.heads import EncoderHead
+from transformer_jax.models.embedded import Embedded
+from transformer_jax.models.heads import HEADS
 from transformer_jax.models.stack import Stack
 
 
@@ -24,7 +25,7 @@ class EncoderOnly(nn.Module):
             self.embedding = token_embedding(config)
             self.embed_inputs = EmbedTokens(config, self.embedding)
         self.encoder = Stack(config, config.num_encoder_layers, cross_attention=False)
-        self.head = EncoderHead(config)
+        self.head = HEADS[config.head].module(config)
 
     def __call__(
         self,
@@ -36,7 +37,7 @@ class EncoderOnly(nn.Module):
         inputs_types: Int[Array, "B L"] | None = None,
         train: bool = False,
     ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """What the head gives, see ``models.heads.EncoderHead``.
+        """Returns what the head returns, see ``models.heads.HEADS``.
 
         Args:
           inputs: tokens, of a model of text.
@@ -57,10 +58,12 @@ class EncoderOnly(nn.Module):
             raise ValueError(f"this is a model of {kind}, and nothing else")
         if images is not None:
             x = self.embed_patches(images, train=train)
-            return self.head(self.encoder(x, mask=Mask(), train=train)[0], None, train=train)
+            embedded = Embedded(x, None, None, {"images": images})
+            return self.head(self.encoder(x, mask=Mask(), train=train)[0], embedded, train=train)
         assert inputs is not None
         if inputs_segments is None:
             inputs_segments = (inputs != self.config.pad_id).astype(jnp.int32)
         x = self.embed_inputs(inputs, inputs_positions, inputs_types, train=train)
+        embedded = Embedded(x, inputs_segments, self.embedding, {"inputs": inputs})
         x, _ = self.encoder(x, mask=Mask(Segments(inputs_segments, inputs_segments)), train=train)
-        return self.head(x, self.embedding, train=train)
+        return self.head(x, embedded, train=train)

@@ -1,8 +1,12 @@
-"""What turns the last block's vectors into predictions."""
+"""Heads: the modules that turn the last block's vectors into predictions, and the registry of them.
 
+A new head is one entry of ``HEADS``; nothing else has to be edited for it.
+"""
+
+import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -15,18 +19,24 @@ from transformer_jax.layers.feedforward import ACTIVATIONS
 from transformer_jax.layers.linear import Linear
 from transformer_jax.layers.norms import NORMS
 from transformer_jax.layers.parameters import parameter
-from transformer_jax.models.config import TransformerConfig
+from transformer_jax.models.embedded import Embedded
 from transformer_jax.sharding.placement import constrain, current_placement
 from transformer_jax.types import PyTree
 
-# Of the logits of tokens, and which of them: what is wanted of each token.
+if TYPE_CHECKING:  # the config checks itself against HEADS
+    from transformer_jax.models.config import TransformerConfig
+
+# A function of the logits of some tokens, and of the slice that says which tokens these are. It returns
+# arrays (B, L', ...), such as losses.
 PerToken: TypeAlias = Callable[[Float[Array, "B L V"], slice], PyTree]
 STRETCH_BYTES = 2**28  # the logits of a device are computed in parts of about this size
 _MOST_STRETCHES = 4
 
 
-def dense(config: TransformerConfig, outputs: int, axis: str, name: str, *, use_bias: bool = True) -> Linear:
-    """A linear map from d_model with float32 results."""
+def dense(
+    config: "TransformerConfig", outputs: int, axis: str, name: str, *, use_bias: bool = True
+) -> Linear:
+    """Returns a linear map from d_model features to ``outputs``, which are float32."""
     return Linear(
         (config.d_model,),
         (outputs,),
@@ -40,12 +50,13 @@ def dense(config: TransformerConfig, outputs: int, axis: str, name: str, *, use_
 
 
 class TokenLogits(nn.Module):
-    """Scores of the vocabulary: the product before the softmax, shared with an embedding or its own.
+    """Returns the logits of all tokens: the product of ``x`` with an embedding or with a kernel of its own.
 
-    With ``config.embedding_scale == "logits"`` it is divided by sqrt(d_model), as T5 does where it shares.
+    If ``config.embedding_scale`` is "logits", ``x`` is divided by sqrt(d_model) first, as in T5 with a shared
+    embedding.
     """
 
-    config: TransformerConfig
+    config: "TransformerConfig"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"], embedding: Embedding) -> Float[Array, "*B V"]:
@@ -65,9 +76,10 @@ class TokenLogits(nn.Module):
     def per_token(
         self, x: Float[Array, "B L D"], embedding: Embedding, function: PerToken | None, *, train: bool
     ) -> Float[Array, "B L V"] | PyTree:
-        """Logits, or what a function makes of them, in training stretch by stretch where they are large.
+        """Returns the logits or, if ``function`` is given, what it returns for them.
 
-        A stretch's logits are stored until its gradient is computed, and that for one stretch at a time.
+        While training, large logits are computed for one stretch of the sequence at a time, so that the
+        memory never holds the gradients of all of them.
         """
         if function is None:
             return self(x, embedding)
@@ -80,9 +92,9 @@ class TokenLogits(nn.Module):
 
 
 def num_stretches(rows: int, length: int, vocab_size: int) -> int:
-    """Into how many stretches of tokens the logits are divided, from the bytes that a device has of them.
+    """Returns into how many stretches of tokens the logits are divided, given their bytes on one device.
 
-    They stay whole where a mesh splits the sequence itself.
+    It is 1 if the mesh splits the sequence already.
     """
     placement = current_placement()
     shares = 1
@@ -95,12 +107,12 @@ def num_stretches(rows: int, length: int, vocab_size: int) -> int:
 
 
 class MaskedTokens(nn.Module):
-    """BERT's scores of masked tokens: one more dense layer and norm, then the embedding, then a bias.
+    """Returns BERT's logits of masked tokens: a dense layer, a norm, the shared embedding, and a bias.
 
-    Devlin et al. 2019, section 3.1; the layer is in their released code.
+    Devlin et al. 2019, section 3.1. The paper does not mention the dense layer; the released code has it.
     """
 
-    config: TransformerConfig
+    config: "TransformerConfig"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], embedding: Embedding) -> Float[Array, "B L V"]:
@@ -114,54 +126,236 @@ class MaskedTokens(nn.Module):
 
 
 class Pooler(nn.Module):
-    """``tanh(W x_0 + b)`` of the first vector, that of [CLS] or of an image's class."""
+    """Returns ``tanh(W x_0 + b)``, where x_0 is the first vector: that of [CLS] or of an image's class."""
 
-    config: TransformerConfig
+    config: "TransformerConfig"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B D"]:
         return jnp.tanh(dense(self.config, self.config.d_model, "embed", "dense")(x[:, 0]))
 
 
-class EncoderHead(nn.Module):
-    """The head that ``config.head`` names, on an encoder alone.
+class PooledVectors(nn.Module):
+    """Returns the vectors (B, L, D) and the pooled one (B, D)."""
 
-    * ``masked_tokens``: logits (B, L, V);
-    * ``pretraining``: these, and logits (B, 2) of whether the second text follows the first (0) or not (1);
-    * ``next_sentence``: the latter alone;
-    * ``classes``: logits (B, num_labels), from the pooled vector of a text or the first one of an image;
-    * ``token_classes``: logits (B, L, num_labels);
-    * ``spans``: logits (B, L, 2), of being an answer's first and last token;
-    * ``pooled``: the vectors (B, L, D) and the pooled one (B, D);
-    * ``none``: the vectors.
-    """
-
-    config: TransformerConfig
+    config: "TransformerConfig"
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], embedding: Embedding | None, *, train: bool
-    ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "..."]]:
+        self, x: Float[Array, "B L D"], embedded: Embedded, *, train: bool
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B D"]]:
+        return x, Pooler(self.config, name="pooler")(x)
+
+
+class Vectors(nn.Module):
+    """Returns the vectors as they are."""
+
+    config: "TransformerConfig"
+
+    def __call__(self, x: Float[Array, "B L D"], embedded: Embedded, *, train: bool) -> Float[Array, "B L D"]:
+        return x
+
+
+class MaskedTokenLogits(nn.Module):
+    """Returns logits (B, L, V) of the tokens that were masked."""
+
+    config: "TransformerConfig"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"], embedded: Embedded, *, train: bool) -> Float[Array, "B L V"]:
+        return MaskedTokens(self.config, name="masked_tokens")(x, _table(embedded))
+
+
+class NextSentence(nn.Module):
+    """Returns logits (B, 2) of whether the second text follows the first (0) or not (1)."""
+
+    config: "TransformerConfig"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"], embedded: Embedded, *, train: bool) -> Float[Array, "B 2"]:
+        pooled = Pooler(self.config, name="pooler")(x)
+        return dense(self.config, 2, "labels", "next_sentence")(pooled)
+
+
+class Pretraining(nn.Module):
+    """Returns the logits of ``MaskedTokenLogits`` and ``NextSentence`` (Devlin et al. 2019, section 3.1)."""
+
+    config: "TransformerConfig"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], embedded: Embedded, *, train: bool
+    ) -> tuple[Float[Array, "B L V"], Float[Array, "B 2"]]:
+        pooled = Pooler(self.config, name="pooler")(x)
+        follows = dense(self.config, 2, "labels", "next_sentence")(pooled)
+        return MaskedTokens(self.config, name="masked_tokens")(x, _table(embedded)), follows
+
+
+class Classes(nn.Module):
+    """Returns logits (B, num_labels) of the classes of a whole input.
+
+    They are computed from the pooled vector, with dropout (Devlin et al. 2019, section 4.1), or from the
+    first vector as it is (Dosovitskiy et al. 2021, section 3.1).
+    """
+
+    config: "TransformerConfig"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], embedded: Embedded, *, train: bool
+    ) -> Float[Array, "B num_labels"]:
         config = self.config
-        dropout = Dropout(config.dropout)
-        if config.head == "none":
-            return x
-        if config.head == "token_classes":
-            return dense(config, config.num_labels, "labels", "classes")(dropout(x, train=train))
-        if config.head == "spans":
-            return dense(config, 2, "labels", "spans")(x)
-        if config.image_shape and config.head == "classes":
-            return dense(config, config.num_labels, "labels", "classes")(x[:, 0])
-        if config.head == "masked_tokens":
-            assert embedding is not None  # a model of images has no such head
-            return MaskedTokens(config, name="masked_tokens")(x, embedding)
-        pooled = Pooler(config, name="pooler")(x)
-        if config.head == "pooled":
-            return x, pooled
-        if config.head in ("pretraining", "next_sentence"):
-            follows = dense(config, 2, "labels", "next_sentence")(pooled)
-            if config.head == "next_sentence":
-                return follows
-            assert embedding is not None
-            return MaskedTokens(config, name="masked_tokens")(x, embedding), follows
-        return dense(config, config.num_labels, "labels", "classes")(dropout(pooled, train=train))
+        vector = x[:, 0]
+        if pools_classes(config):
+            vector = Dropout(config.dropout)(Pooler(config, name="pooler")(x), train=train)
+        return dense(config, config.num_labels, "labels", "classes")(vector)
+
+
+class TokenClasses(nn.Module):
+    """Returns logits (B, L, num_labels) of the class of each token."""
+
+    config: "TransformerConfig"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], embedded: Embedded, *, train: bool
+    ) -> Float[Array, "B L num_labels"]:
+        config = self.config
+        return dense(config, config.num_labels, "labels", "classes")(Dropout(config.dropout)(x, train=train))
+
+
+class Spans(nn.Module):
+    """Returns logits (B, L, 2) of being the first and the last token of an answer."""
+
+    config: "TransformerConfig"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"], embedded: Embedded, *, train: bool) -> Float[Array, "B L 2"]:
+        return dense(self.config, 2, "labels", "spans")(x)
+
+
+def _table(embedded: Embedded) -> Embedding:
+    if embedded.table is None:
+        raise ValueError("this head predicts tokens, but the front end of the model has no vocabulary")
+    return embedded.table
+
+
+def pools_classes(config: "TransformerConfig") -> bool:
+    """Returns whether the head "classes" has a pooler."""
+    return not config.image_shape
+
+
+class Output(NamedTuple):
+    """One array that a head returns.
+
+    Attributes:
+      name: the name of the same array in Hugging Face's ``transformers``.
+      has_positions: whether its second axis counts the positions of the sequence.
+    """
+
+    name: str
+    has_positions: bool
+
+
+def _as_tuple(result: Any) -> tuple[Array, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """One way to predict: a module and what others have to know about it.
+
+    Attributes:
+      module: makes the module from the config. The head of a model without a decoder is called as
+        ``(x, embedded, train=train)``, where ``x`` (B, L, D) is the output of the last block and ``embedded``
+        an ``Embedded``. Its parameters are below ``head/``. The head of a decoder is called as
+        ``TokenLogits`` is.
+      outputs: the arrays that the module returns, in their order.
+      operations: the floating-point operations on one row, given the config and the number of positions.
+      part: the last stack of the model, which the head follows.
+      task: the head that this one stands in for in another architecture. An objective that needs the head
+        "classes" accepts every head whose task is "classes". By default the task is the head's own name.
+      needs_tokens: whether the input has to be tokens.
+      labelled: the names below ``head/`` of the parameters that depend on the user's labels. A head that has
+        some needs ``num_labels``, and another set of labels starts with new ones.
+      is_bare: whether the head only returns vectors; ``transformers`` has it as the model without a head.
+      arrays: splits the result of the module into the arrays of ``outputs``.
+    """
+
+    module: Callable[["TransformerConfig"], Any]
+    outputs: tuple[Output, ...]
+    operations: Callable[["TransformerConfig", int], int]
+    part: Literal["encoder", "decoder"] = "encoder"
+    task: str = ""
+    needs_tokens: bool = False
+    labelled: tuple[str, ...] = ()
+    is_bare: bool = False
+    arrays: Callable[[Any], tuple[Array, ...]] = _as_tuple
+
+
+def logits_operations(config: "TransformerConfig", length: int) -> int:
+    """Returns the operations of ``TokenLogits`` on one row of ``length`` tokens."""
+    return length * 2 * config.d_model * config.vocab_size
+
+
+def pooler_operations(config: "TransformerConfig") -> int:
+    """Returns the operations of ``Pooler`` on one row."""
+    return 2 * config.d_model * config.d_model
+
+
+def _masked_operations(config: "TransformerConfig", length: int) -> int:
+    return length * 2 * config.d_model * config.d_model + logits_operations(config, length)
+
+
+def _next_sentence_operations(config: "TransformerConfig", length: int) -> int:
+    return pooler_operations(config) + 4 * config.d_model
+
+
+def _classes_operations(config: "TransformerConfig", length: int) -> int:
+    pooler = pooler_operations(config) if pools_classes(config) else 0
+    return pooler + 2 * config.d_model * config.num_labels
+
+
+_LOGITS = (Output("logits", True),)
+_STATES = Output("last_hidden_state", True)
+
+HEADS: dict[str, Head] = {
+    "tokens": Head(TokenLogits, _LOGITS, logits_operations, part="decoder", needs_tokens=True),
+    "masked_tokens": Head(MaskedTokenLogits, _LOGITS, _masked_operations, needs_tokens=True),
+    "pretraining": Head(
+        Pretraining,
+        (Output("prediction_logits", True), Output("seq_relationship_logits", False)),
+        lambda config, length: _masked_operations(config, length) + _next_sentence_operations(config, length),
+        needs_tokens=True,
+    ),
+    "next_sentence": Head(
+        NextSentence, (Output("logits", False),), _next_sentence_operations, needs_tokens=True
+    ),
+    "classes": Head(Classes, (Output("logits", False),), _classes_operations, labelled=("classes",)),
+    "token_classes": Head(
+        TokenClasses,
+        _LOGITS,
+        lambda config, length: length * 2 * config.d_model * config.num_labels,
+        needs_tokens=True,
+        labelled=("classes",),
+    ),
+    "spans": Head(
+        Spans,
+        (Output("start_logits", True), Output("end_logits", True)),
+        lambda config, length: length * 4 * config.d_model,
+        needs_tokens=True,
+        arrays=lambda result: (result[..., 0], result[..., 1]),
+    ),
+    "pooled": Head(
+        PooledVectors,
+        (_STATES, Output("pooler_output", False)),
+        lambda config, length: pooler_operations(config),
+        is_bare=True,
+    ),
+    "none": Head(Vectors, (_STATES,), lambda config, length: 0, is_bare=True),
+}
+
+
+def task_of(head: str) -> str:
+    """Returns the task of a head, by which objectives ask for it."""
+    return HEADS[head].task or head

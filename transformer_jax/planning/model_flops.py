@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import jax
 
 from transformer_jax.models import TransformerConfig
+from transformer_jax.models.heads import HEADS
 
 FORMULA = "matrix products of the model, forward once and backward twice (Chowdhery et al. 2022, appendix B)"
 
@@ -29,7 +30,7 @@ def model_flops(
     rows = next(iter(batch.values())).shape[0]
     source = config.num_patches + 1 if config.image_shape else batch["inputs"].shape[1]
     if config.is_decoder_only:
-        total = _stack(config, config.num_decoder_layers, source, 0) + source * _logits(config)
+        total = _stack(config, config.num_decoder_layers, source, 0) + _head(config, source)
     elif config.is_encoder_only:
         total = _stack(config, config.num_encoder_layers, source, 0) + _head(config, source)
         if config.image_shape:
@@ -37,7 +38,7 @@ def model_flops(
     else:
         target = batch["targets"].shape[1]
         total = _stack(config, config.num_encoder_layers, source, 0)
-        total += _stack(config, config.num_decoder_layers, target, source) + target * _logits(config)
+        total += _stack(config, config.num_decoder_layers, target, source) + _head(config, target)
     return rows * total * (3 if train else 1)
 
 
@@ -54,7 +55,7 @@ def decode_flops(config: TransformerConfig, rows: int, source: int, width: int) 
     layer = _projections(config) + _feedforward(config) + _scores(config, width)
     if context:
         layer += _projections(config, only_queries=True) + _scores(config, context)
-    return rows * (config.num_decoder_layers * layer + _logits(config))
+    return rows * (config.num_decoder_layers * layer + _head(config, 1))
 
 
 def _stack(config: TransformerConfig, layers: int, length: int, context: int) -> int:
@@ -93,22 +94,6 @@ def _feedforward(config: TransformerConfig) -> int:
     return 2 * config.d_model * config.d_feedforward * (3 if config.activation.startswith("gated") else 2)
 
 
-def _logits(config: TransformerConfig) -> int:
-    """Returns the operations per target token."""
-    return 2 * config.d_model * config.vocab_size
-
-
 def _head(config: TransformerConfig, length: int) -> int:
-    """Returns the operations per row of the head of an encoder-only model."""
-    width = config.d_model
-    pooled, masked = 2 * width * width, length * (2 * width * width + _logits(config))
-    return {
-        "masked_tokens": masked,
-        "pretraining": masked + pooled + 4 * width,
-        "next_sentence": pooled + 4 * width,
-        "classes": (0 if config.image_shape else pooled) + 2 * width * config.num_labels,
-        "token_classes": length * 2 * width * config.num_labels,
-        "spans": length * 4 * width,
-        "pooled": pooled,
-        "none": 0,
-    }[config.head]
+    """Returns the operations of the head on one row."""
+    return HEADS[config.head].operations(config, length)

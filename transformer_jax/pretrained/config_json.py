@@ -10,10 +10,9 @@ from transformer_jax.config import ConfigError
 from transformer_jax.families import FAMILIES, Checkpoint, Family
 from transformer_jax.families.base import make_config
 from transformer_jax.models import TransformerConfig
+from transformer_jax.models.heads import HEADS
 
 CONFIG_FILE = "config.json"
-LABELLED_HEADS = ("classes", "token_classes")
-BARE_HEADS = ("pooled", "none")  # of which the names of tensors have no prefix
 
 
 class Description(NamedTuple):
@@ -77,7 +76,7 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     fields["head"] = _head(checkpoint, content, names)
-    labels = _labels(content, where) if fields["head"] in LABELLED_HEADS else ()
+    labels = _labels(content, where) if HEADS[fields["head"]].labelled else ()
     try:
         config = make_config({**fields, "num_labels": len(labels)})
     except TypeError as error:
@@ -91,11 +90,11 @@ def _head(checkpoint: Checkpoint, content: Mapping[str, Any], names: frozenset[s
     """The head that the tensors show; ``architectures`` is often that of the model it was tuned from."""
     bare = {name.removeprefix(checkpoint.prefix) for name in names}
     found = [head for head, needed in checkpoint.heads if bare.issuperset(needed)]
-    if found[0] not in LABELLED_HEADS:
+    if not HEADS[found[0]].labelled:
         return found[0]
     # A classifier beside a pooler may be one of tokens that kept the pooler: the tensors are the same.
     claimed = content.get("architectures", [])
-    named = [head for head in found if head in LABELLED_HEADS and checkpoint.architectures[head] in claimed]
+    named = [head for head in found if HEADS[head].labelled and checkpoint.architectures[head] in claimed]
     return (named or found)[0]
 
 
@@ -144,7 +143,7 @@ def content_of(family: Family, config: TransformerConfig, labels: tuple[str, ...
         content |= checkpoint.write(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if config.head in LABELLED_HEADS:
+    if HEADS[config.head].labelled:
         names = labels or tuple(f"LABEL_{i}" for i in range(config.num_labels))
         content["id2label"] = {str(i): name for i, name in enumerate(names)}
         content["label2id"] = {name: i for i, name in enumerate(names)}

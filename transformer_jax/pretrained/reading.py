@@ -21,7 +21,7 @@ from transformer_jax.config import ConfigError
 from transformer_jax.families.base import make_config
 from transformer_jax.inference.model import Pretrained
 from transformer_jax.models import TransformerConfig, abstract_params, build, example_inputs
-from transformer_jax.pretrained.config_json import LABELLED_HEADS
+from transformer_jax.models.heads import HEADS, task_of
 from transformer_jax.pretrained.conversion import differing, with_positions
 from transformer_jax.pretrained.folder import CheckpointFolder
 from transformer_jax.pretrained.generation_json import read_generation
@@ -111,8 +111,8 @@ def changed_config(folder: CheckpointFolder, changes: Mapping[str, Any]) -> Tran
       ConfigError: a change does not fit the checkpoint's parameters.
     """
     stored = folder.model.config
-    _check_head(changes.get("head", stored.head), folder)
-    config = _changed(stored, changes)
+    head = _head_of(folder, changes.get("head", stored.head))
+    config = _changed(stored, {**changes, "head": head})
     _check_changed(stored, _as_stored(config, stored), folder.path)
     return config
 
@@ -166,14 +166,21 @@ def _as_stored(config: TransformerConfig, stored: TransformerConfig) -> Transfor
     return dataclasses.replace(config, image_shape=stored.image_shape, max_length=stored.max_length)
 
 
-def _check_head(head: Any, folder: CheckpointFolder) -> None:
-    """Raises ConfigError for a head that the family's models do not have."""
+def _head_of(folder: CheckpointFolder, head: Any) -> str:
+    """Returns the head of this name, or else the one with this task, that the family's models have.
+
+    Raises:
+      ConfigError: the family has none.
+    """
     family, heads = folder.family, list(folder.checkpoint.architectures)
-    if head not in heads:
+    named = [known for known in heads if head == known]
+    fitting = named or [known for known in heads if head == task_of(known)]
+    if not fitting:
         raise ConfigError(
             f"{folder.path} is a {family.name} checkpoint, and there is no {family.name} with head={head!r}, "
             f"only with {' or '.join(map(repr, heads))}"
         )
+    return fitting[0]
 
 
 def _check_changed(stored: TransformerConfig, config: TransformerConfig, folder: pathlib.Path) -> None:
@@ -214,7 +221,7 @@ def _check_vocabulary(folder: CheckpointFolder, config: TransformerConfig) -> No
 def _changed(stored: TransformerConfig, changes: Mapping[str, Any]) -> TransformerConfig:
     """The stored config with ``changes``, and what follows from them."""
     fields = dataclasses.asdict(stored) | dict(changes)
-    if fields["head"] not in LABELLED_HEADS:
+    if not HEADS[fields["head"]].labelled:
         fields["num_labels"] = changes.get("num_labels", 0)
     if fields["image_shape"] != stored.image_shape:
         height, width, _ = _checked_shape(fields["image_shape"], fields["patch_size"], stored)

@@ -11,8 +11,9 @@ from transformer_jax.files import write_json
 from transformer_jax.inference.model import Pretrained
 from transformer_jax.inference.pooling import check_known
 from transformer_jax.models import TransformerConfig, abstract_params
+from transformer_jax.models.heads import HEADS
 from transformer_jax.objectives.image_crops import Resizing
-from transformer_jax.pretrained.config_json import BARE_HEADS, CONFIG_FILE, content_of
+from transformer_jax.pretrained.config_json import CONFIG_FILE, content_of
 from transformer_jax.pretrained.folder import TOKENIZER_FILE, read_config
 from transformer_jax.pretrained.generation_json import GENERATION_FILE
 from transformer_jax.pretrained.preprocessor_json import PREPROCESSOR_FILE, preprocessor_content
@@ -65,7 +66,7 @@ def save_pretrained(
         checkpoint,
         pretrained.config,
         pretrained.params,
-        with_prefix=pretrained.config.head not in BARE_HEADS,
+        with_prefix=not HEADS[pretrained.config.head].is_bare,
         shard_bytes=shard_bytes,
     ):
         (target / CONFIG_FILE).unlink(missing_ok=True)  # another model's, where writing ends half-way

@@ -15,6 +15,7 @@ from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE
 from transformer_jax.decoding.generator import Generator, padding_may_come
 from transformer_jax.decoding.settings import OWN_RULES, DecodingSettings, TextRules
 from transformer_jax.models import TransformerConfig, build
+from transformer_jax.models.heads import HEADS, Output
 from transformer_jax.pretrained.folder import CheckpointFolder
 from transformer_jax.pretrained.preprocessor_json import read_preprocessor
 from transformer_jax.types import PyTree
@@ -25,19 +26,7 @@ MOST_TOKENS = 140  # of a text: beyond the 128 up to which T5 tells distances ap
 NEW_TOKENS = 8  # generated from each text
 NUM_BEAMS = 4
 
-# What their model gives for each head of ours, and whether there is one for each token.
-_OUTPUTS = {
-    "tokens": (("logits", True),),
-    "masked_tokens": (("logits", True),),
-    "pretraining": (("prediction_logits", True), ("seq_relationship_logits", False)),
-    "next_sentence": (("logits", False),),
-    "classes": (("logits", False),),
-    "token_classes": (("logits", True),),
-    "spans": (("start_logits", True), ("end_logits", True)),
-    "pooled": (("last_hidden_state", True), ("pooler_output", False)),
-    "none": (("last_hidden_state", True),),
-}
-_ENCODED = ("encoder_last_hidden_state", True)  # of an encoder-decoder besides
+_ENCODED = Output("encoder_last_hidden_state", True)  # of an encoder-decoder, beside its head's outputs
 
 Arrays = dict[str, np.ndarray]
 
@@ -105,13 +94,13 @@ def compare(
         found = _our_outputs(config, params, inputs)
     expected = _their_outputs(theirs, config, their_inputs)
     comparisons = []
-    for name, of_tokens in _names(config):
+    for name, of_tokens in _outputs(config):
         ours, other = found[name], expected[name]
         if ours.shape != other.shape:
             raise VerifyError(
                 f"{name} has the shape {ours.shape} here, and {other.shape} in {type(theirs).__name__}"
             )
-        side = "targets" if "targets" in inputs and name != _ENCODED[0] else "inputs"
+        side = "targets" if "targets" in inputs and name != _ENCODED.name else "inputs"
         real = inputs[f"{side}_segments"] == 1 if of_tokens and f"{side}_segments" in inputs else ...
         largest, difference = np.abs(other[real]).max(), np.abs(ours[real] - other[real]).max()
         comparisons.append(Comparison(name, ours.shape, float(largest), float(difference), tolerance))
@@ -174,9 +163,10 @@ def _draw_texts(config: TransformerConfig, side: str, rng: np.random.Generator) 
     return {side: tokens, f"{side}_segments": segments}
 
 
-def _names(config: TransformerConfig) -> tuple[tuple[str, bool], ...]:
+def _outputs(config: TransformerConfig) -> tuple[Output, ...]:
+    """Returns the outputs that are compared, in the order of our model."""
     has_both = not config.is_encoder_only and not config.is_decoder_only
-    return (*((_ENCODED,) if has_both else ()), *_OUTPUTS[config.head])
+    return (*((_ENCODED,) if has_both else ()), *HEADS[config.head].outputs)
 
 
 def _our_outputs(config: TransformerConfig, params: PyTree, inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -188,12 +178,9 @@ def _our_outputs(config: TransformerConfig, params: PyTree, inputs: Mapping[str,
 
         return jax.jit(apply)(params, dict(arguments))
 
-    result = run(inputs, "__call__")
-    if config.head == "spans":
-        result = (result[..., 0], result[..., 1])
-    outputs = list(result) if isinstance(result, tuple) else [result]
-    names = [name for name, _ in _names(config)]
-    if names[0] == _ENCODED[0]:
+    outputs = list(HEADS[config.head].arrays(run(inputs, "__call__")))
+    names = [name for name, _ in _outputs(config)]
+    if names[0] == _ENCODED.name:
         sources = {name: inputs[name] for name in ("inputs", "inputs_segments")}
         outputs.insert(0, run(sources, "encode"))
     return dict(zip(names, map(np.asarray, outputs), strict=True))
@@ -250,7 +237,7 @@ def _their_outputs(model: Any, config: TransformerConfig, inputs: Mapping[str, n
     tensors = {name: t.long() if t.dtype == torch.int32 else t for name, t in tensors.items()}
     with torch.no_grad():
         result = model(**tensors, return_dict=True)
-    return {name: result[name].numpy() for name, _ in _names(config)}
+    return {name: result[name].numpy() for name, _ in _outputs(config)}
 
 
 def _compare_greedy(

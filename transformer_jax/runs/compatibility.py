@@ -6,6 +6,7 @@ from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.config import ConfigError
 from transformer_jax.data import SPLITS, DataConfig
 from transformer_jax.models import TransformerConfig
+from transformer_jax.models.heads import task_of
 from transformer_jax.objectives import Classification, MaskedLM, Objective, TokenClassification
 from transformer_jax.objectives.base import check_features
 
@@ -101,7 +102,7 @@ def _check_model(model: TransformerConfig, objective: Objective, features: list[
             f"config.objective.name={objective.name!r} needs a model of {parts}, and of nothing else: set "
             "config.model.num_encoder_layers and num_decoder_layers, or take another family"
         )
-    if model.head not in heads:
+    if task_of(model.head) not in heads:
         raise ConfigError(
             f"config.objective.name={objective.name!r} needs config.model.head={heads[0]!r}, "
             f"not {model.head!r}"

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from transformer_jax.config import ConfigError
 from transformer_jax.families import Family, family_of
 from transformer_jax.models import TransformerConfig
+from transformer_jax.models.heads import HEADS
 from transformer_jax.pretrained.conversion import MAY_DIFFER, conversion, differing
 from transformer_jax.pretrained.folder import CheckpointFolder
 from transformer_jax.pretrained.hub import open_checkpoint
@@ -142,10 +143,11 @@ def _with_head(params: PyTree, drawn: PyTree, found: TransformerConfig, wanted: 
     Heads share some modules: the pooler, and the layer before the logits of masked tokens.
     """
     is_same = (found.head, found.num_labels) == (wanted.head, wanted.num_labels)
+    labelled = tuple(f"head/{name}/" for name in HEADS[wanted.head].labelled)
     there = flatten_dict(params, sep="/")
     chosen, new = {}, []
     for path, leaf in flatten_dict(drawn, sep="/").items():
-        if path in there and (is_same or not path.startswith("head/classes/")):
+        if path in there and (is_same or not path.startswith(labelled)):
             chosen[path] = jax.device_put(there[path], cast(jax.Array, leaf).sharding)
         else:
             chosen[path] = leaf

@@ -4,7 +4,8 @@ import dataclasses
 import math
 from typing import Literal
 
-from transformer_jax.config import ConfigError, check_types
+from transformer_jax.config import ConfigError, check_types, nearest
+from transformer_jax.models.heads import HEADS
 from transformer_jax.types import BOS_ID, EOS_ID, PAD_ID
 
 
@@ -48,18 +49,8 @@ class TransformerConfig:
     embedding_scale: Literal["inputs", "logits", "none"] = "inputs"
     logits_bias: bool = False
     initial_stddev: float = 0.0  # of weights drawn from N(0, it^2); 0: Xavier uniform
-    head: Literal[
-        "tokens",
-        "masked_tokens",
-        "pretraining",
-        "next_sentence",
-        "classes",
-        "token_classes",
-        "spans",
-        "pooled",
-        "none",
-    ] = "tokens"
-    num_labels: int = 0  # of the heads classes and token_classes
+    head: str = "tokens"  # what the model predicts: a name of ``models.heads.HEADS``
+    num_labels: int = 0  # of heads whose outputs are scores of the user's labels
     dropout: float = 0.1  # on each sub-layer's output and on embeddings + positions, section 5.4
     attention_dropout: float = 0.0  # on attention weights
     feedforward_dropout: float = 0.0  # between the two feed-forward products
@@ -122,18 +113,20 @@ class TransformerConfig:
         """Checks that head, encoder and decoder go together."""
         if self.is_encoder_only and self.is_decoder_only:
             raise ConfigError("model.num_encoder_layers and num_decoder_layers must not both be 0")
-        if self.is_encoder_only and self.head == "tokens":
-            heads = "masked_tokens, pretraining, next_sentence, classes, token_classes, spans, pooled or none"
-            raise ConfigError(f"model.head='tokens' needs a decoder; an encoder alone has {heads}")
-        if not self.is_encoder_only and self.head != "tokens":
+        if self.head not in HEADS:
+            raise ConfigError(f"config.model.head={self.head!r} is no head: {nearest(self.head, HEADS)}")
+        part = "encoder" if self.is_encoder_only else "decoder"
+        if HEADS[self.head].part != part:
+            usable = ", ".join(name for name, head in HEADS.items() if head.part == part)
             raise ConfigError(
-                f"model.head={self.head!r} is for an encoder alone (model.num_decoder_layers=0), a decoder "
-                "has 'tokens'"
+                f"model.head={self.head!r} follows the {HEADS[self.head].part}, but this model ends "
+                f"with its {part}, whose heads are {usable}"
             )
-        if (self.num_labels > 0) != (self.head in ("classes", "token_classes")):
+        if (self.num_labels > 0) != bool(HEADS[self.head].labelled):
+            needed = " and ".join(repr(name) for name, head in HEADS.items() if head.labelled)
             raise ConfigError(
                 f"model.num_labels={self.num_labels} does not go with model.head={self.head!r}: the heads "
-                "'classes' and 'token_classes' need at least 1, the others have none"
+                f"{needed} need at least 1, the others have none"
             )
         if self.num_token_types and not self.is_encoder_only:
             raise ConfigError(
@@ -152,10 +145,13 @@ class TransformerConfig:
                 f"model.patch_size={self.patch_size} must divide the height and width of "
                 f"model.image_shape={self.image_shape}"
             )
-        if self.head not in ("classes", "pooled", "none") or self.vocab_size or self.num_token_types:
+        if HEADS[self.head].needs_tokens or self.vocab_size or self.num_token_types:
+            usable = ", ".join(
+                name for name, head in HEADS.items() if head.part == "encoder" and not head.needs_tokens
+            )
             raise ConfigError(
-                f"an encoder of images has model.head 'classes', 'pooled' or 'none' (not {self.head!r}), and "
-                "neither model.vocab_size nor model.num_token_types"
+                f"an encoder of images has one of the heads {usable} (not {self.head!r}), and neither "
+                "model.vocab_size nor model.num_token_types"
             )
         if self.max_length != (vectors := self.num_patches + 1):
             raise ConfigError(

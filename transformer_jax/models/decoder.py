@@ -9,7 +9,7 @@ from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.models.cache import DecoderCache, PromptContext, empty_cache
 from transformer_jax.models.config import TransformerConfig
 from transformer_jax.models.embed import EmbedTokens, token_embedding
-from transformer_jax.models.heads import PerToken, TokenLogits
+from transformer_jax.models.heads import HEADS, PerToken
 from transformer_jax.models.stack import Stack
 from transformer_jax.types import PyTree
 
@@ -24,7 +24,7 @@ class DecoderOnly(nn.Module):
         self.embedding = token_embedding(config)
         self.embed_inputs = EmbedTokens(config, self.embedding)
         self.decoder = Stack(config, config.num_decoder_layers, cross_attention=False)
-        self.logits = TokenLogits(config)
+        self.logits = HEADS[config.head].module(config)
 
     def __call__(
         self,

@@ -10,6 +10,7 @@ from transformer_jax.models.embed import EmbedPatches, EmbedTokens, token_embedd
 from transformer_jax.models.embedded import Embedded
 from transformer_jax.models.heads import HEADS
 from transformer_jax.models.stack import Stack
+from transformer_jax.types import PyTree
 
 
 class EncoderOnly(nn.Module):
@@ -36,7 +37,7 @@ class EncoderOnly(nn.Module):
         inputs_segments: Int[Array, "B L"] | None = None,
         inputs_types: Int[Array, "B L"] | None = None,
         train: bool = False,
-    ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "..."]]:
+    ) -> PyTree:
         """Returns what the head returns, see ``models.heads.HEADS``.
 
         Args:

@@ -8,7 +8,7 @@ from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.models.cache import DecoderCache, EncodedContext, empty_cache
 from transformer_jax.models.config import TransformerConfig
 from transformer_jax.models.embed import EmbedTokens, check_length, token_embedding
-from transformer_jax.models.heads import PerToken, TokenLogits
+from transformer_jax.models.heads import HEADS, PerToken
 from transformer_jax.models.stack import Stack
 from transformer_jax.types import PyTree
 
@@ -30,7 +30,7 @@ class EncoderDecoder(nn.Module):
         self.embed_targets = EmbedTokens(config, self.target_embedding)
         self.encoder = Stack(config, config.num_encoder_layers, cross_attention=False)
         self.decoder = Stack(config, config.num_decoder_layers, cross_attention=True)
-        self.logits = TokenLogits(config)
+        self.logits = HEADS[config.head].module(config)
 
     def __call__(
         self,

@@ -23,7 +23,7 @@ from transformer_jax.data import (
 )
 from transformer_jax.data import token_examples as module
 from transformer_jax.objectives import MaskedLM, Seq2Seq
-from transformer_jax.objectives.base import BoundTransform
+from transformer_jax.objectives.base import BoundTransform, ModelFacts
 
 NUM_EXAMPLES = 50
 BUCKETS = DataConfig(max_length=12, buckets=(4, 8), tokens_per_batch=64, window=16, seed=5)
@@ -258,7 +258,9 @@ def test_no_other_example_in_evaluation_is_blank():
 
 def test_no_second_sentence_in_evaluation_is_blank():
     texts = [f"w{i} x\ny z" if i % 3 == 0 else " \n"[: i % 3] for i in range(30)]  # two in three are blank
-    transform = BoundTransform(MaskedLM(next_sentence=True), ToyTokenizer(), 12, train=False, num_labels=0)
+    transform = BoundTransform(
+        MaskedLM(next_sentence=True), ToyTokenizer(), 12, train=False, model=ModelFacts()
+    )
     places, pieces = evaluation_pieces(BUCKETS, MemorySource({"inputs": texts}), transform)
     assert set(places) == set(range(0, 30, 3))
     labels = [int(piece["labels"]) for piece in pieces]
@@ -340,7 +342,7 @@ def test_an_example_without_what_the_objective_needs():
         def id_of(self, role):
             raise NotImplementedError
 
-    transform = BoundTransform(Seq2Seq(), Words(), 12, train=True, num_labels=0)
+    transform = BoundTransform(Seq2Seq(), Words(), 12, train=True, model=ModelFacts())
     message = (
         r"Seq2Seq\.FEATURES, .* are inputs, targets, .* no targets: config\.data\.source\.features gives"
     )

@@ -14,7 +14,7 @@ from transformer_jax.data import (
     training_iterator,
 )
 from transformer_jax.objectives import Seq2Seq
-from transformer_jax.objectives.base import BoundTransform
+from transformer_jax.objectives.base import BoundTransform, ModelFacts
 from transformer_jax.types import BATCH_KEYS
 
 WORDS = ("a", "bc", "def", "Größe", "zwei drei")
@@ -26,7 +26,7 @@ def source_and_transform():
     inputs = [" ".join(WORDS[(i + j) % 5] for j in range(i % 7)) for i in range(150)]
     targets = [" ".join(WORDS[(i * j) % 5] for j in range(1 + i % 6)) for i in range(150)]
     tokenizer = train_tokenizer(TokenizerConfig(kind="byte"), [])
-    transform = BoundTransform(Seq2Seq(), tokenizer, 24, train=True, num_labels=0)
+    transform = BoundTransform(Seq2Seq(), tokenizer, 24, train=True, model=ModelFacts())
     return MemorySource({"inputs": inputs, "targets": targets}), transform
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.tiny_training import OWN_WORDS, SIZES, tiny_experiment, write_corpus
+from transformer_jax.config import ConfigError
 from transformer_jax.data import count_cut, evaluation_batches, load_source
-from transformer_jax.evaluation import scoring
+from transformer_jax.evaluation import PREDICTORS, score_texts, scoring, translations
 from transformer_jax.evaluation.predictions import Outputs
 from transformer_jax.evaluation.translator import Translator
 from transformer_jax.models import build
@@ -27,31 +28,31 @@ from transformer_jax.types import CUT
 
 def test_scores_of_known_translations():
     references = ["the cat sat on the mat .", "a dog runs in the park ."]
-    perfect = scoring.score_texts(references, references)
+    perfect = score_texts(references, references)
     assert perfect["bleu"] == pytest.approx(100) and perfect["chrf"] == pytest.approx(100)
     assert perfect["exact_match"] == 100
-    half = scoring.score_texts(["the cat sat on the mat .", "A dog runs in the park ."], references)
+    half = score_texts(["the cat sat on the mat .", "A dog runs in the park ."], references)
     assert half["exact_match"] == 50 and half["bleu_lowercase"] == pytest.approx(100) and half["bleu"] < 100
     assert "tok:13a" in half["bleu_signature"] and "case:lc" in half["bleu_lowercase_signature"]
 
 
 def test_bleu_by_hand():
     # Matches of 1- to 4-grams: 6/7, 4/6, 3/5, 2/4; both texts have seven tokens, so no brevity penalty.
-    score = scoring.score_texts(["the cat sat on the red mat"], ["the cat sat on the big mat"])["bleu"]
+    score = score_texts(["the cat sat on the red mat"], ["the cat sat on the big mat"])["bleu"]
     assert score == pytest.approx(100 * (6 / 7 * 4 / 6 * 3 / 5 * 2 / 4) ** 0.25)
 
 
 def test_chrf_by_hand():
     # "abc" for "abd": 2 of 3 characters and 1 of 2 pairs agree, and no triple; there are no longer ones. chrF
     # averages precision and recall over these orders, and both are alike.
-    score = scoring.score_texts(["abc"], ["abd"])["chrf"]
+    score = score_texts(["abc"], ["abd"])["chrf"]
     assert score == pytest.approx(100 * (2 / 3 + 1 / 2 + 0) / 3)
 
 
 def test_nothing_or_misaligned_texts_are_refused():
     for hypotheses, references in (([], []), (["a"], ["a", "b"])):
         with pytest.raises(ValueError, match="cannot be scored"):
-            scoring.score_texts(hypotheses, references)
+            score_texts(hypotheses, references)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ class Oracle(Translator):
 
 def test_translations_meet_their_own_references(setting, tmp_path, monkeypatch, capsys):
     experiment, tokenizer, params, _ = setting
-    monkeypatch.setattr(scoring, "Translator", Oracle)
+    monkeypatch.setattr(translations, "Translator", Oracle)
     run = TrainedRun(experiment, tokenizer, params, (6, 4))
     evaluation = scoring.evaluate_run(run, make_mesh(MeshConfig()))
     scoring.report(evaluation, str(tmp_path))
@@ -154,7 +155,7 @@ def test_only_what_is_trained_on_is_changed_at_random(setting, monkeypatch):
         assert not any(own in text for text in (evaluated if split == "train" else trained))
 
     monkeypatch.setattr(Recording, "asked", asked := [])
-    monkeypatch.setattr(scoring, "Translator", Oracle)
+    monkeypatch.setattr(translations, "Translator", Oracle)
     scoring.evaluate_run(TrainedRun(experiment, tokenizer, params, (6,)), mesh)
     assert [is_training for is_training, _ in asked] == [False] * SIZES["test"]
 
@@ -164,7 +165,7 @@ def test_what_is_cut_before_it_is_scored_is_counted(setting, monkeypatch, cut_lo
     experiment, tokenizer, params, _ = setting
     data = dataclasses.replace(experiment.data, max_length=10, buckets=())
     experiment = dataclasses.replace(experiment, data=data, objective=Seq2Seq(cut_long=cut_long))
-    monkeypatch.setattr(scoring, "OUTPUTS", {})  # translating counts for itself
+    monkeypatch.setattr(Seq2Seq, "PREDICTOR", "")  # translating counts for itself
     run = TrainedRun(experiment, tokenizer, params, (6,))
     figures = scoring.evaluate_run(run, make_mesh(MeshConfig())).figures
     texts = [example["inputs"] for example in load_source(data.source, "test").read(range(SIZES["test"]))]
@@ -176,3 +177,27 @@ def test_what_is_cut_before_it_is_scored_is_counted(setting, monkeypatch, cut_lo
 def test_an_example_in_several_pieces_is_cut_once():
     pieces = [{}, {CUT: np.array(3)}, {CUT: np.array(3)}, {}, {CUT: np.array(1)}]
     assert count_cut([0, 1, 1, 2, 5], pieces) == 2
+
+
+class Reversal(Seq2Seq):
+    """An objective from outside the library, with a predictor of its own."""
+
+    PREDICTOR = "reversals"
+
+
+def reversals(run, mesh, settings, source):
+    texts = [example["inputs"][::-1] for example in source.read(range(len(source)))]
+    return Outputs("reversals", texts, texts, texts, {"reversed": len(texts)})
+
+
+def test_an_objective_from_outside_has_its_own_predictor(setting, monkeypatch):
+    experiment, tokenizer, params, _ = setting
+    run = TrainedRun(dataclasses.replace(experiment, objective=Reversal()), tokenizer, params, (6,))
+    with pytest.raises(
+        ConfigError, match=r"^Reversal\.PREDICTOR='reversals' is no key of evaluation\.PREDICT"
+    ):
+        scoring.evaluate_run(run, make_mesh(MeshConfig()))
+    monkeypatch.setitem(PREDICTORS, "reversals", reversals)
+    evaluation = scoring.evaluate_run(run, make_mesh(MeshConfig()))
+    assert evaluation.figures["reversed"] == SIZES["test"] and "reversal_seconds" in evaluation.figures
+    assert evaluation.outputs is not None and len(evaluation.outputs.texts) == SIZES["test"]

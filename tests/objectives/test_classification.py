@@ -68,13 +68,13 @@ def test_labels_are_numbers_or_names(labels, label, wanted):
         (
             ("no", "yes"),
             "maybe",
-            r"'maybe' is none of objective.labels=\('no', 'yes'\), nor .* to 1",
+            r"'maybe' must be one of objective.labels=\('no', 'yes'\), or .* to 1",
         ),
-        (("no", "yes"), 2, r"the label 2 is none of objective.labels=\('no', 'yes'\)"),
-        (("no", "yes"), -1, "the label -1 is none"),
-        ((), "yes", r"'yes' is no number from 0 on, and objective.labels=\(\) has no names"),
-        ((), -1, "the label -1 is no number from 0 on"),
-        ((), True, "the label True is no number"),
+        (("no", "yes"), 2, r"the label 2 must be one of objective.labels=\('no', 'yes'\)"),
+        (("no", "yes"), -1, "the label -1 must be one of"),
+        ((), "yes", r"'yes' must be a number from 0 on; to use names, list them in objective.labels"),
+        ((), -1, "the label -1 must be a number from 0 on"),
+        ((), True, "the label True must be a number"),
     ],
 )
 def test_an_unknown_label_is_one_error(labels, label, message):
@@ -82,23 +82,15 @@ def test_an_unknown_label_is_one_error(labels, label, message):
         Classification(labels=labels).encode({"inputs": "x", "labels": label}, ToyTokenizer())
 
 
-@pytest.mark.parametrize(
-    ("example", "message"),
-    [
-        ({"labels": 0}, "needs the feature 'inputs' or 'images', but has labels"),
-        ({"labels": 0, "images": np.zeros((2, 2, 3))}, r"must be a uint8 array .* not float64 of shape"),
-        ({"labels": 0, "images": np.zeros((2, 2), np.uint8)}, r"not uint8 of shape \(2, 2\)"),
-    ],
-)
-def test_an_example_of_the_wrong_kind_is_one_error(example, message):
-    with pytest.raises(ValueError, match=message):
-        Classification().encode(example, ToyTokenizer())
+def test_an_example_with_neither_text_nor_image_is_one_error():
+    with pytest.raises(ValueError, match="needs the feature 'inputs' or 'images', but has labels"):
+        Classification().encode({"labels": 0}, ToyTokenizer())
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"labels": ("a", "b", "a")}, "must be different names, but there is more than one 'a'"),
+        ({"labels": ("a", "b", "a")}, "must be different names, but 'a' occurs more than once"),
         ({"label_smoothing": 1.0}, r"label_smoothing=1.0 must be in \[0, 1\)"),
         ({"crop_padding": -1}, "crop_padding=-1 must not be negative"),
     ],
@@ -235,5 +227,5 @@ def test_other_classes_than_the_model_tells_are_not_passed_over():
 
     loss, sums = Classification().loss(apply, {}, batch, {}, train=False)
     assert np.isnan(loss) and float(sums["correct"]) == 0
-    with pytest.raises(ValueError, match=r"tells 2 classes, but objective.labels=\('a',\) names 1"):
+    with pytest.raises(ValueError, match=r"the model has 2 classes, but objective.labels=\('a',\) names 1"):
         Classification(labels=("a",)).loss(apply, {}, batch, {}, train=False)

@@ -5,7 +5,7 @@ import pytest
 
 from tests.objectives.toy import ToyTokenizer
 from transformer_jax.objectives import OBJECTIVES
-from transformer_jax.objectives.base import BoundTransform
+from transformer_jax.objectives.base import BoundTransform, ModelFacts
 
 WORDS, TAGS = ["ab", "cd"], [0, 1]
 QUESTION = {"inputs": "who", "context": "it is Ann", "answers": ["Ann"], "answer_starts": [6]}
@@ -22,7 +22,9 @@ RIGHT = {
 
 
 def encoded(name, changes):
-    transform = BoundTransform(OBJECTIVES[name](), ToyTokenizer(), 12, train=True, num_labels=2)
+    transform = BoundTransform(
+        OBJECTIVES[name](), ToyTokenizer(), 12, train=True, model=ModelFacts(num_labels=2)
+    )
     return transform.encode(RIGHT[name] | changes)
 
 

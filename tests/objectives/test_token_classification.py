@@ -62,7 +62,7 @@ def test_words_are_those_of_the_example_whatever_the_tokenizer_takes_for_one():
     ("words", "tags", "message"),
     [
         (["a", "b"], ["O"], "2 words have 1 labels: 'a b'"),
-        (["a"], ["MISC"], r"the label 'MISC' is none of objective.labels=\('O', 'PER', 'LOC'\)"),
+        (["a"], ["MISC"], r"the label 'MISC' must be one of objective.labels=\('O', 'PER', 'LOC'\)"),
         (["a", " ", "b"], ["O"] * 3, r"the word ' ' \(number 2 of 3\) has no tokens"),
         (["a", ""], ["O"] * 2, r"the word '' \(number 2 of 2\) has no tokens"),
     ],
@@ -107,5 +107,5 @@ def test_other_classes_than_the_model_tells_are_not_passed_over():
 
     loss, sums = TokenClassification().loss(apply, {}, padded([piece], 1), {}, train=False)
     assert np.isnan(loss) and float(sums["correct"]) == 0
-    with pytest.raises(ValueError, match="tells 2 classes, but"):
+    with pytest.raises(ValueError, match="has 2 classes, but"):
         TokenClassification(labels=LABELS).loss(apply, {}, padded([piece], 1), {}, train=False)

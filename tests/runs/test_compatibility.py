@@ -40,17 +40,17 @@ def changed(config, changes):
         (
             "bert_trec",
             {"model.num_token_types": 0},
-            "config.objective.name='classification' tells two texts apart by their types: set",
+            "config.objective.name='classification' marks the parts of an input by token types: set",
         ),
         (
             "bert_trec",
             {"checkpoint.best_metric": "f1"},
-            "config.checkpoint.best_metric='f1' is not measured here: f1 and matthews are of two classes",
+            "config.checkpoint.best_metric='f1' is not measured here: it needs config.model.num_labels=2",
         ),
         (
             "bert_mlm",
             {"checkpoint.best_metric": "next_sentence_accuracy", "checkpoint.best_mode": "max"},
-            "config.checkpoint.best_metric='next_sentence_accuracy' is not measured here: ",
+            "config.checkpoint.best_metric='next_sentence_accuracy' is not measured here: it needs conf",
         ),
         (
             "bert_mlm",
@@ -60,22 +60,27 @@ def changed(config, changes):
         (
             "gpt2_chars",
             {"model.num_encoder_layers": 2},
-            "config.objective.name='causal_lm' needs a model of a decoder, and of nothing else",
+            "config.objective.name='causal_lm' needs a model of exactly these parts: decoder. Set",
         ),
         (
-            "vit_fashion",
+            "vit_imagenet",
             {"data.source.features": (("inputs", ""), ("labels", ""))},
-            "config.data.source.features",
+            "config.data.source.features has inputs, labels, but the model reads images",
+        ),
+        (
+            "bert_glue",
+            {"data.source.features": (("inputs", ""), ("labels", ""), ("images", ""))},
+            "config.data.source.features has inputs, labels, images, but the model reads inputs and not ",
         ),
         (
             "vit_imagenet",
             {"objective.image_size": 160},
-            "config.objective.image_size=160 makes images of 160 x 160 pixels, but the model has",
+            "config.objective.image_size=160 makes images of 160 x 160 pixels, but the model",
         ),
         (
             "t5_multi30k",
             {"evaluate.beam_size": 7000},
-            "config.evaluate.beam_size=7000 is more than the vocabulary has tokens: 6144",
+            "config.evaluate.beam_size=7000 must be at most config.model.vocab_size=6144",
         ),
         (
             "t5_spans",
@@ -85,17 +90,17 @@ def changed(config, changes):
         (
             "bert_sst2",
             {"objective.flip": True},
-            "config.objective.flip=True does nothing to texts: leave it at False",
+            "config.objective.flip=True has no effect on texts: leave it at False",
         ),
         (
             "bert_trec",
             {"objective.image_size": 32},
-            "config.objective.image_size=32 does nothing to texts: leave it at 0",
+            "config.objective.image_size=32 has no effect on texts: leave it at 0",
         ),
         (
             "vit_fashion",
             {"objective.cut_long": True},
-            "config.objective.cut_long=True does nothing to images: leave it at False",
+            "config.objective.cut_long=True has no effect on images: leave it at False",
         ),
         (
             "vit_fashion",
@@ -132,5 +137,5 @@ def test_the_tokenizer_of_what_a_run_starts_from_need_not_fit_settings_for_train
 def test_metrics_of_two_classes_choose_a_checkpoint_of_two_classes():
     changes = {"checkpoint.best_metric": "matthews", "checkpoint.best_mode": "max"}
     assert read_experiment(changed(config_of("bert_glue", "cola"), changes))
-    with pytest.raises(ConfigError, match="of two classes"):
+    with pytest.raises(ConfigError, match="num_labels=2"):
         read_experiment(changed(config_of("bert_glue", "mnli"), changes))

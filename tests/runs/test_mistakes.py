@@ -107,7 +107,7 @@ def test_a_test_pair_longer_than_the_model_is_found_before_training(corpus, tmp_
         (dict(checkpoint=dict(best_metric="accuracy")), "'accuracy' needs config.checkpoint.best_mode='max'"),
         (dict(evaluate=dict(split="tset")), "'tset' must be one of train, validation, test"),
         (dict(evaluate=dict(average_last=9)), "average_last=9 needs as many"),
-        (dict(evaluate=dict(beam_size=999)), "beam_size=999 is more than"),
+        (dict(evaluate=dict(beam_size=999)), "beam_size=999 must be at most config.model.vocab_size="),
         (
             dict(model=dict(eos_id=5)),
             r"eos_id=5 must be 2 \(eos\), as in the tokenizer of the training split",

@@ -1,24 +1,19 @@
 """Scores of a trained run on a split: its loss, and of texts sacreBLEU, chrF and exact match."""
 
-import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
 
 from transformer_jax.data import Source, batches_of_pieces, count_cut, evaluation_pieces, load_source
-from transformer_jax.decoding.settings import DecodingSettings
-from transformer_jax.evaluation.predictions import Outputs, answers, reconstructions
-from transformer_jax.evaluation.translator import Translator
+from transformer_jax.evaluation.predictions import Outputs
+from transformer_jax.evaluation.predictors import predictor_of
 from transformer_jax.files import write_json, write_whole
 from transformer_jax.models import build
-from transformer_jax.objectives import Classification, QuestionAnswering, Seq2Seq
 from transformer_jax.objectives.base import Apply, Objective, Sums
 from transformer_jax.reporting.progress import summary_table
 from transformer_jax.runs.experiment import EvaluateConfig, Experiment, make_transform
@@ -69,40 +64,6 @@ def evaluate_loss(
     return objective.metrics(total)
 
 
-def score_texts(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """Corpus scores of translations, one reference each.
-
-    Returns:
-      ``bleu`` (Papineni et al. 2002; cased, on raw text, sacreBLEU's 13a tokens), ``bleu_lowercase`` (the
-      same, lower-cased), ``chrf`` (Popović 2015), each from 0 to 100 and with its ``_signature`` (Post
-      2018), and ``exact_match``: percentage of translations that equal their reference.
-
-    Raises:
-      ValueError: no texts, or as many of one as not of the other.
-    """
-    if not references or len(hypotheses) != len(references):
-        raise ValueError(
-            f"{len(hypotheses)} translations cannot be scored against {len(references)} references"
-        )
-    scores: dict[str, Any] = {}
-    metrics = {"bleu": BLEU(), "bleu_lowercase": BLEU(lowercase=True), "chrf": CHRF()}
-    for name, metric in metrics.items():
-        scores[name] = metric.corpus_score(list(hypotheses), [list(references)]).score
-        scores[f"{name}_signature"] = str(metric.get_signature())
-    matches = sum(map(str.__eq__, hypotheses, references))
-    scores["exact_match"] = 100 * matches / len(references)
-    return scores
-
-
-def translate_source(
-    translator: Translator, params: PyTree, source: Source
-) -> tuple[list[str], list[str], list[str]]:
-    """Inputs, translations and references of a whole source, in order."""
-    examples = source.read(range(len(source)))
-    inputs = [example["inputs"] for example in examples]
-    return inputs, translator.translate(params, inputs), [example["targets"] for example in examples]
-
-
 def sample_text(outputs: Outputs, count: int) -> str:
     """``count`` examples, evenly spaced, each as source, output and reference."""
     places = np.linspace(0, len(outputs.texts) - 1, min(count, len(outputs.texts)), dtype=int).tolist()
@@ -132,10 +93,11 @@ def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = 
     """
     experiment = run.experiment
     settings = settings or experiment.evaluate
+    predict = predictor_of(experiment.objective)
     source = load_source(experiment.data.source, settings.split)
     batches, num_cut = _batches(run, mesh, source)
     figures: dict[str, Any] = {"split": settings.split, "examples": len(source)}
-    if _may_cut(experiment.objective):
+    if experiment.objective.may_cut:
         figures["inputs_cut"] = num_cut
     figures["checkpoint_steps"] = list(run.steps)
     figures |= evaluate_loss(
@@ -145,7 +107,6 @@ def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = 
         (partitioning.shard_batch(mesh, batch) for batch in batches),
     )
     start = time.monotonic()
-    predict = OUTPUTS.get(experiment.objective.name)
     if predict is None:
         return Evaluation(figures, None, "")
     outputs = predict(run, mesh, settings, source)
@@ -170,35 +131,6 @@ def _batches(run: TrainedRun, mesh: Mesh, source: Source) -> tuple[list[dict[str
         row_multiple=partitioning.num_batch_shards(mesh),
     )
     return [batch for _, batch in batches], count_cut(places, pieces)
-
-
-def _may_cut(objective: Objective) -> bool:
-    """Whether an objective scores examples that it has cut short."""
-    if isinstance(objective, Seq2Seq | Classification):
-        return objective.cut_long
-    return isinstance(objective, QuestionAnswering)
-
-
-def translations(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Source) -> Outputs:
-    """The split translated, and how well."""
-    experiment = run.experiment
-    objective = cast(Seq2Seq, experiment.objective)
-    most = experiment.data.max_length if objective.cut_long else None
-    translator = Translator(experiment.model, run.tokenizer, settings, mesh, most)
-    inputs, hypotheses, references = translate_source(translator, run.params, source)
-    decoding = {field.name: getattr(settings, field.name) for field in dataclasses.fields(DecodingSettings)}
-    if settings.temperature == 0:
-        decoding = {name: decoding[name] for name in ("beam_size", "length_penalty")}
-    scores = score_texts(hypotheses, references)
-    return Outputs("translations", hypotheses, inputs, references, decoding | scores)
-
-
-# What is predicted and scored besides the loss, by the name of the objective.
-OUTPUTS: dict[str, Callable[[TrainedRun, Mesh, EvaluateConfig, Source], Outputs]] = {
-    "seq2seq": translations,
-    "denoising": reconstructions,
-    "question_answering": answers,
-}
 
 
 def report(evaluation: Evaluation, workdir: str, rows: Mapping[str, Any] | None = None) -> None:

@@ -3,51 +3,35 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-import jax
 import numpy as np
 
-from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Rngs, Sums
 from transformer_jax.objectives.cutting import cut_evenly
-from transformer_jax.objectives.losses import target_sums, token_metrics
-from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
+from transformer_jax.objectives.token_objective import TokenObjective
+from transformer_jax.types import Drawing, Encoder, Example, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalLM:
-    """Predict each token of a document from those before it.
+class CausalLM(TokenObjective):
+    """Predict each token of a document from the tokens before it.
 
-    A document ends in eos, and its first token is predicted from an eos, as if from the end of the
-    document before: GPT-2 puts one <|endoftext|> between documents. Longer documents are cut; a piece
-    after the first one is predicted from the token before it, but sees no more of what was cut off.
+    A document ends in eos. Its first token is predicted from an eos, as if another document ended before it:
+    GPT-2 separates documents by one <|endoftext|>. Longer documents are cut. The first token of a later piece
+    is predicted from the last token of the piece before it, and from nothing else of that piece.
     """
 
-    METRICS: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "accuracy")
-    HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy",)
-    FEATURES: ClassVar[tuple[str, ...]] = ("inputs",)
+    PARTS: ClassVar[tuple[str, ...]] = ("decoder",)
+    ARGUMENTS: ClassVar[tuple[str, ...]] = ("inputs",)
+    PROMPT_START: ClassVar[tuple[str, ...]] = ("eos",)
 
     name: Literal["causal_lm"] = "causal_lm"
 
-    def __post_init__(self) -> None:
-        check_types(self, "objective")
-
     def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
-        """The document's tokens and eos."""
+        """Returns the document's tokens and eos."""
         return {"inputs": np.append(tokenizer.encode(example["inputs"]), np.int32(tokenizer.id_of("eos")))}
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
-        """Pieces in which every token is a target once; where they begin, see ``cut_evenly``."""
+        """Returns pieces in which every token is a target once; ``cut_evenly`` chooses the borders."""
         targets = tokens["inputs"]
-        inputs = np.append(targets[-1:], targets[:-1])  # the eos at the end goes first
+        inputs = np.append(targets[-1:], targets[:-1])  # moves the final eos to the front
         borders = cut_evenly(len(targets), context.max_length, context.rng, context.train)
         return [{"inputs": inputs[i:j], "targets": targets[i:j]} for i, j in borders]
-
-    def loss(
-        self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
-    ) -> tuple[jax.Array, Sums]:
-        """Cross-entropy over real targets, summed, in nats, and the sums of ``losses.token_sums``."""
-        return target_sums(apply, params, batch, ("inputs",), rngs, 0.0, train=train)
-
-    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """Per token: ``loss`` and ``nll`` (the same), ``perplexity`` and ``accuracy``."""
-        return token_metrics(sums)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import jax
@@ -9,18 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Rngs, Sums
+from transformer_jax.config import ConfigError
+from transformer_jax.objectives.base import Apply, ModelFacts, Rngs, Sums
 from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.cutting import check_room
 from transformer_jax.objectives.image_crops import centre_box, random_box, resized
-from transformer_jax.objectives.labels import check_classes, check_names, label_id
-from transformer_jax.objectives.losses import smoothed_cross_entropy
+from transformer_jax.objectives.labels import LabelledObjective, label_id
 from transformer_jax.types import CUT, Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(LabelledObjective):
     """Tell which class an example is of.
 
     A text is "[CLS] a [SEP]", a pair of texts "[CLS] a [SEP] b [SEP]" with token types 0 and 1 (BERT,
@@ -29,7 +29,6 @@ class Classification:
     visit, from all of its pixels.
 
     Attributes:
-      labels: their names in the order of their ids; () where labels are given as ids.
       cut_long: take tokens from the end of a text that is longer than ``max_length``, of the longer one of
         two, until it fits, as in the released BERT. Otherwise it is not trained on. Both are counted.
       label_smoothing: as in ``losses.smoothed_cross_entropy``.
@@ -44,10 +43,12 @@ class Classification:
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "f1", "matthews")
     HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy", "f1", "matthews")
-    FEATURES: ClassVar[tuple[str, ...]] = ("labels",)  # and "inputs", perhaps with "pair", or "images"
+    FEATURES: ClassVar[tuple[str, ...]] = ("labels",)
+    OPTIONAL_FEATURES: ClassVar[tuple[str, ...]] = ("inputs", "pair", "images")  # a text or two, or an image
+    HEADS: ClassVar[tuple[str, ...]] = ("classes",)
+    PARTS: ClassVar[tuple[str, ...]] = ("encoder",)
 
     name: Literal["classification"] = "classification"
-    labels: tuple[str, ...] = ()
     cut_long: bool = False
     label_smoothing: float = 0.0
     image_size: int = 0
@@ -56,8 +57,7 @@ class Classification:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        check_types(self, "objective")
-        check_names(self.labels)
+        super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be in [0, 1)")
         for name in ("image_size", "crop_padding"):
@@ -75,22 +75,58 @@ class Classification:
                 f"image_size={self.image_size}"
             )
 
+    @property
+    def num_token_types(self) -> int:
+        """2: one for each text of a pair."""
+        return 2
+
+    @property
+    def may_cut(self) -> bool:
+        """Whether texts that are too long are cut and scored: ``cut_long``."""
+        return self.cut_long
+
+    @property
+    def sizing(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """``as_evaluated`` if ``image_size`` is set, else None."""
+        return self.as_evaluated if self.image_size else None
+
+    def unmeasured(self, model: ModelFacts) -> Mapping[str, str]:
+        """Returns ``f1`` and ``matthews`` unless the model has two classes."""
+        if model.num_labels == 2:
+            return {}
+        return dict.fromkeys(("f1", "matthews"), "it needs config.model.num_labels=2")
+
+    def check(self, model: ModelFacts) -> None:
+        """Raises ConfigError if names, settings or image size do not fit the model.
+
+        Settings of images have no effect on texts, and settings of texts none on images; both are refused.
+        """
+        super().check(model)
+        defaults = type(self)()
+        of_images = ("image_size", "least_area", "crop_padding", "flip")
+        for name in of_images if model.reads_text else ("cut_long",):
+            if getattr(self, name) != getattr(defaults, name):
+                read = "texts" if model.reads_text else model.feature
+                raise ConfigError(
+                    f"config.objective.{name}={getattr(self, name)!r} has no effect on {read}: leave it at "
+                    f"{getattr(defaults, name)!r}"
+                )
+        side = self.image_size
+        if side and model.shape[:2] != (side, side):
+            raise ConfigError(
+                f"config.objective.image_size={side} makes images of {side} x {side} pixels, but the model "
+                f"reads images of shape {model.shape} (height, width, channels)"
+            )
+
     def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
-        """The image as it is, or the whole text with its special tokens and types; and the label's id.
+        """Returns the image unchanged, or the text with its special tokens and types; and the label's id.
 
         Raises:
-          ValueError: the label is unknown, there is neither text nor image, or the image is no uint8
-            array of three dimensions.
+          ValueError: the label is unknown, or the example has neither text nor image.
         """
         labels = np.array(label_id(example["labels"], self.labels), np.int32)
         if "images" in example:
-            image = np.asarray(example["images"])
-            if image.dtype != np.uint8 or image.ndim != 3:
-                raise ValueError(
-                    "an image must be a uint8 array (height, width, channels), not "
-                    f"{image.dtype} of shape {image.shape}"
-                )
-            return {"images": image, "labels": labels}
+            return {"images": np.asarray(example["images"]), "labels": labels}
         if "inputs" not in example:
             raise ValueError(
                 f"an example to classify needs the feature 'inputs' or 'images', but has {', '.join(example)}"
@@ -149,34 +185,24 @@ class Classification:
     def loss(
         self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Sums]:
-        """Cross-entropy over examples, summed, in nats.
-
-        A label beyond the model's classes makes the loss NaN, and no guess of it is right: with ``labels``
-        there can be none.
+        """Returns the cross-entropy over examples, summed, in nats; see ``class_losses``.
 
         Returns:
-          The sum, and the sums ``loss``, ``correct`` and ``tokens``, which is the number of examples. With
-          two classes how many are of the second, ``positive``, how many were told to be, ``found_positive``,
-          and how many are both, ``true_positive``.
-
-        Raises:
-          ValueError: the model tells another number of classes than ``labels`` names.
+          The summed loss, and the sums ``loss``, ``correct`` and ``tokens``, which is the number of examples.
+          With two classes there are three more: the examples of the second class, ``positive``, those that
+          are predicted to be of it, ``found_positive``, and those of both, ``true_positive``.
         """
         if "images" in batch:
             arguments = {"images": scale_pixels(jnp.asarray(batch["images"]))}
         else:
             arguments = side_arrays(batch, "inputs")
         logits = run_model(apply, params, arguments, rngs, train=train)
-        check_classes(logits.shape[-1], self.labels)
         labels = jnp.asarray(batch["labels"])
-        losses = smoothed_cross_entropy(
-            logits[:, None], jnp.maximum(labels, 0)[:, None], self.label_smoothing
-        )
-        is_class = labels < logits.shape[-1]
-        each = jnp.where(is_class, losses.loss[:, 0], jnp.nan)
         weights = (labels >= 0).astype(jnp.float32)
-        loss = jnp.sum(jnp.where(weights > 0, each, 0.0))
-        is_correct = losses.is_correct[:, 0] * is_class * weights
+        loss, is_correct = self.class_losses(
+            logits[:, None], labels[:, None], weights[:, None], self.label_smoothing
+        )
+        is_correct = is_correct[:, 0]
         sums = {"loss": loss, "correct": jnp.sum(is_correct), "tokens": jnp.sum(weights)}
         if logits.shape[-1] == 2:
             is_positive = (labels == 1).astype(jnp.float32)

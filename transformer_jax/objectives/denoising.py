@@ -3,12 +3,9 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
-from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Rngs, Sums
 from transformer_jax.objectives.cutting import (
     check_room,
     cut_at_borders,
@@ -16,12 +13,12 @@ from transformer_jax.objectives.cutting import (
     sentence_starts,
     word_starts,
 )
-from transformer_jax.objectives.losses import teacher_forced, token_metrics
-from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
+from transformer_jax.objectives.token_objective import TokenObjective
+from transformer_jax.types import Drawing, Encoder, Example, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
-class Denoising:
+class Denoising(TokenObjective):
     """Give back a text whose sentences were shuffled and whose spans were replaced by [MASK] (section 2.2).
 
     Text infilling: of n words, ``ceil(mask_rate * n)`` are cut out, in spans whose lengths are Poisson
@@ -40,9 +37,7 @@ class Denoising:
       permute_sentences: bring the sentences of a piece into random order before words are cut out.
     """
 
-    METRICS: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "accuracy")
-    HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy",)
-    FEATURES: ClassVar[tuple[str, ...]] = ("inputs",)
+    PREDICTOR: ClassVar[str] = "reconstructions"
 
     name: Literal["denoising"] = "denoising"
     mask_rate: float = 0.3
@@ -50,7 +45,7 @@ class Denoising:
     permute_sentences: bool = True
 
     def __post_init__(self) -> None:
-        check_types(self, "objective")
+        super().__post_init__()
         if not 0 <= self.mask_rate <= 1:
             raise ValueError(f"mask_rate={self.mask_rate} must be from 0 to 1")
         # The less, the more masks are inserted for a word that is cut out: e^-mean of the spans are empty.
@@ -111,16 +106,6 @@ class Denoising:
         too_many = max(0, sum(map(len, parts)) - most)
         left_out = set(rng.permutation(np.array(inserted, int))[:too_many].tolist())
         return np.concatenate([part for place, part in enumerate(parts) if place not in left_out])
-
-    def loss(
-        self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
-    ) -> tuple[jax.Array, Sums]:
-        """Cross-entropy over real targets, bos and eos among them; see ``losses.teacher_forced``."""
-        return teacher_forced(apply, params, batch, rngs, 0.0, train=train)
-
-    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """Per real target: ``loss`` and ``nll`` (the same), ``perplexity`` and ``accuracy``."""
-        return token_metrics(sums)
 
 
 def span_lengths(total: int, mean: float, rng: np.random.Generator) -> Int[np.ndarray, "spans"]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from transformer_jax.objectives.base import Apply, Rngs, Sums
 from transformer_jax.objectives.calls import run_model, side_arrays
-from transformer_jax.types import SIDES, Batch, PyTree
+from transformer_jax.types import Batch, PyTree
 
 
 class TokenLosses(NamedTuple):
@@ -77,17 +77,6 @@ def target_weights(batch: Batch) -> Float[Array, "B L"]:
     if "targets_weights" in batch:
         is_real &= jnp.asarray(batch["targets_weights"]) > 0
     return is_real.astype(jnp.float32)
-
-
-def teacher_forced(
-    apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, label_smoothing: float, *, train: bool
-) -> tuple[jax.Array, Sums]:
-    """The loss of an encoder-decoder that sees the inputs and the targets before each target.
-
-    Returns:
-      The smoothed cross-entropy over real targets, summed, in nats, and the sums of ``token_sums``.
-    """
-    return target_sums(apply, params, batch, SIDES, rngs, label_smoothing, train=train)
 
 
 def target_sums(

@@ -1,6 +1,7 @@
 """Masked language modelling and next-sentence prediction, as in BERT (Devlin et al. 2019)."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
@@ -8,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Rngs, Sums
+from transformer_jax.objectives.base import Apply, ModelFacts, Objective, Rngs, Sums
 from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.cutting import check_room, cut_at_borders, line_starts, next_cut, word_starts
 from transformer_jax.objectives.losses import (
@@ -30,7 +30,7 @@ class _Span(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLM:
+class MaskedLM(Objective):
     """Predict tokens that were chosen at random from a text in which most of them are masked.
 
     Of a piece with n tokens, ``max(1, round(mask_rate * n))`` are chosen (n counts [CLS] and [SEP], as in
@@ -57,6 +57,8 @@ class MaskedLM:
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "accuracy", "next_sentence_accuracy")
     HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy", "next_sentence_accuracy")
     FEATURES: ClassVar[tuple[str, ...]] = ("inputs",)
+    HEADS: ClassVar[tuple[str, ...]] = ("masked_tokens", "pretraining")
+    PARTS: ClassVar[tuple[str, ...]] = ("encoder",)
 
     name: Literal["masked_lm"] = "masked_lm"
     mask_rate: float = 0.15
@@ -66,7 +68,7 @@ class MaskedLM:
     next_sentence: bool = False
 
     def __post_init__(self) -> None:
-        check_types(self, "objective")
+        super().__post_init__()
         if not 0 < self.mask_rate <= 1:
             raise ValueError(f"mask_rate={self.mask_rate} must be above 0 and at most 1")
         for name in ("random_rate", "keep_rate"):
@@ -76,6 +78,22 @@ class MaskedLM:
             raise ValueError(
                 f"random_rate={self.random_rate} and keep_rate={self.keep_rate} must add up to at most 1"
             )
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The one head that gives what the loss needs: "pretraining" with ``next_sentence``."""
+        return ("pretraining",) if self.next_sentence else ("masked_tokens",)
+
+    @property
+    def num_token_types(self) -> int:
+        """2 with ``next_sentence``, whose pieces are pairs of texts; else 0."""
+        return 2 if self.next_sentence else 0
+
+    def unmeasured(self, model: ModelFacts) -> Mapping[str, str]:
+        """Returns ``next_sentence_accuracy`` unless ``next_sentence`` is set."""
+        if self.next_sentence:
+            return {}
+        return {"next_sentence_accuracy": "it needs config.objective.next_sentence=True"}
 
     def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
         """The text's tokens, with their words and which of them begin a line."""

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Rngs, Sums
+from transformer_jax.objectives.base import Apply, Objective, Rngs, Sums
 from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.losses import smoothed_cross_entropy
 from transformer_jax.types import CUT, Batch, Drawing, Encoder, Example, PyTree, TokenExample
@@ -19,7 +18,7 @@ _NO_LOGIT = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionAnswering:
+class QuestionAnswering(Objective):
     """Tell the first and the last token of the answer to a question in a context (section 4.2).
 
     The tokens are "[CLS] question [SEP] context [SEP]", with types 0 and 1. What is longer than
@@ -39,16 +38,37 @@ class QuestionAnswering:
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
     HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy",)
     FEATURES: ClassVar[tuple[str, ...]] = ("inputs", "context", "answers", "answer_starts")
+    HEADS: ClassVar[tuple[str, ...]] = ("spans",)
+    PARTS: ClassVar[tuple[str, ...]] = ("encoder",)
+    PREDICTOR: ClassVar[str] = "answers"
 
     name: Literal["question_answering"] = "question_answering"
     stride: int = 128
     max_question_length: int = 64
 
     def __post_init__(self) -> None:
-        check_types(self, "objective")
+        super().__post_init__()
         for name in ("stride", "max_question_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    @property
+    def num_token_types(self) -> int:
+        """2: one for the question and one for the context."""
+        return 2
+
+    @property
+    def may_cut(self) -> bool:
+        """True: questions that are longer than ``max_question_length`` are cut."""
+        return True
+
+    def shrunk(self, max_length: int) -> "QuestionAnswering":
+        """Returns the objective with questions of at most a quarter of ``max_length`` tokens.
+
+        The rest of a piece is room for the context.
+        """
+        length = min(self.max_question_length, max_length // 4)
+        return dataclasses.replace(self, max_question_length=length)
 
     def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
         """Question and whole context, the first answer's tokens, and the characters of every token.

@@ -2,21 +2,18 @@
 
 import dataclasses
 import functools
-from typing import ClassVar, Literal
+from typing import Literal
 
-import jax
 import numpy as np
 from jaxtyping import Bool
 
-from transformer_jax.config import check_types
-from transformer_jax.objectives.base import Apply, Rngs, Sums
 from transformer_jax.objectives.cutting import check_room, cut_evenly
-from transformer_jax.objectives.losses import teacher_forced, token_metrics
-from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
+from transformer_jax.objectives.token_objective import TokenObjective
+from transformer_jax.types import Drawing, Encoder, Example, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption:
+class SpanCorruption(TokenObjective):
     """Give back the spans of a text that were cut out of it (section 3.1.4).
 
     Each span is replaced by a sentinel of its own, and the targets are the spans, each after its
@@ -33,16 +30,12 @@ class SpanCorruption:
       mean_span_length: tokens in a span, on average.
     """
 
-    METRICS: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "accuracy")
-    HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy",)
-    FEATURES: ClassVar[tuple[str, ...]] = ("inputs",)
-
     name: Literal["span_corruption"] = "span_corruption"
     noise_density: float = 0.15
     mean_span_length: float = 3.0
 
     def __post_init__(self) -> None:
-        check_types(self, "objective")
+        super().__post_init__()
         if not 0 < self.noise_density < 1:
             raise ValueError(f"noise_density={self.noise_density} must be above 0 and below 1")
         if not self.mean_span_length >= 1:
@@ -78,16 +71,6 @@ class SpanCorruption:
             )
             found.append({"inputs": np.append(inputs, eos), "targets": np.append(targets, eos)})
         return found
-
-    def loss(
-        self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
-    ) -> tuple[jax.Array, Sums]:
-        """Cross-entropy over real targets, sentinels and eos among them; see ``losses.teacher_forced``."""
-        return teacher_forced(apply, params, batch, rngs, 0.0, train=train)
-
-    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """Per real target: ``loss`` and ``nll`` (the same), ``perplexity`` and ``accuracy``."""
-        return token_metrics(sums)
 
 
 def noise_counts(length: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:

@@ -7,36 +7,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.config import check_types
 from transformer_jax.objectives.base import Apply, Rngs, Sums
 from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.cutting import check_room, cut_at_borders, word_starts
-from transformer_jax.objectives.labels import check_classes, check_names, label_id
-from transformer_jax.objectives.losses import smoothed_cross_entropy, target_weights
+from transformer_jax.objectives.labels import LabelledObjective, label_id
+from transformer_jax.objectives.losses import target_weights
 from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenClassification:
+class TokenClassification(LabelledObjective):
     """Tell the class of each word, at the first of its tokens (section 5.3).
 
     ``inputs`` of an example is a list of words and ``labels`` a list as long. The words are tokenized
     joined by spaces. A text that is too long is cut between words: every word has its loss once.
-
-    Attributes:
-      labels: their names in the order of their ids; () where labels are given as ids.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
     HIGHER_IS_BETTER: ClassVar[tuple[str, ...]] = ("accuracy",)
     FEATURES: ClassVar[tuple[str, ...]] = ("inputs", "labels")
+    LIST_FEATURES: ClassVar[tuple[str, ...]] = ("inputs", "labels")
+    HEADS: ClassVar[tuple[str, ...]] = ("token_classes",)
+    PARTS: ClassVar[tuple[str, ...]] = ("encoder",)
 
     name: Literal["token_classification"] = "token_classification"
-    labels: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_types(self, "objective")
-        check_names(self.labels)
 
     def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
         """The tokens, the number of each one's word, and the words' label ids at their first tokens.
@@ -86,26 +80,15 @@ class TokenClassification:
     def loss(
         self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Sums]:
-        """Cross-entropy over words, summed, in nats.
-
-        A label beyond the model's classes makes the loss NaN, and no guess of it is right: with ``labels``
-        there can be none.
+        """Returns the cross-entropy over words, summed, in nats; see ``class_losses``.
 
         Returns:
-          The sum, and the sums ``loss``, ``correct`` and ``tokens``, which is the number of words.
-
-        Raises:
-          ValueError: the model tells another number of classes than ``labels`` names.
+          The summed loss, and the sums ``loss``, ``correct`` and ``tokens``, which is the number of words.
         """
         logits = run_model(apply, params, side_arrays(batch, "inputs"), rngs, train=train)
-        check_classes(logits.shape[-1], self.labels)
-        targets, weights = jnp.asarray(batch["targets"]), target_weights(batch)
-        losses = smoothed_cross_entropy(logits, targets, 0.0)
-        is_class = targets < logits.shape[-1]
-        each = jnp.where(is_class, losses.loss, jnp.nan)
-        loss = jnp.sum(jnp.where(weights > 0, each, 0.0))
-        correct = jnp.sum(losses.is_correct * is_class * weights)
-        return loss, {"loss": loss, "correct": correct, "tokens": jnp.sum(weights)}
+        weights = target_weights(batch)
+        loss, is_correct = self.class_losses(logits, jnp.asarray(batch["targets"]), weights)
+        return loss, {"loss": loss, "correct": jnp.sum(is_correct), "tokens": jnp.sum(weights)}
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Per word: ``loss`` and ``accuracy``."""

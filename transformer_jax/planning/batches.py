@@ -1,10 +1,8 @@
 """Derives the shapes of an experiment's batches without its data or its tokenizer.
 
-The objective determines which arrays a batch has, through its token examples. Therefore a made-up example
-passes through the objective's own ``encode`` and ``pieces``.
+The objective determines which arrays a batch has, through its token examples. Therefore the objective's
+stand-in example passes through its own ``encode`` and ``pieces``.
 """
-
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,13 +10,11 @@ from jax.sharding import Mesh
 
 from transformer_jax.data import rows_per_batch
 from transformer_jax.data.packing import fill_batch
-from transformer_jax.models import TransformerConfig
 from transformer_jax.objectives.special_tokens import ROLES
 from transformer_jax.runs.experiment import Experiment
+from transformer_jax.runs.facts import model_facts
 from transformer_jax.sharding import partitioning
 from transformer_jax.types import SIDES, Drawing, Encoding, TokenExample
-
-_TEXT = "One two three four. Five six seven eight."
 
 
 class _StandIn:
@@ -48,7 +44,8 @@ class _StandIn:
 def token_example(experiment: Experiment) -> TokenExample:
     """Returns a made-up example as the experiment's objective gives it to the pipeline."""
     objective, tokenizer = experiment.objective, _StandIn(experiment.model.vocab_size)
-    tokens = objective.encode(_example(experiment), tokenizer)
+    example = objective.stand_in(model_facts(experiment.model), dict(experiment.data.source.features))
+    tokens = objective.encode(example, tokenizer)
     length = min(experiment.data.max_length, 64)
     drawing = Drawing(np.random.default_rng(0), length, tokenizer, lambda: tokens, True)
     return objective.pieces(tokens, drawing)[0]
@@ -70,7 +67,7 @@ def batch_template(
     like = token_example(experiment)
     row = fill_batch([[]], max(length, *(len(like.get(side, ())) for side in SIDES)), like)
     batch = {
-        key: jax.ShapeDtypeStruct((rows, *_shape(experiment.model, key, array, length)), array.dtype)
+        key: jax.ShapeDtypeStruct((rows, *_shape(key, array, length)), array.dtype)
         for key, array in row.items()
     }
     shardings = partitioning.batch_shardings(mesh, batch)
@@ -91,26 +88,7 @@ def num_tokens(batch: dict[str, jax.ShapeDtypeStruct]) -> int:
     return next(iter(batch.values())).shape[0]
 
 
-def _shape(model: TransformerConfig, key: str, array: np.ndarray, length: int) -> tuple[int, ...]:
+def _shape(key: str, array: np.ndarray, length: int) -> tuple[int, ...]:
     """Returns the shape of one row of an array."""
-    if key == "images":
-        return model.image_shape
     is_side = key.split("_")[0] in SIDES
     return (length, *array.shape[2:]) if is_side else array.shape[1:]
-
-
-def _example(experiment: Experiment) -> dict[str, Any]:
-    """Returns an example with all features that the experiment uses, of types that its objective reads."""
-    objective, model = experiment.objective, experiment.model
-    label = (getattr(objective, "labels", ()) or (0,))[0]
-    if model.image_shape:
-        return {"images": np.zeros(model.image_shape, np.uint8), "labels": label}
-    if objective.name == "token_classification":
-        words = _TEXT.split()
-        return {"inputs": words, "labels": [label] * len(words)}
-    example: dict[str, Any] = {"inputs": _TEXT, "targets": _TEXT, "labels": label}
-    if objective.name == "question_answering":
-        example |= {"context": _TEXT, "answers": ["One"], "answer_starts": [0]}
-    if "pair" in dict(experiment.data.source.features):
-        example["pair"] = _TEXT
-    return example

@@ -15,6 +15,7 @@ from transformer_jax.objectives import OBJECTIVES, Objective
 from transformer_jax.objectives.base import BoundTransform
 from transformer_jax.optimizers.optimizers import OptimizerConfig
 from transformer_jax.runs.compatibility import check_sections
+from transformer_jax.runs.facts import model_facts
 from transformer_jax.sharding.partitioning import MeshConfig
 
 
@@ -113,12 +114,12 @@ def read_experiment(config: Any) -> Experiment:
 
 
 def make_transform(experiment: Experiment, tokenizer: Tokenizer, *, train: bool) -> BoundTransform:
-    """What the experiment's objective does on the host, bound to all but the data.
+    """Returns the objective's transforms on the host, with everything they need except the data.
 
     Args:
-      experiment: of which also the length of a side and the model's number of classes are taken.
-      tokenizer: of the run.
-      train: whether it is for training.
+      experiment: the experiment, whose data section has the length of a side.
+      tokenizer: the tokenizer of the run.
+      train: whether pieces are for training.
     """
-    model, max_length = experiment.model, experiment.data.max_length
-    return BoundTransform(experiment.objective, tokenizer, max_length, train, model.num_labels)
+    max_length = experiment.data.max_length
+    return BoundTransform(experiment.objective, tokenizer, max_length, train, model_facts(experiment.model))

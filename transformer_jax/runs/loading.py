@@ -12,10 +12,10 @@ from transformer_jax.config import ConfigError
 from transformer_jax.data import DataError, Tokenizer
 from transformer_jax.families import family_of
 from transformer_jax.inference.model import Pretrained
-from transformer_jax.objectives import Classification
 from transformer_jax.pretrained.reading import from_pretrained, params_template
 from transformer_jax.reporting.progress import say
 from transformer_jax.runs.experiment import Experiment
+from transformer_jax.runs.facts import model_facts
 from transformer_jax.runs.folder import CHECKPOINTS_FOLDER, load_config, load_tokenizer, run_folder
 from transformer_jax.sharding import partitioning
 from transformer_jax.types import PyTree
@@ -139,15 +139,13 @@ def from_run(
     """
     run = load_run(os.fspath(workdir), from_checkpoint, average_last)
     say(f"parameters of step {', '.join(map(str, run.steps))}")
-    config = run.experiment.model
-    labels: tuple[str, ...] = getattr(run.experiment.objective, "labels", ())
-    # CausalLM has eos before every document, and what a prompt begins is a document.
-    prompt_start = (config.eos_id,) if config.is_decoder_only else ()
-    tokenizer = None if config.image_shape else run.tokenizer
-    objective = run.experiment.objective
-    sizing = (
-        objective.as_evaluated if isinstance(objective, Classification) and objective.image_size else None
-    )
+    config, objective = run.experiment.model, run.experiment.objective
     return Pretrained(
-        family_of(config), config, run.params, tokenizer, labels, prompt_start=prompt_start, sizing=sizing
+        family_of(config),
+        config,
+        run.params,
+        run.tokenizer if model_facts(config).reads_text else None,
+        objective.label_names,
+        prompt_start=tuple(run.tokenizer.id_of(role) for role in objective.PROMPT_START),
+        sizing=objective.sizing,
     )

@@ -6,7 +6,6 @@ import math
 import jax
 
 from transformer_jax.models import TransformerConfig
-from transformer_jax.objectives import QuestionAnswering
 from transformer_jax.runs.experiment import Experiment
 from transformer_jax.sharding.partitioning import MeshConfig
 from transformer_jax.types import BOS_ID, EOS_ID, PAD_ID
@@ -27,15 +26,10 @@ def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
     tokenizer = dataclasses.replace(
         section, path="", vocab_size=vocab_size, special_tokens=special, max_training_examples=1_000
     )
-    objective = experiment.objective
-    if isinstance(objective, QuestionAnswering):  # of many small tokens; room for a context stays
-        objective = dataclasses.replace(
-            objective, max_question_length=min(objective.max_question_length, max_length // 4)
-        )
     return dataclasses.replace(
         experiment,
         model=_shrink_model(model, vocab_size),
-        objective=objective,
+        objective=experiment.objective.shrunk(max_length),
         data=dataclasses.replace(
             data,
             tokenizer=tokenizer,

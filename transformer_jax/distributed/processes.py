@@ -127,10 +127,11 @@ def connect(
 
 
 def _own_facts() -> dict[str, str]:
-    """Versions, and a hash of the library's code."""
+    """Returns the versions of libraries, and a hash of this library's code."""
     digest = hashlib.sha256()
-    for path in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    library = pathlib.Path(__file__).parents[1]
+    for path in sorted(library.rglob("*.py")):
+        digest.update(path.relative_to(library).as_posix().encode() + b"\0" + path.read_bytes())
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {
         "code of transformer_jax": digest.hexdigest()[:16],

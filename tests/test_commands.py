@@ -333,7 +333,7 @@ def test_mistakes_in_using_models_get_one_clear_line(folders, tmp_path):
         (("embed", bert, "--output=vectors.txt"), "must end in .npy"),
         (
             ("embed", f"--model={tmp_path}/missing", f"--output={tmp_path}/nowhere/v.npy"),
-            f"cannot be written: there is no folder {tmp_path}/nowhere; make it first",
+            f"cannot be written: the folder {tmp_path}/nowhere does not exist; create it first",
         ),
     ]
     for arguments, text in cases:

@@ -31,7 +31,7 @@ def test_text_and_bytes_are_written(tmp_path):
 def test_on_a_full_disk_the_old_content_stays_and_the_file_is_named(tmp_path, single_device_environment):
     (tmp_path / "a.txt").write_text("old")
     ended = run_python(WRITE, tmp_path, single_device_environment)
-    assert "cannot be written: File too large; mend that and run the same command again" in ended.stdout
+    assert "cannot be written: File too large; fix this and run the same command again" in ended.stdout
     assert str(tmp_path / "a.txt") in ended.stdout
     assert os.listdir(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "old"
 
@@ -48,7 +48,7 @@ def test_what_cannot_be_written_is_known_before(tmp_path):
     path.write_text("older")
     check_writable(path)
     assert path.read_text() == "older" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(FileNotFoundError, match=rf"there is no folder {tmp_path}/nowhere; make it first"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/nowhere does not exist; create it"):
         check_writable(tmp_path / "nowhere" / "vectors.npy")
     with pytest.raises(IsADirectoryError, match="it is a folder"):
         check_writable(tmp_path)

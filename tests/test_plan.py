@@ -24,7 +24,10 @@ def run(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedPro
         ((CONFIG,), "--topology must have a value"),
         ((CONFIG, "--topology=v9:4x4"), "KIND is one of v4, v5e, v5p"),
         ((CONFIG, "--topology=v5e:4x4", "--config.mesh.model=2"), "its axes are data, fsdp, context, tensor"),
-        ((CONFIG, "--topology=v5e:4x4", "--steps=train,score"), "'score' is none of train, evaluate, decode"),
+        (
+            (CONFIG, "--topology=v5e:4x4", "--steps=train,score"),
+            "'score' is not a step; choose from train, evaluate, decode",
+        ),
         ((CONFIG, "--topology=v5e:4x4", "--config.model.d_modle=2"), "d_modle"),
         ((CONFIG, "--topology=v5e:4x4", "--rows_per_device=0"), "--rows_per_device=0: 0 is not a positive"),
         ((CONFIG, "--topology=h100:8"), "make plan-env"),

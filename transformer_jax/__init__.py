@@ -1,4 +1,4 @@
-"""The JAX home of the classic Transformers: one small set of modules, many configurations."""
+"""Classic Transformers in JAX: one small set of modules, many configurations."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ _LAZY = {"from_pretrained": "pretrained", "save_pretrained": "pretrained", "from
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the folder of a public name when it is first asked for, so that ``import`` stays quick."""
+    """Imports the folder of a public name at its first use, so that ``import transformer_jax`` stays fast."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

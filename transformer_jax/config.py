@@ -1,4 +1,4 @@
-"""Turns the sections of a config, plain values, into checked dataclasses; the only place that does."""
+"""Turns the sections of a config, which are plain values, into checked dataclasses."""
 
 import dataclasses
 import difflib
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 Section = TypeVar("Section")
 
-_MAX_LISTED = 40  # names in one message
+_MAX_LISTED = 40  # names in one error message
 _UNIONS = (typing.Union, types.UnionType)
 
 
@@ -24,13 +24,13 @@ def read_section(cls: type[Section], values: Any, section: str) -> Section:
 
     Args:
       cls: the dataclass that reads the section.
-      values: the section, a ``ConfigDict`` or a dict, in which a nested dataclass is a dict again;
-        what went through JSON will do (a list for a tuple, 1 for 1.0).
-      section: its name, for the message.
+      values: the section, a ``ConfigDict`` or a dict; nested dataclasses are dicts too. Values that went
+        through JSON are accepted: a list for a tuple, 1 for 1.0.
+      section: the name of the section, for error messages.
 
     Raises:
-      ConfigError: a key is unknown (the nearest real one is named) or missing, or a value has the
-        wrong type or is refused by the dataclass.
+      ConfigError: a key is unknown or missing, a value has the wrong type, or the dataclass refuses it. For
+        an unknown key the message contains the nearest known one.
     """
     if not isinstance(values, Mapping | ConfigDict):
         raise ConfigError(f"config.{section} must be a section of keys, not {values!r}")
@@ -54,7 +54,7 @@ def read_section(cls: type[Section], values: Any, section: str) -> Section:
 
 
 def check_keys(found: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raises ConfigError unless ``found`` has exactly the names in ``known``; names the nearest."""
+    """Raises ConfigError unless ``found`` has exactly the names in ``known``; suggests the nearest name."""
     found, known = list(found), list(known)
     for name in found:
         if name not in known:
@@ -66,14 +66,14 @@ def check_keys(found: Iterable[str], known: Iterable[str], where: str) -> None:
 
 
 def check_types(section: Any, name: str) -> None:
-    """Raises ConfigError where a field of the dataclass ``section`` has a value of another type."""
+    """Raises ConfigError if a field of the dataclass ``section`` has a value of the wrong type."""
     hints = typing.get_type_hints(type(section))
     for field in dataclasses.fields(section):
         _check_type(getattr(section, field.name), hints[field.name], f"config.{name}.{field.name}")
 
 
 def _from_plain(value: Any, hint: Any, section: str) -> Any:
-    """Gives back what plain values cannot carry: nested sections, tuples, floats that are whole."""
+    """Restores what plain values lose: nested dataclasses, tuples, and floats that are whole numbers."""
     options = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
     for option in options:
         items = typing.get_args(option)
@@ -82,7 +82,7 @@ def _from_plain(value: Any, hint: Any, section: str) -> Any:
         if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
             hints = [items[0]] * len(value) if items[-1] is Ellipsis else items
             if len(hints) != len(value):
-                return tuple(value)  # and the check of types says what is wrong with it
+                return tuple(value)  # the check of types reports the wrong length
             return tuple(_from_plain(item, hint, section) for item, hint in zip(value, hints, strict=True))
         if option is float and type(value) is int and int not in options:
             return float(value)
@@ -100,7 +100,7 @@ def _check_type(value: Any, hint: Any, where: str) -> None:
 
 
 def nearest(name: Any, known: Iterable[Any]) -> str:
-    """What to say of a name that is not among ``known``: the nearest one, else what there is."""
+    """Returns a hint for an unknown name: the nearest known name if one is similar, otherwise all of them."""
     names = list(map(str, known))
     near = difflib.get_close_matches(str(name), names, n=1)
     if near:

@@ -1,9 +1,10 @@
-"""Scores a trained run on a split: loss and perplexity, then sacreBLEU, chrF and exact match of translations.
+"""Evaluates a run on a split: loss and perplexity, and the scores of the objective.
 
     python -m transformer_jax.evaluate --workdir=runs/multi30k --split=test
 
-Prints a table, then writes the same figures to ``evaluation_SPLIT.json`` and the translations to
-``translations_SPLIT.txt`` in the run folder.
+Translations are scored by sacreBLEU, chrF and exact match, answers by exact match and F1, classes by
+accuracy. The program prints a table, and writes the same figures to ``evaluation_SPLIT.json`` in the run
+folder and translations to ``translations_SPLIT.txt``.
 """
 
 from collections.abc import Sequence
@@ -40,5 +41,9 @@ FLAGS = flags.FLAGS
 if __name__ == "__main__":
     define_run_flags()
     define_decoding_flags()
-    flags.DEFINE_string("split", None, "train, validation or test. Default: the run's config.")
+    flags.DEFINE_string(
+        "split",
+        None,
+        "train, validation or test. Default: evaluate.split of the run's config.",
+    )
     app.run(main)

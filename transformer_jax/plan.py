@@ -1,16 +1,17 @@
-"""Will it fit, how fast, on what mesh: compiles an experiment for accelerators that are not there.
+"""Predicts memory and speed of an experiment on accelerators that this machine does not have.
 
     python -m transformer_jax.plan --config=experiments/wmt14_en_de.py:big --topology=v5e:4x4
     python -m transformer_jax.plan --config=... --topology=h100:8 --config.mesh.fsdp=8 --json
     python -m transformer_jax.plan --config=... --topology=v5p:4x4x4 --search
 
-The real train step, evaluation step and decoding step are compiled ahead of time, on a machine that has
-only a CPU, and their programs are read: memory, operations, collectives, and how long they take at published
-peak rates. That is a compiler's estimate, not a measurement. ``--json`` prints it for programs; its keys are
-described in ``planning.report.to_json``, and are kept.
+The program compiles the real training, evaluation and decoding steps for the accelerators, on a machine that
+has only a CPU. From the compiled programs it reports memory, operations and collectives, and the time that
+they take at published peak rates: a prediction, not a measurement. ``--search`` tries several meshes and
+ranks those that fit. ``--json`` prints the report for other programs; ``planning.report.to_json`` describes
+its keys, which do not change between versions.
 
-The compilers are not part of the usual installation: ``make plan-env`` makes an environment with them,
-``.venv-plan``. Nothing is written to disk.
+The compilers are not part of the usual installation. ``make plan-env`` creates an environment with them,
+``.venv-plan``. The program writes nothing to disk.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: flags begin with --")
     prepare_process()
-    jax.config.update("jax_platforms", "cpu")  # what is compiled for is not there to be used
+    jax.config.update("jax_platforms", "cpu")  # the accelerators of this machine are not used
     with reported_errors():
         topology = read_topology(FLAGS.topology)
         experiment = read_experiment(FLAGS.config)
@@ -67,7 +68,9 @@ def _say(text: str) -> None:
 def _steps() -> list[str]:
     for name in FLAGS.steps:
         if name not in STEPS:
-            raise ConfigError(f"--steps={','.join(FLAGS.steps)}: {name!r} is none of {', '.join(STEPS)}")
+            raise ConfigError(
+                f"--steps={','.join(FLAGS.steps)}: {name!r} is not a step; choose from {', '.join(STEPS)}"
+            )
     return [name for name in STEPS if name in FLAGS.steps]
 
 
@@ -75,14 +78,14 @@ def _define_flags() -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "File of the experiment, such as experiments/wmt14_en_de.py:big; change any of its keys with "
+        "File of the experiment, such as experiments/wmt14_en_de.py:big. Change any key with "
         "--config.SECTION.KEY=VALUE, such as --config.mesh.tensor=2.",
     )
     flags.mark_flag_as_required("config")
     flags.DEFINE_string(
         "topology",
         None,
-        f"Devices to compile for: one of {', '.join(DEVICES)} and how many, such as "
+        f"Devices to compile for: a kind and their number or shape. Kinds are {', '.join(DEVICES)}; examples "
         + ", ".join(examples[-1] for examples in EXAMPLES.values())
         + ".",
         required=True,
@@ -90,16 +93,16 @@ def _define_flags() -> None:
     flags.DEFINE_integer(
         "rows_per_device",
         None,
-        "Rows of a batch for each device, instead of those that config.data says.",
+        "Rows of the batch per device, instead of the number that follows from config.data.",
         lower_bound=1,
     )
-    flags.DEFINE_list("steps", list(STEPS), f"Which steps to compile, of {', '.join(STEPS)}.")
+    flags.DEFINE_list("steps", list(STEPS), f"Steps to compile: any of {', '.join(STEPS)}.")
     flags.DEFINE_bool("json", False, "Print JSON instead of tables.")
     flags.DEFINE_bool(
-        "search", False, "Try meshes, rematerialisation and rows a device, and rank those that fit."
+        "search", False, "Try meshes, gradient checkpointing and rows per device, and rank those that fit."
     )
     flags.DEFINE_integer(
-        "search_compilations", 8, "How many candidates --search compiles at most.", lower_bound=1
+        "search_compilations", 8, "Maximum number of candidates that --search compiles.", lower_bound=1
     )
 
 
@@ -109,7 +112,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         match = re.match(r"--?config\.mesh\.(\w+)", argument)
         if match and match[1] not in keys:
             sys.exit(
-                f"error: {argument}: a mesh has no axis {match[1]!r}: its axes are {', '.join(MESH_AXES)}"
+                f"error: {argument}: the mesh has no axis {match[1]!r}; its axes are {', '.join(MESH_AXES)}"
             )
     try:
         return parse_flags(argv)

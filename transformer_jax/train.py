@@ -1,12 +1,12 @@
-"""Trains an experiment, on one device or many, and continues where an earlier run of it was stopped.
+"""Trains an experiment on one or many devices, or resumes a run that was stopped.
 
     python -m transformer_jax.train --config=experiments/number_words.py --workdir=runs/numbers
     python -m transformer_jax.train --config=... --workdir=... --config.train.num_steps=500
-    python -m transformer_jax.train --workdir=runs/numbers        # goes on, with the stored config
+    python -m transformer_jax.train --workdir=runs/numbers        # resumes with the stored config
 
-Ctrl-C or SIGTERM writes a checkpoint, prints the command that continues, and exits with status 0, or with
-``--stopped_status``; a second Ctrl-C stops at once. However a run was stopped, it ends with the same
-parameters, to the bit, as one that never was (on the same machine, devices and versions).
+Ctrl-C or SIGTERM saves a checkpoint, prints the command that resumes the run, and exits with status 0 or
+``--stopped_status``. A second Ctrl-C stops at once. A resumed run ends with the same parameters, to the bit,
+as an uninterrupted one on the same machine, devices and versions.
 """
 
 import signal
@@ -26,14 +26,14 @@ from transformer_jax.runs.folder import flat_config, load_config, run_folder
 from transformer_jax.runs.shrinking import shrink
 from transformer_jax.training.loop import continue_command, train
 
-ONE_LINE = (*USER_ERRORS, FloatingPointError, ProcessError)  # errors whose message says all
+ONE_LINE = (*USER_ERRORS, FloatingPointError, ProcessError)  # printed as one line, without a traceback
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: flags begin with --")
     prepare_process()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # where train() does not handle it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside train(), which handles it itself
     workdir, experiment = FLAGS.workdir, None
     try:
         workdir = run_folder(workdir)
@@ -46,16 +46,16 @@ def main(argv: Sequence[str]) -> None:
             sys.exit(FLAGS.stopped_status)
     except KeyboardInterrupt:
         command = continue_command(workdir, experiment)
-        say(f"interrupted; what was saved is whole. To continue:\n  {command}")
+        say(f"interrupted; the saved checkpoints are complete. To resume:\n  {command}")
         sys.exit(FLAGS.stopped_status)
     except ONE_LINE as error:
         sys.exit(f"error: {error}")
 
 
 def _connect(workdir: str, experiment: Experiment) -> None:
-    """Where there are several processes, meets the others, which must have the same config."""
+    """Connects to the other processes of the run, if there are any; all must have the same config."""
     config = {f"config.{key}": repr(value) for key, value in flat_config(experiment).items()}
-    del config["config.data.source.folder"]  # data may lie elsewhere on another host
+    del config["config.data.source.folder"]  # hosts may store the data in different folders
     connect(
         {"--workdir": workdir, "--shrink": str(FLAGS.shrink), **config},
         start_timeout=FLAGS.start_timeout,

@@ -1,30 +1,32 @@
-"""The one documented data contract: dimension legend, array aliases, features of examples, keys of a batch.
+"""Shapes, features of examples and keys of batches: the conventions that the whole library shares.
 
-Dimension legend, used by every shape in this project:
+Letters of the dimensions in shapes:
 
     B batch (rows)         L query or target length    S key or source length
     D model width          H heads                     K head size
     F feed-forward width   V vocabulary
 
-How data is called on its way:
+Names of the data on its way to the model:
 
 * An *example* is what a source yields: a mapping from some of ``FEATURES`` to their values.
-* A *token example* is what an objective makes of it on the host: a mapping from keys to arrays.
-* A *batch* is what the pipeline makes of token examples, by the names of their keys:
+* A *token example* is what an objective's host transform returns: a mapping from keys to arrays.
+* A *batch* is what the pipeline builds from token examples. The name of a key decides how its arrays are
+  combined:
 
-  - ``inputs`` and ``targets`` are sides: one-dimensional int32, padded to (B, length), (B, S) and (B, L) in a
-    model. Each brings ``*_positions`` and ``*_segments`` of the same shape.
-  - a key that begins with ``inputs_`` or ``targets_`` is as long as that side, and padded with 0:
-    ``inputs_types`` (0 for the first text, 1 for the second), ``targets_weights`` (1 where there is a loss).
-  - any other key is one value an example, stacked: ``labels`` () to (B,), ``answer_span`` (2,) to (B, 2),
-    ``images`` (h, w, c) to (B, h, w, c). A row without an example has -1, or 0 where the type has no sign.
-    Rows that have such values hold one example each: they cannot be packed.
-  - a key that begins with ``_`` stays on the host. ``_cut``, where it is there, says that an example was
-    cut short, and by how many tokens.
+  - ``inputs`` and ``targets`` are the *sides*: one-dimensional int32 arrays, padded to (B, S) and (B, L).
+    The pipeline adds ``*_positions`` and ``*_segments`` of the same shape for each side.
+  - An array whose key begins with ``inputs_`` or ``targets_`` has the length of that side and is padded with
+    0: ``inputs_types`` (0 for the first text, 1 for the second), ``targets_weights`` (1 where a token counts
+    in the loss).
+  - Any other key holds one value per example, and the values are stacked: ``labels`` () to (B,),
+    ``answer_span`` (2,) to (B, 2), ``images`` (h, w, c) to (B, h, w, c). A row without an example has -1, or
+    0 if the dtype is unsigned. Examples with such keys are not packed: each row holds one.
+  - A key that begins with ``_`` stays on the host. ``_cut`` is the number of tokens by which an example was
+    truncated.
 
-In a batch, ``*_segments`` is 0 on padding and counts the examples of a row from 1 (one unless rows
-are packed; example ``i`` of a row has segment ``i`` on both sides). ``*_positions`` restart at 0 in every
-segment. Targets are not shifted: an encoder-decoder shifts its decoder inputs itself.
+``*_segments`` is 0 on padding and counts the examples of a row from 1. Without packing a row has one example;
+with packing, example ``i`` of a row has segment ``i`` on both sides. ``*_positions`` restart at 0 in every
+segment. Targets are not shifted: the model shifts its decoder inputs itself.
 """
 
 import dataclasses
@@ -46,39 +48,39 @@ SPECIAL_TOKENS = (
     "<bos>",
     "<eos>",
     "<unk>",
-)  # of our own tokenizers; their ids are their places here
+)  # of the tokenizers that the library trains; the index in this tuple is the id
 
 SIDES = ("inputs", "targets")
 CUT = "_cut"
 BATCH_KEYS = tuple(side + part for side in SIDES for part in ("", "_positions", "_segments"))
 
-# What the value of each feature of an example may be; a list may be empty. Images are (height, width,
-# channels) uint8 arrays; ``answer_starts`` are characters of ``context``.
+# The types that the value of each feature of an example may have. Lists may be empty. Images are uint8 arrays
+# of shape (height, width, channels); ``answer_starts`` are indices of characters in ``context``.
 FEATURES = {
-    "inputs": ("text", "list of texts"),  # a list is of words
-    "pair": ("text",),  # a second text beside the inputs
+    "inputs": ("text", "list of texts"),  # a list contains words
+    "pair": ("text",),  # the second text of a pair; the first are the inputs
     "targets": ("text",),
-    "labels": ("integer", "text", "list of integers", "list of texts"),  # a list is of one a word
-    "context": ("text",),  # where the answers stand; the inputs are the question
+    "labels": ("integer", "text", "list of integers", "list of texts"),  # a list has one per word
+    "context": ("text",),  # contains the answers; the inputs are the question
     "answers": ("list of texts",),
     "answer_starts": ("list of integers",),
     "images": ("image",),
 }
-TEXT_FEATURES = ("inputs", "pair", "targets", "context")  # what a tokenizer is trained on
+TEXT_FEATURES = ("inputs", "pair", "targets", "context")  # tokenizers are trained on these
 
 
 class Encoding(NamedTuple):
-    """The tokens of a text and where they stand in it, four int32 arrays of one length."""
+    """The tokens of a text and their places in it: four int32 arrays of the same length."""
 
     ids: np.ndarray
-    words: np.ndarray  # number of the word, as the tokenizer parts them before it looks for tokens
-    starts: np.ndarray  # first character of the text
-    stops: np.ndarray  # the character after the last
+    words: np.ndarray  # index of the word; the tokenizer splits a text into words first
+    starts: np.ndarray  # index of the first character in the text
+    stops: np.ndarray  # index after the last character
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """The part of a tokenizer that an objective needs; see ``data.tokenizers.Tokenizer``."""
+    """The methods of a tokenizer that objectives use; see ``data.tokenizers.Tokenizer``."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -100,14 +102,14 @@ class Encoder(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """What an objective may use when it makes the pieces that one visit of an example gives.
+    """The sampling context that ``Objective.pieces`` gets for one visit of an example.
 
     Attributes:
-      rng: of this visit alone.
-      max_length: tokens of a side that a piece may have.
-      tokenizer: that the example was encoded with.
-      draw_other: the tokens of another example than this one, chosen by ``rng``.
-      train: whether this is for training; in evaluation, examples are changed as little as can be.
+      rng: random numbers of this visit only, so that a visit can be repeated exactly.
+      max_length: maximum number of tokens per side of a piece.
+      tokenizer: the tokenizer that the example was encoded with.
+      draw_other: returns the token example of another, randomly chosen example.
+      train: whether the pieces are for training; evaluation changes examples as little as possible.
     """
 
     rng: np.random.Generator

@@ -156,7 +156,7 @@ def test_a_vocabulary_that_does_not_divide_is_whole_and_said_once(capsys: pytest
         found = specs(state_shardings(mesh, abstract_params(config)))
     assert found["['embedding']['embedding']"] == (None, "fsdp")
     assert found["['decoder']['layer_0']['feedforward']['hidden']['kernel']"] == ("fsdp", "tensor")
-    said = "the vocabulary of 50,257 is whole on every device: tensor=2 does not divide it"
+    said = "every device holds the whole vocabulary of 50,257, because tensor=2 does not divide it"
     assert capsys.readouterr().err.count(said) == 1
 
 
@@ -197,7 +197,7 @@ def test_a_mesh_of_other_axes_is_refused_with_how_to_make_one(shape: tuple, name
 
 def test_explicit_axes_are_refused() -> None:
     mesh = jax.make_mesh((8, 1, 1, 1), MESH_AXES, axis_types=(AxisType.Explicit,) * 4)
-    with pytest.raises(ValueError, match=r"\((Explicit, ){3}Explicit\), and must have .*, all Auto"):
+    with pytest.raises(ValueError, match=r"\((Explicit, ){3}Explicit\); it must have .*, all Auto"):
         from_pretrained(STORED / "gpt2", mesh=mesh)
 
 
@@ -216,7 +216,7 @@ def test_mesh_sizes_and_axis_types() -> None:
         ({"data": 0}, "mesh.data=0 must be at least 1, or -1"),
         ({"fsdp": -2}, "mesh.fsdp=-2 must be at least 1"),
         ({"data": -1, "tensor": -1}, "only one mesh axis may be -1"),
-        ({"rules": (("embed", "modle"),)}, "unknown mesh axis 'modle': it can be 'data', 'fsdp'"),
+        ({"rules": (("embed", "modle"),)}, "unknown mesh axis 'modle'; use 'data', 'fsdp'"),
         ({"rules": (("embed", None), ("embed", "fsdp"))}, "two rules for 'embed'"),
         ({"rules": (("batch", "data"),)}, "must not name 'batch'"),
         ({"rules": (("sequence", "tensor"),)}, "must not name 'sequence'.* tokens over 'context'"),
@@ -228,7 +228,7 @@ def test_bad_mesh_values_are_refused(changes: dict, message: str) -> None:
 
 
 def test_sizes_that_do_not_fit_the_devices_name_those_that_do() -> None:
-    with pytest.raises(ValueError, match=r"3 does not divide 8: .* one of 1, 2, 4, 8"):
+    with pytest.raises(ValueError, match=r"makes 3, which does not divide the 8 device.* one of 1, 2, 4, 8"):
         make_mesh(MeshConfig(fsdp=3))
     with pytest.raises(ValueError, match=r"makes 4, but there are 8 device.* one of 1, 2, 4, 8"):
         make_mesh(MeshConfig(data=2, tensor=2))
@@ -268,9 +268,9 @@ def test_tokens_are_split_over_context_where_they_divide(rng: np.random.Generato
 
 def test_rows_that_do_not_divide_are_refused() -> None:
     mesh = make_mesh(MeshConfig(tensor=2))
-    with pytest.raises(ValueError, match=r"10 rows do not divide .* take 8 or 12 rows"):
+    with pytest.raises(ValueError, match=r"10 rows cannot be split evenly .* use 8 or 12 rows"):
         shard_batch(mesh, {"inputs": np.zeros((10, 5), np.int32)})
-    with pytest.raises(ValueError, match="take 4 rows"):
+    with pytest.raises(ValueError, match="use 4 rows"):
         shard_batch(mesh, {"inputs": np.zeros((3, 5), np.int32)})
     with pytest.raises(ValueError, match="same number of rows"):
         shard_batch(mesh, {"inputs": np.zeros((8, 5)), "targets": np.zeros((4, 5))})
@@ -303,7 +303,7 @@ def test_each_process_loads_its_part_of_the_rows(monkeypatch: pytest.MonkeyPatch
     assert [of(p, owners, (1, 2, 2, 2)) for p in range(4)] == [(0, 2), (0, 2), (1, 2), (1, 2)]
     assert [of(p, owners, (1, 1, 1, 8)) for p in range(4)] == [(0, 1)] * 4
     assert [of(p, [1, 1, 0, 0], (4, 1, 1, 1)) for p in range(2)] == [(1, 2), (0, 2)]
-    with pytest.raises(ValueError, match="share a part of their rows only"):
+    with pytest.raises(ValueError, match="share only a part of their rows"):
         of(0, [0, 0, 0, 1, 1, 1], (3, 1, 1, 2))
 
 

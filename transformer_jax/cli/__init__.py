@@ -1,4 +1,4 @@
-"""What the programs share: their flags, their one-line errors, and settings of the process.
+"""Code that the programs share: flags, one-line errors, settings of the process.
 
 It may import decoding/, data/, checkpoints/ and the modules beside the programs (types, config, files).
 """

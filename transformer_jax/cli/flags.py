@@ -1,4 +1,4 @@
-"""What the programs share: flags, errors of one line, and going through standard input line by line."""
+"""Flags that several programs share, one-line errors, and reading standard input line by line."""
 
 import contextlib
 import dataclasses
@@ -16,9 +16,10 @@ from transformer_jax.data import DataError
 from transformer_jax.decoding.settings import DecodingSettings
 
 FLAGS = flags.FLAGS
-flags.disclaim_key_flags()  # they are the program's that calls the functions below, so --help shows them
+# --help lists the flags under the program that calls the functions below, not under this module.
+flags.disclaim_key_flags()
 
-# Reported in one line. OSError: a full disk, a folder that cannot be written.
+# Printed as one line, without a traceback. OSError: for example a full disk or a read-only folder.
 USER_ERRORS = (ConfigError, DataError, CheckpointError, ValueError, OSError)
 DECODING_FLAGS = tuple(field.name for field in dataclasses.fields(DecodingSettings))
 LINES_AT_ONCE = 1024
@@ -28,71 +29,72 @@ Settings = TypeVar("Settings", bound=DecodingSettings)
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Ends the program with one line for a user's mistake, and quietly where its output is wanted no more."""
+    """Ends the program with one line for USER_ERRORS, and silently if nobody reads its output any more."""
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(130)  # as a shell has it
+        sys.exit(130)  # the status that shells use for SIGINT
 
 
 def define_training_flags(flag_values: flags.FlagValues = FLAGS, argv: Sequence[str] | None = None) -> None:
-    """The flags of ``transformer_jax.train``, which a launcher passes on.
+    """Defines the flags of ``transformer_jax.train``; launchers use them too, to check what they pass on.
 
     Args:
-      flag_values: where to define them.
-      argv: what will be parsed, the program's name first, if it is not this process's command line.
+      flag_values: the flags are defined here.
+      argv: the command line that will be parsed, with the program's name first; None for that of this
+        process.
     """
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "File of the experiment, such as experiments/number_words.py; change any of its keys with "
-        "--config.SECTION.KEY=VALUE. Without it the run in --workdir goes on as it was configured.",
+        "File of the experiment, such as experiments/number_words.py. Change any key with "
+        "--config.SECTION.KEY=VALUE. Without --config the run in --workdir resumes with its stored config.",
         flag_values=flag_values,
         sys_argv=None if argv is None else list(argv),
     )
     flags.DEFINE_string(
         "workdir",
         None,
-        "Folder of the run: config, checkpoints, metrics, summary.",
+        "Folder of the run, for config, checkpoints, metrics and summary.",
         flag_values=flag_values,
         required=True,
     )
     flags.DEFINE_bool(
         "shrink",
         False,
-        "Train the experiment for two steps with a tiny model: does it run at all? Use a workdir of its own.",
+        "Train for two steps with a tiny model, to check that the experiment runs. Use a separate --workdir.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
         "distributed",
         False,
-        "This is one of several processes, and JAX can find the others (Cloud TPU, GKE, MPI). Not needed "
-        "where a launcher or Slurm started them.",
+        "Let JAX find the other processes of the run (Cloud TPU, GKE, MPI). Not needed if a launcher or "
+        "Slurm started them.",
         flag_values=flag_values,
     )
     flags.DEFINE_float(
         "start_timeout",
         300,
-        "Of several processes: seconds to wait for all of them.",
+        "With several processes: seconds to wait until all have started.",
         lower_bound=1,
         flag_values=flag_values,
     )
     flags.DEFINE_float(
         "heartbeat_timeout",
         60,
-        "Of several processes: seconds without a sign until one is taken for dead.",
+        "With several processes: seconds without a sign of life after which a process counts as dead.",
         lower_bound=5,
         flag_values=flag_values,
     )
     flags.DEFINE_integer(
         "stopped_status",
         0,
-        "Exit status of a run that a signal stopped before its end, for what starts it again to tell by.",
+        "Exit status if a signal stopped the run before its end, for schedulers that restart it.",
         lower_bound=0,
         upper_bound=255,
         flag_values=flag_values,
@@ -100,68 +102,72 @@ def define_training_flags(flag_values: flags.FlagValues = FLAGS, argv: Sequence[
 
 
 def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = FLAGS) -> list[str]:
-    """Absl's parser, with one line for a config that cannot be read instead of a traceback.
+    """Parses flags as absl does, but raises ConfigError where absl would print a traceback.
 
     Returns:
-      What are no flags, the program's name first.
+      The arguments that are not flags, with the program's name first.
 
     Raises:
       ConfigError: a flag is unknown, or its value or the config cannot be read.
     """
     try:
         return flag_values(list(argv))
-    except flags.Error as error:  # of a get_config that raised, the last line of its traceback
+    except flags.Error as error:  # if get_config raised, this contains its traceback: keep the last line
         lines = str(error).strip().splitlines()
         reason = lines[-1] if any(line.startswith("Traceback") for line in lines) else str(error)
         raise ConfigError(f"{reason} (--help explains the flags)") from error
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         reason = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace('"', "'").split())
-        raise ConfigError(f"--config cannot be read as the flags say: {reason}") from error
+        raise ConfigError(f"--config cannot be read with these flags: {reason}") from error
 
 
 def define_run_flags() -> None:
-    """The flags that choose a run, which must be given, and its checkpoint."""
+    """Defines the flags that choose a run and its checkpoint."""
     flags.DEFINE_string(
-        "workdir", None, "Folder of the run, as given to transformer_jax.train.", required=True
+        "workdir", None, "Folder of the run, the --workdir of transformer_jax.train.", required=True
     )
     _define_checkpoint_flags()
 
 
 def define_model_flags() -> None:
-    """The flags that choose a checkpoint of ``transformers`` or a run; see ``loading.load_model``."""
-    flags.DEFINE_string(
-        "model", None, "Folder in the format of Hugging Face transformers, or a name on the hub."
-    )
-    flags.DEFINE_string("workdir", None, "Instead of --model: a run's folder, as given to train.")
+    """Defines the flags that choose a Hugging Face checkpoint or a run; see ``loading.load_model``."""
+    flags.DEFINE_string("model", None, "Hugging Face checkpoint: a folder, or a name on the hub.")
+    flags.DEFINE_string("workdir", None, "Folder of a run of this library, instead of --model.")
     _define_checkpoint_flags()
 
 
 def _define_checkpoint_flags() -> None:
-    flags.DEFINE_string(
-        "from_checkpoint", "latest", "Of a run: which checkpoint, 'latest', 'best' or a step."
-    )
+    flags.DEFINE_string("from_checkpoint", "latest", "Checkpoint of the run: 'latest', 'best' or a step.")
     flags.DEFINE_integer(
         "average_last",
         None,
-        "Average the parameters of a run's last so many checkpoints; by default what its config says.",
+        "Average the parameters of this many last checkpoints. Default: evaluate.average_last of the config.",
         lower_bound=1,
     )
 
 
 def define_decoding_flags() -> None:
-    """The flags of ``DecodingSettings``."""
-    flags.DEFINE_integer("beam_size", None, "Hypotheses kept in beam search; 1 is greedy search.")
+    """Defines the flags of ``DecodingSettings``."""
+    flags.DEFINE_integer("beam_size", None, "Number of hypotheses in beam search; 1 is greedy search.")
     flags.DEFINE_float(
-        "length_penalty", None, "Alpha of the length penalty of beam search; higher favours longer outputs."
+        "length_penalty",
+        None,
+        "Exponent of the length penalty of beam search; larger values favour longer outputs.",
     )
-    flags.DEFINE_float("temperature", None, "Above 0: sample instead of searching; 1 is the model's own.")
-    flags.DEFINE_integer("top_k", None, "Sampling: only the so many most probable tokens; 0 is all.")
-    flags.DEFINE_float("top_p", None, "Sampling: only the most probable tokens of at least this mass.")
-    flags.DEFINE_integer("seed", None, "Of sampling.")
+    flags.DEFINE_float(
+        "temperature",
+        None,
+        "If above 0, sample instead of searching; 1 samples from the model's distribution.",
+    )
+    flags.DEFINE_integer("top_k", None, "Sampling: number of most probable tokens to draw from; 0 for all.")
+    flags.DEFINE_float(
+        "top_p", None, "Sampling: draw from the fewest tokens that have this total probability."
+    )
+    flags.DEFINE_integer("seed", None, "Seed of the random numbers for sampling.")
 
 
 def decoding_from_flags(settings: Settings, **changes: Any) -> Settings:
-    """The settings with those that flags, or ``changes`` that are not None, set otherwise."""
+    """Returns ``settings`` with the values of ``changes`` and of the decoding flags that are not None."""
     changes |= {name: FLAGS[name].value for name in DECODING_FLAGS}
     return dataclasses.replace(
         settings, **{name: value for name, value in changes.items() if value is not None}
@@ -169,15 +175,15 @@ def decoding_from_flags(settings: Settings, **changes: Any) -> Settings:
 
 
 def work_on_lines(check: Callable[[str, int], Any], work: Callable[[list[str], int], None]) -> None:
-    """Goes through standard input: line by line where someone types, else many at a time.
+    """Processes the lines of standard input: one at a time from a terminal, otherwise many at once.
 
     Args:
-      check: raises ValueError for a line that cannot be worked on, given with its number from 1 on. What
-        precedes such a line is worked on before the error.
-      work: prints what comes of some lines, given with the number of the first from 0 on.
+      check: called with a line and its number, counted from 1; raises ValueError if the line cannot be
+        processed. The lines before it are processed first.
+      work: called with a list of lines and the index of the first, counted from 0; prints the results.
 
     Raises:
-      ValueError: a line is not UTF-8, or ``check`` refused it; the message says which.
+      ValueError: a line is not UTF-8, or ``check`` refused it; the message contains its number.
     """
     at_once = 1 if sys.stdin.isatty() else LINES_AT_ONCE
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""Process-wide settings that the command-line programs make before they compute."""
+"""Process-wide settings that the programs make before they compute."""
 
 import ctypes
 import io
@@ -16,15 +16,15 @@ from absl import logging as absl_logging
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-CPU_THREADS_VARIABLE = "PJRT_NPROC"  # of XLA's pool; by default as many as there are cores
+CPU_THREADS_VARIABLE = "PJRT_NPROC"  # number of threads in XLA's pool; by default one per core
 _THREADS_PER_DEVICE = 8
 
 
 def prepare_process() -> None:
-    """What every program does first: the settings below, UTF-8 output, only warnings from libraries.
+    """Makes the settings below, sets the output to UTF-8, and hides log messages below warnings.
 
-    It must come before the first use of a JAX device, whose threads would otherwise get heaps of their own.
-    ``--verbosity=0`` shows what libraries have to say in ordinary operation.
+    Programs must call this before the first use of a JAX device, whose threads would otherwise get heaps of
+    their own. ``--verbosity=0`` shows the libraries' log messages.
     """
     keep_freed_memory()
     give_threads_to_devices()
@@ -35,39 +35,39 @@ def prepare_process() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Makes the C library keep memory that was freed, for the next to use; a no-op without glibc.
+    """Makes glibc keep freed memory for later allocations; does nothing with another C library.
 
-    By default glibc gives every large buffer back to the kernel and asks for it again in the next step: the
-    kernel then zeroes each page anew. The price of keeping them is that the process does not shrink again.
+    By default glibc returns every large buffer to the kernel and requests it again in the next step, and the
+    kernel zeroes each page every time. The price is that the memory of the process never shrinks.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    # Versions that refuse so high a threshold take 32 MiB; with none the other settings would do harm.
+    # Some versions refuse so high a threshold and accept 32 MiB. Without it the other settings would do harm.
     if not any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in (2**30, 2**25)):
         return
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_M_ARENA_MAX, 1)  # arenas of other threads cannot hold large buffers
+    libc.mallopt(_M_ARENA_MAX, 1)  # the arenas of other threads cannot hold large buffers
 
 
 def give_threads_to_devices() -> None:
-    """Where the CPU is to be several devices, gives XLA threads enough for all of them.
+    """Gives XLA enough threads if the CPU is split into several devices; keeps a value of the environment.
 
-    In a collective they wait for one another, each in a thread of one pool: with as few threads as there are
-    cores, some could wait for ever for others that have none left. What the environment says already stays.
+    In a collective the devices wait for one another, each in a thread of one pool. With only one thread per
+    core, devices could wait for ever for others that get no thread.
     """
-    told = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    devices = max(int(told[-1]) if told else 1, cast(Any, jax.config).jax_num_cpu_devices)
+    counts = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    devices = max(int(counts[-1]) if counts else 1, cast(Any, jax.config).jax_num_cpu_devices)
     if devices > 1:
         threads = max(_THREADS_PER_DEVICE * devices, os.cpu_count() or 1)
         os.environ.setdefault(CPU_THREADS_VARIABLE, str(threads))
 
 
 def hide_forgotten_writes() -> None:
-    """Leaves one error of a checkpoint that cannot be written, the one that is raised.
+    """Suppresses Orbax's duplicate tracebacks after a failed save; the error that is raised remains.
 
-    Where one array cannot be written, Orbax closes the event loop under the others: TensorStore then prints
-    a traceback for each of them, and asyncio, at the end, one for each that failed as well.
+    If one array cannot be written, Orbax closes the event loop that the other writes still use. TensorStore
+    then prints a traceback for each of these, and asyncio prints another one for each failed write at exit.
     """
     before = sys.unraisablehook
 
@@ -76,12 +76,13 @@ def hide_forgotten_writes() -> None:
             before(unraisable)
 
     def is_not_orbax(record: logging.LogRecord) -> bool:
-        # A task is told by its coroutine; a future that gathers several by where their error comes from.
+        # The message of a task names its coroutine; for a future that gathers several, see their traceback.
         message = record.getMessage()
         error = record.exc_info[1] if record.exc_info else None
         frames = traceback.walk_tb(error.__traceback__ if error else None)
         places = [message, *(frame.f_code.co_filename for frame, _ in frames)]
-        return "never retrieved" not in message or not any(f"{os.sep}orbax{os.sep}" in it for it in places)
+        is_of_orbax = any(f"{os.sep}orbax{os.sep}" in place for place in places)
+        return "never retrieved" not in message or not is_of_orbax
 
     sys.unraisablehook = hook
     logging.getLogger("asyncio").addFilter(is_not_orbax)

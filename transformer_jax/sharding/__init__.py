@@ -1,4 +1,4 @@
-"""Meshes of devices, rules from logical axes to mesh axes, and where each array lies.
+"""Meshes of devices, rules from logical axes to mesh axes, and shardings of arrays.
 
 It may import types, config and reporting/; layers/ and models/ import ``placement`` alone.
 """

@@ -1,9 +1,9 @@
-"""How activations are split over a mesh: models name their axes, and what calls the model says the rest.
+"""Splits activations over a mesh: models name logical axes, and the caller chooses the mesh axes.
 
-Models name the axes of their activations (``"batch"``, ``"sequence"``, ``"heads"``, ...) in ``constrain``.
-That changes no value, and does nothing at all unless the model is traced within ``placed``, as a training
-step is: there each named axis is split over the mesh axes that the placement has for it. Left to itself
-the compiler follows the shardings of parameters and of the batch, and may just as well gather activations.
+Models call ``constrain`` with the logical axes of an activation (``"batch"``, ``"sequence"``, ``"heads"``,
+...). The call changes no value. Within ``placed``, in which training steps are traced, each logical axis is
+split over the mesh axes that the placement has for it; elsewhere the call does nothing. Without such
+constraints the compiler would follow the shardings of the parameters and might gather activations.
 """
 
 import contextlib
@@ -18,11 +18,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A mesh, and how the logical axes of activations are split over it.
+    """A mesh and the mesh axes that split each logical axis of activations.
 
     Attributes:
-      axes: the mesh axes over which each logical axis is split.
-      attention: what computes attention: "auto", "plain" or a name in ``layers.attention_kernels.KERNELS``.
+      mesh: the mesh.
+      axes: for each logical axis the mesh axes that split it.
+      attention: "auto", "plain" or a name in ``layers.attention_kernels.KERNELS``; see ``MeshConfig``.
     """
 
     mesh: Mesh
@@ -30,15 +31,15 @@ class Placement:
     attention: str = "auto"
 
     def parts(self, name: str) -> int:
-        """Into how many parts the logical axis ``name`` is split; 1 where it has no mesh axis."""
+        """Returns the number of parts of the logical axis ``name``; 1 if no mesh axis splits it."""
         return math.prod(self.mesh.shape[axis] for axis in self.axes.get(name, ()))
 
     def spec(self, names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
-        """How an array of ``shape`` with these logical axes is split.
+        """Returns the partition of an array of ``shape`` with these logical axes.
 
-        An axis that its parts do not divide is whole, but for ``"sequence"``, whose last part is then
-        shorter: images have an odd number of vectors. Two logical axes never share a mesh axis: the later one
-        is whole.
+        An axis whose size the number of parts does not divide is not split. ``"sequence"`` is the exception,
+        because images have an odd number of tokens; its last part is shorter. Two logical axes never share a
+        mesh axis: the later one is not split.
         """
         used: set[str] = set()
         entries: list[tuple[str, ...] | None] = []
@@ -56,7 +57,7 @@ _placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("p
 
 @contextlib.contextmanager
 def placed(placement: Placement) -> Iterator[None]:
-    """Models that are traced within it are split so."""
+    """Applies ``placement`` to the models that are traced within this context."""
     token = _placement.set(placement)
     try:
         yield
@@ -65,12 +66,12 @@ def placed(placement: Placement) -> Iterator[None]:
 
 
 def current_placement() -> Placement | None:
-    """What the innermost ``placed`` around this call was given."""
+    """Returns the placement of the innermost ``placed`` around this call, or None."""
     return _placement.get()
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """``x``, split as its logical axes say; None is an axis that is whole on every device."""
+    """Returns ``x``, sharded by its logical axes; an axis named None is not split."""
     placement = current_placement()
     if placement is None:
         return x

@@ -130,7 +130,7 @@ def test_which_checkpoint_is_written(runs, tmp_path, monkeypatch, capsys):
 def test_a_run_is_not_overwritten_by_its_own_model(runs, tmp_path, monkeypatch):
     workdir = runs("gpt2")
     before = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
-    with pytest.raises(SystemExit, match="is the folder of something else, such as a run, whose config"):
+    with pytest.raises(SystemExit, match="is not a checkpoint but, for example, a run, and its config"):
         run_export(monkeypatch, workdir, workdir)
     assert {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()} == before
     tj.save_pretrained(tmp_path, tj.from_run(workdir))

@@ -67,7 +67,7 @@ def test_what_the_file_says_is_what_generate_does(read, capsys):
         no_repeat_ngram_size=3, min_length=5, forced_bos_id=0, forced_eos_id=2
     )
     assert (rules.max_length, max_new_tokens) == (14, 13)
-    assert "not done here" not in capsys.readouterr().err
+    assert "not supported here" not in capsys.readouterr().err
 
 
 def test_what_a_caller_says_wins(read):
@@ -129,14 +129,14 @@ def test_banned_tokens(read):
 
 def test_what_is_not_done_is_told_once_in_one_line(read, capsys):
     read(SUMMARIES | {"repetition_penalty": 1.2, "bad_words_ids": [[4, 5]], "top_h": None, "new_key": 3})
-    told = [line for line in capsys.readouterr().err.splitlines() if "not done here" in line]
+    told = [line for line in capsys.readouterr().err.splitlines() if "not supported here" in line]
     assert len(told) == 1 and GENERATION_FILE in told[0]
     assert told[0].endswith("repetition_penalty=1.2, new_key=3, bad_words_ids=[[4, 5]]")
     read({"eos_token_id": [2, 5], "do_sample": True, "num_beams": 4, "decoder_start_token_id": 0})
     told = capsys.readouterr().err
     assert "do_sample=True, eos_token_id=[2, 5], decoder_start_token_id=0" in told
     read({"repetition_penalty": 1.0, "eos_token_id": [2], "num_return_sequences": 1, "typical_p": 1.0})
-    assert "not done here" not in capsys.readouterr().err
+    assert "not supported here" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -144,11 +144,23 @@ def test_what_is_not_done_is_told_once_in_one_line(read, capsys):
     [
         ({"num_beams": "4"}, "num_beams='4', which must be int"),
         ({"num_beams": True}, "num_beams=True, which must be int"),
-        ({"num_beams": 0}, "cannot be followed: beam_size=0 must be at least 1"),
-        ({"early_stopping": "sometimes"}, "cannot be followed: early_stopping='sometimes' must be"),
-        ({"forced_eos_token_id": 99}, "cannot be followed: forced_eos_id has the token 99"),
-        ({"bad_words_ids": [1]}, "cannot be followed"),
-        ({"max_length": 1}, "cannot be followed: max_length=1 must be at least 2"),
+        (
+            {"num_beams": 0},
+            "has settings that cannot be used: beam_size=0 must be at least 1",
+        ),
+        (
+            {"early_stopping": "sometimes"},
+            "has settings that cannot be used: early_stopping='sometimes' must be",
+        ),
+        (
+            {"forced_eos_token_id": 99},
+            "has settings that cannot be used: forced_eos_id has the token 99",
+        ),
+        ({"bad_words_ids": [1]}, "has settings that cannot be used"),
+        (
+            {"max_length": 1},
+            "has settings that cannot be used: max_length=1 must be at least 2",
+        ),
         ([1], "must be a JSON object"),
     ],
     ids=str,

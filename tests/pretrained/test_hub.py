@@ -138,7 +138,7 @@ def test_a_name_with_nothing_but_pickles_is_refused_with_the_line_that_converts_
 
 def test_a_name_without_weights(hub):
     del hub.files[WEIGHTS]
-    with pytest.raises(WeightsError, match=r"has no weights: neither model.safetensors nor"):
+    with pytest.raises(WeightsError, match=r"has no weights: it has neither model.safetensors nor"):
         from_pretrained(NAME)
 
 

@@ -68,7 +68,7 @@ def test_a_truncated_file_is_an_error(folder, size):
     path = folder / SINGLE_FILE
     content = path.read_bytes()
     path.write_bytes(content[:size])
-    with pytest.raises(WeightsError, match=r"model.safetensors is not a whole safetensors file .*copy or"):
+    with pytest.raises(WeightsError, match=r"model.safetensors is not a complete safetensors file .*copy or"):
         from_pretrained(folder)
 
 
@@ -113,7 +113,7 @@ def test_a_pickle_is_refused_with_the_line_that_converts_it(folder):
     ):
         from_pretrained(folder)
     (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(WeightsError, match=r"has no weights: neither model.safetensors nor"):
+    with pytest.raises(WeightsError, match=r"has no weights: it has neither model.safetensors nor"):
         from_pretrained(folder)
 
 
@@ -151,7 +151,7 @@ def test_what_stands_beside_a_pickle_is_converted_with_it(folder, files, line):
         (dict(model_type="longbert"), r"model_type='longbert', which is none of marian, bert, gpt2, t5"),
         (dict(hidden_act="relu"), r"hidden_act='relu', but here the family bert has 'gelu'"),
         (dict(num_attention_heads=3), r"3 heads cannot share a width of 16"),
-        (dict(vocab_size=-1), r"of no model that there can be: model.vocab_size=-1"),
+        (dict(vocab_size=-1), r"describes a model that cannot exist: model.vocab_size=-1"),
         (dict(hidden_size=None), r"config.json lacks the key 'hidden_size'"),
         (dict(hidden_size="16"), r"config.json has hidden_size='16', which must be one number"),
         (dict(num_attention_heads=0), r"0 heads cannot share a width of 16"),
@@ -179,7 +179,7 @@ def test_a_config_of_another_model_is_refused(folder, changes, message):
         ("vit", dict(image_size="32"), r"image_size='32' must be a number of pixels"),
         ("vit", dict(patch_size=0), r"patch_size=0 must be a number of pixels"),
         ("vit", dict(patch_size=[8, 4]), r"patch_size=\[8, 4\] must be the side of a square"),
-        ("vit", dict(id2label=["cat", "dog"]), r"id2label=\['cat', 'dog'\], not a name for each number"),
+        ("vit", dict(id2label=["cat", "dog"]), r"id2label=\['cat', 'dog'\], which must be an object"),
     ],
 )
 def test_what_transformers_computes_by_another_key_is_refused(name, changes, message, tmp_path):
@@ -237,7 +237,7 @@ def test_an_image_shape_of_another_kind_of_model_is_refused(name, shape, message
 def test_an_index_that_is_none_is_an_error(content, folder):
     (folder / SINGLE_FILE).unlink()
     (folder / INDEX_FILE).write_text(json.dumps(content))
-    with pytest.raises(WeightsError, match=rf"{INDEX_FILE} is no index of safetensors files: "):
+    with pytest.raises(WeightsError, match=rf"{INDEX_FILE} is not an index of safetensors files: "):
         from_pretrained(folder)
 
 
@@ -262,7 +262,7 @@ def test_shards_are_written_and_read(name, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", SINGLE_FILE]
     save_pretrained(tmp_path, ours, shard_bytes=20_000)
     shards[1].unlink()
-    with pytest.raises(WeightsError, match=rf"names files that are not there: {shards[1].name}"):
+    with pytest.raises(WeightsError, match=rf"names files that do not exist: {shards[1].name}"):
         from_pretrained(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Folders in the format of Hugging Face transformers, read and written without PyTorch.
 
-It may import inference/, cli/ and all below. ``python -m transformer_jax.pretrained verify`` compares both.
+It may import inference/, cli/ and what they import. ``python -m transformer_jax.pretrained verify`` compares
+the outputs of a checkpoint in both libraries.
 """
 
 from transformer_jax.pretrained.reading import from_pretrained

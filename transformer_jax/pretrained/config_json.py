@@ -1,4 +1,4 @@
-"""``config.json`` of Hugging Face ``transformers``, from and to a ``TransformerConfig``."""
+"""Converts ``config.json`` of Hugging Face ``transformers`` to a ``TransformerConfig``, and back."""
 
 import dataclasses
 import os
@@ -16,19 +16,19 @@ CONFIG_FILE = "config.json"
 
 
 class Description(NamedTuple):
-    """What ``config.json`` says, with what the names of the tensors say."""
+    """A checkpoint's model, by ``config.json`` and the names of the tensors."""
 
     family: Family
     config: TransformerConfig
     labels: tuple[str, ...]  # names of the classes, in order
-    problem_type: str  # what they are; "" where it is not said
+    problem_type: str  # of the classes, as transformers names it; "" if it is not given
 
 
 def family_in(content: Mapping[str, Any], where: str | os.PathLike[str]) -> Family:
-    """The family of a model by the ``content`` of its ``config.json``, which is in ``where``.
+    """Returns the family of a model, given the ``content`` of its ``config.json``, which is in ``where``.
 
     Raises:
-      ConfigError: it is none of those here.
+      ConfigError: ``FAMILIES`` does not have it.
     """
     known = {f.checkpoint.model_type: f for f in FAMILIES.values() if f.checkpoint is not None}
     model_type = content.get("model_type")
@@ -38,15 +38,16 @@ def family_in(content: Mapping[str, Any], where: str | os.PathLike[str]) -> Fami
 
 
 def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.Path) -> Description:
-    """The model that a folder holds.
+    """Returns the model of a checkpoint.
 
     Args:
       content: of ``config.json``.
-      names: of all its tensors: they say which head it has, and ``architectures`` only what they leave open.
-      folder: for messages.
+      names: of all tensors; they determine the head, or else ``architectures`` does.
+      folder: for errors.
 
     Raises:
-      ConfigError: an unknown family, a model that differs from what the family is here, or a missing key.
+      ConfigError: the family is unknown, the model differs from the family of this library, or a key is
+        missing or broken.
     """
     where = folder / CONFIG_FILE
     content = {key: value for key, value in content.items() if value is not None}
@@ -67,7 +68,7 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
             found.setdefault(ours, {})[theirs] = content[theirs]
     for ours, values in found.items():
         if len(set(values.values())) > 1:
-            raise ConfigError(f"{where} has {values}, which must be the same: {ours} is one number here")
+            raise ConfigError(f"{where} has {values}, which must be equal, because {ours} is one number here")
         fields[ours] = next(iter(values.values()))
     try:
         fields |= checkpoint.read(content, names)
@@ -82,47 +83,50 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
     except TypeError as error:
         raise ConfigError(f"{where} lacks a size of the model: {error}") from error
     except ConfigError as error:
-        raise ConfigError(f"{where} is of no model that there can be: {error}") from error
+        raise ConfigError(f"{where} describes a model that cannot exist: {error}") from error
     return Description(family, config, labels, str(content.get("problem_type") or ""))
 
 
 def _head(checkpoint: Checkpoint, content: Mapping[str, Any], names: frozenset[str]) -> str:
-    """The head that the tensors show; ``architectures`` is often that of the model it was tuned from."""
+    """Returns the head by the tensors; ``architectures`` may be that of the model before fine-tuning."""
     bare = {name.removeprefix(checkpoint.prefix) for name in names}
     found = [head for head, needed in checkpoint.heads if bare.issuperset(needed)]
     if not HEADS[found[0]].labelled:
         return found[0]
-    # A classifier beside a pooler may be one of tokens that kept the pooler: the tensors are the same.
+    # A classifier and a pooler may be the head "classes", or "token_classes" with an unused pooler.
     claimed = content.get("architectures", [])
     named = [head for head in found if HEADS[head].labelled and checkpoint.architectures[head] in claimed]
     return (named or found)[0]
 
 
 def _labels(content: Mapping[str, Any], where: pathlib.Path) -> tuple[str, ...]:
-    names = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers leaves out
+    # transformers does not write these default names.
+    names = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     try:
         return tuple(str(names[key]) for key in sorted(names, key=int))
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{where} has id2label={names!r}, not a name for each number of a class") from error
+        raise ConfigError(
+            f"{where} has id2label={names!r}, which must be an object with a name for each class number"
+        ) from error
 
 
 def content_of(family: Family, config: TransformerConfig, labels: tuple[str, ...]) -> dict[str, Any]:
-    """The keys of ``config.json`` for a model.
+    """Returns the keys of ``config.json`` for a model.
 
     Args:
-      family: whose model it is.
+      family: of the model.
       config: of the model.
-      labels: names of its classes; () names them as ``transformers`` does.
+      labels: names of its classes; if (), they get the default names of ``transformers``.
 
     Raises:
-      ConfigError: ``transformers`` has no such model, or ``config.json`` has no key for what it differs in.
+      ConfigError: ``transformers`` has no such model, or ``config.json`` has no key for one of its fields.
     """
     checkpoint = family.checkpoint
     if checkpoint is None:
         there = [other for other in FAMILIES.values() if other.checkpoint is not None]
         nearest = min(there, key=lambda other: len(other.differing(config)))
         raise ConfigError(
-            "transformers has no model like this one: it is of none of the families "
+            "transformers has no model like this one: it belongs to none of the families "
             f"{', '.join(other.name for other in there)}, and differs from {nearest.name}, the nearest, in "
             + ", ".join(nearest.differing(config))
         )
@@ -152,7 +156,7 @@ def content_of(family: Family, config: TransformerConfig, labels: tuple[str, ...
 
 
 def _check_read_back(family: Family, config: TransformerConfig, content: Mapping[str, Any]) -> None:
-    """Raises ConfigError where ``content`` would be read as another model than ``config``."""
+    """Raises ConfigError if ``content`` would be read as a model with another config."""
     checkpoint = family.checkpoint
     assert checkpoint is not None
     names = {
@@ -177,13 +181,13 @@ def _check_read_back(family: Family, config: TransformerConfig, content: Mapping
 
 
 def _undecided(config: TransformerConfig) -> set[str]:
-    """Fields on which what such a model computes from its inputs does not depend."""
+    """Returns the fields that do not change the outputs of such a model."""
     found = {"dtype", "scan_layers", "remat", "remat_keeps", "initial_stddev"}
     found |= {"dropout", "attention_dropout", "feedforward_dropout"}
     if config.is_encoder_only:
         found |= {"eos_id", "decoder_start_id"}
     if config.is_decoder_only:
-        found |= {"pad_id", "decoder_start_id"}  # segments say what is padding
+        found |= {"pad_id", "decoder_start_id"}  # padding is found by segments
     if config.image_shape:
         found.add("pad_id")
     if config.positions != "relative":

@@ -1,4 +1,4 @@
-"""Parameters of one model as another config has them: which fields may differ, and what changes with them."""
+"""Converts the parameters of a model for another config: layers stacked or not, images of another size."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from transformer_jax.models import TransformerConfig
 from transformer_jax.types import PyTree
 
-# What may differ between two models with the same parameters, but for those of a head; see ``differing`` too.
+# Fields that may differ between two models whose parameters, except those of a head, are the same.
 MAY_DIFFER = (
     "head",
     "num_labels",
@@ -25,10 +25,10 @@ MAY_DIFFER = (
 
 
 def differing(found: TransformerConfig, wanted: TransformerConfig) -> list[str]:
-    """The fields by which the parameters of ``found``, a head's apart, cannot become those of ``wanted``.
+    """Returns the fields because of which parameters of ``found`` cannot be converted for ``wanted``.
 
-    Images may be of another size, for positions are interpolated; texts of another length, where positions
-    are not learned.
+    The head does not count. Images may have another size, because positions are interpolated; texts may have
+    another length if positions are not learned.
     """
     free = {*MAY_DIFFER}
     if found.image_shape[2:] == wanted.image_shape[2:] != ():
@@ -40,9 +40,9 @@ def differing(found: TransformerConfig, wanted: TransformerConfig) -> list[str]:
 
 
 def conversion(found: TransformerConfig, wanted: TransformerConfig) -> Callable[[PyTree], PyTree] | None:
-    """The function, to be traced or not, that makes parameters of ``found`` those of ``wanted``.
+    """Returns a function that converts parameters of ``found`` for ``wanted``; None if they are the same.
 
-    A head's are left as they are. None where nothing has to be done.
+    The function may be traced. It does not change the head's parameters.
     """
     is_scaled, is_restacked = (
         getattr(found, name) != getattr(wanted, name) for name in ("image_shape", "scan_layers")
@@ -57,9 +57,9 @@ def conversion(found: TransformerConfig, wanted: TransformerConfig) -> Callable[
 
 
 def with_positions(params: PyTree, found: TransformerConfig, wanted: TransformerConfig) -> PyTree:
-    """Positions for images of another size: those of the patches interpolated as a picture, bicubic.
+    """Returns ``params`` with bicubic interpolation of the patches' positions for images of another size.
 
-    Dosovitskiy et al. 2021, section 3.2.
+    Source: Dosovitskiy et al. 2021, section 3.2.
     """
     table = params["embed_patches"]["positions"]["embedding"]
     old, new = (
@@ -73,7 +73,7 @@ def with_positions(params: PyTree, found: TransformerConfig, wanted: Transformer
 
 
 def restacked(params: PyTree, *, stack: bool) -> PyTree:
-    """``layer_0``, ``layer_1``, … of encoder and decoder as ``layers``, in one array each, or the reverse."""
+    """Stacks ``layer_0``, ``layer_1``, … of the encoder and decoder into ``layers``, or unstacks them."""
     return params | {
         name: (_stacked if stack else _unstacked)(params[name])
         for name in ("encoder", "decoder")

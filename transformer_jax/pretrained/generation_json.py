@@ -1,6 +1,6 @@
-"""``generation_config.json`` of ``transformers``: what ``generate`` does where a caller does not say.
+"""Reads ``generation_config.json`` of ``transformers``: the defaults of a model's ``generate``.
 
-A checkpoint without that file has the same keys in its ``config.json``, where older versions kept them.
+Older versions wrote the same keys to ``config.json``; they are read from there if the file does not exist.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from transformer_jax.reporting.progress import say
 
 GENERATION_FILE = "generation_config.json"
 
-# What the file is read for, and what its value may be.
+# The supported keys and the types of their values.
 _READ: dict[str, tuple[type, ...]] = {
     "num_beams": (int,),
     "length_penalty": (int, float),
@@ -39,10 +39,10 @@ _READ: dict[str, tuple[type, ...]] = {
     "top_k": (int,),
     "top_p": (int, float),
 }
-# What ``config.json`` says already, and must not contradict: here and there.
+# Special tokens, which must be those of ``config.json``: our field and the key.
 _SPECIAL = {"eos_id": "eos_token_id", "decoder_start_id": "decoder_start_token_id"}
-_TOP_K = 50  # of which transformers draws, whoever asks it to draw
-# What changes nothing in the tokens that come, or pads them.
+_TOP_K = 50  # the default of transformers for sampling
+# Keys that do not change the generated tokens.
 _HARMLESS = {
     *("bos_token_id", "pad_token_id", "transformers_version", "_from_model_config", "use_cache"),
     *("cache_implementation", "cache_config", "max_cache_len", "return_legacy_cache", "low_memory"),
@@ -52,7 +52,7 @@ _HARMLESS = {
     *("assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size"),
     *("assistant_early_exit", "assistant_lookbehind", "target_lookbehind"),
 }
-# What else ``transformers`` knows, with the value that is as good as none.
+# Keys of ``transformers`` that are not supported, with the value that has no effect.
 _UNKNOWN_HERE: dict[str, Any] = {
     "repetition_penalty": 1,
     "encoder_repetition_penalty": 1,
@@ -113,18 +113,18 @@ def read_generation(folder: CheckpointFolder, config: TransformerConfig) -> Gene
         found.chosen()
         found.rules.constraints.check(config.vocab_size)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be followed: {error}") from error
+        raise ConfigError(f"{path} has settings that cannot be used: {error}") from error
     left_out = _left_out(present, config)
     if left_out:
         say(
-            f"{path} asks for what is not done here, so that texts may differ from those of transformers: "
-            f"{left_out}"
+            f"{path} has settings that are not supported here, so that texts may differ from those of "
+            f"transformers: {left_out}"
         )
     return found
 
 
 def _legacy(model_content: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``config.json`` has of the other file, with the special tokens that this must then have."""
+    """Returns the generation keys of ``config.json``; if there are any, with the special tokens."""
     keys = _READ.keys() | _UNKNOWN_HERE.keys()
     found = {key: value for key, value in model_content.items() if key in keys and value is not None}
     special = {"bos_token_id", "pad_token_id", *_SPECIAL.values()}
@@ -132,7 +132,7 @@ def _legacy(model_content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(present: Mapping[str, Any], content: Mapping[str, Any], vocab_size: int) -> GenerationDefaults:
-    """The defaults by the keys that are ``present``; for others those of ``transformers``."""
+    """Returns the defaults, by the keys that are ``present`` and else by the defaults of ``transformers``."""
     single = [words[0] for words in present.get("bad_words_ids", []) if len(words) == 1]
     eos_ids = _ids(present.get("eos_token_id"))
     banned = [token for token in single if token not in eos_ids] + present.get("suppress_tokens", [])
@@ -170,17 +170,17 @@ def _ids(value: Any) -> list[Any]:
 
 
 def _single(value: Any) -> Any:
-    """The one token of a list of one; None of several."""
+    """Returns the token in a list of one; None if there are several."""
     ids = _ids(value)
     return ids[0] if len(ids) == 1 else None
 
 
 def _left_out(present: Mapping[str, Any], config: TransformerConfig) -> str:
-    """The keys that ask for what is not done here, with their values."""
+    """Returns the unsupported keys that have an effect, with their values."""
     known = _READ.keys() | _HARMLESS | set(_SPECIAL.values())
     found = [key for key in present if key not in known and present[key] != _UNKNOWN_HERE.get(key)]
     if present.get("do_sample", False) and present.get("num_beams", 1) > 1:
-        found.append("do_sample")  # beams that are drawn
+        found.append("do_sample")  # beam search with sampling
     if any(len(words) != 1 for words in present.get("bad_words_ids", [])):
         found.append("bad_words_ids")
     if "forced_eos_token_id" in present and _single(present["forced_eos_token_id"]) is None:

@@ -1,11 +1,11 @@
-"""Checkpoints in the format of Hugging Face ``transformers``, read and written without PyTorch.
+"""Reads checkpoints in the format of Hugging Face ``transformers``, without PyTorch.
 
 bart = from_pretrained("path/to/folder")      # or a name on the hub; .config .model .params .tokenizer
 bart.generate("My friends are <mask>")        # or stream; an encoder alone has embed and classify
 save_pretrained("another/folder", bart)       # which transformers loads, with the same logits
 
-The way down, a function each: ``hub.open_checkpoint`` (the folder), ``changed_config`` (its config, checked),
-``read_params`` (template, tensors, conversions) and ``read_model`` (the model with its tokenizer).
+The steps, a function each: ``hub.open_checkpoint`` opens the folder, ``changed_config`` returns the config,
+``read_params`` reads and converts the tensors, and ``read_model`` adds the tokenizer and the defaults.
 """
 
 import dataclasses
@@ -48,26 +48,24 @@ def from_pretrained(
 ) -> Pretrained:
     """Reads a checkpoint of BERT, GPT-2, T5, BART, MarianMT or ViT.
 
-    Models of images are given pixels from -1 to 1 here. Where ``preprocessor_config.json`` makes other
-    numbers of them, by another mean and deviation, the embedding of patches is changed to give the same.
+    In this library image models take pixels from -1 to 1. If ``preprocessor_config.json`` has another mean or
+    standard deviation, the patch embedding is changed so that the model's outputs stay the same.
 
     Args:
-      name_or_path: a folder with ``config.json`` and safetensors; or a name on the hub, to be fetched as
-        ``hub.open_checkpoint`` does.
-      mesh: where the parameters go, split as ``rules`` say, tensor by tensor; by default to the first device.
+      name_or_path: a folder with ``config.json`` and safetensors, or a name on the hub.
+      mesh: the devices of the parameters; by default the first device. They are sharded as they are read.
       rules: the table from logical to mesh axes.
-      seed: of a head that the checkpoint does not have.
+      seed: for initializing the parts of a head that the checkpoint does not have.
       revision, token, cache_dir: of a name on the hub; see ``hub.open_checkpoint``.
-      changes: fields of ``TransformerConfig`` to set otherwise, but for those from which the shapes of
-        parameters follow. With another ``head`` or ``num_labels`` what the checkpoint lacks of it is drawn
-        anew, which is said. With another ``image_shape`` the table of positions is interpolated (Dosovitskiy
-        et al. 2021, section 3.2). ``max_length`` may be another one where positions are not learned.
+      changes: other values for fields of ``TransformerConfig``, except those that determine the shapes of
+        parameters. With another ``head`` or ``num_labels``, the parts that the checkpoint lacks are
+        initialized, and a line says which. With another ``image_shape``, positions are interpolated
+        (Dosovitskiy et al. 2021, section 3.2). ``max_length`` may differ if positions are not learned.
 
     Raises:
-      ConfigError: ``config.json`` is missing, broken, of an unknown family, or of a model that differs from
-        what the family is here; or ``generation_config.json`` is broken; or ``preprocessor_config.json``
-        makes numbers of pixels, or resizes images, in a way that is not known here; or a change does not
-        fit; or what a folder of sentence-transformers has besides is broken.
+      ConfigError: ``config.json`` is missing, broken, of an unknown family, or describes a model that differs
+        from the family of this library; or another JSON file is broken or not supported; or a change does not
+        fit.
       WeightsError: the tensors are missing, broken, pickled, or not those that ``config.json`` describes.
       DataError: the tokenizer is broken.
     """
@@ -184,7 +182,7 @@ def _head_of(folder: CheckpointFolder, head: Any) -> str:
 
 
 def _check_changed(stored: TransformerConfig, config: TransformerConfig, folder: pathlib.Path) -> None:
-    """Raises ConfigError, with the fields that were changed, where the parameters are others than stored."""
+    """Raises ConfigError, which names the changed fields, if parameters have other shapes than stored."""
     changed = differing(stored, config)
     if not changed:
         return
@@ -219,7 +217,7 @@ def _check_vocabulary(folder: CheckpointFolder, config: TransformerConfig) -> No
 
 
 def _changed(stored: TransformerConfig, changes: Mapping[str, Any]) -> TransformerConfig:
-    """The stored config with ``changes``, and what follows from them."""
+    """Returns the stored config with ``changes`` and the fields that follow from them."""
     fields = dataclasses.asdict(stored) | dict(changes)
     if not HEADS[fields["head"]].labelled:
         fields["num_labels"] = changes.get("num_labels", 0)
@@ -249,7 +247,7 @@ def _checked_shape(shape: Any, patch_size: int, stored: TransformerConfig) -> tu
 
 
 def params_template(config: TransformerConfig, mesh: Mesh | None, rules: partitioning.Rules) -> PyTree:
-    """A ``ShapeDtypeStruct`` for each parameter, with its sharding where there is a mesh."""
+    """Returns a ``ShapeDtypeStruct`` for each parameter, with its sharding if there is a mesh."""
     boxed = abstract_params(config)
     plain = partitioning.unbox(boxed)
     if mesh is None:
@@ -262,7 +260,7 @@ def params_template(config: TransformerConfig, mesh: Mesh | None, rules: partiti
 
 
 def _draw_missing(params: PyTree, config: TransformerConfig, template: PyTree, seed: int) -> PyTree:
-    """Draws the parameters that are None as the model draws them, and says which."""
+    """Replaces the parameters that are None by initialized ones, and prints their names."""
     is_missing = jax.tree.map(lambda leaf: leaf is None, params, is_leaf=lambda leaf: leaf is None)
     names = [
         jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,4 +1,4 @@
-"""Models written as folders in the format of Hugging Face ``transformers``, without PyTorch."""
+"""Writes models as folders in the format of Hugging Face ``transformers``, without PyTorch."""
 
 import os
 import pathlib
@@ -29,22 +29,22 @@ def save_pretrained(
 ) -> None:
     """Writes a folder that ``transformers`` loads: ``config.json``, safetensors, and the tokenizer.
 
-    Of a model of images ``preprocessor_config.json`` as well, which says what becomes of images: they are
-    resized as its own folder said; of a run whole, not cut to the middle as evaluation here has it. Of a
-    model of sentence-transformers what says how it makes vectors of texts; and what was read from
-    ``generation_config.json``.
+    It also writes ``preprocessor_config.json`` for an image model, the pooling of a model of
+    sentence-transformers, and what was read from ``generation_config.json``. An image model that was read
+    from a folder resizes images as that folder said; the model of a run resizes whole images, although its
+    evaluation here may crop them.
 
     Args:
-      folder: made if it is not there; files of these names in it are replaced. Where the model has no
-        tokenizer, one that would be read from there goes.
-      pretrained: of a family that ``transformers`` has.
-      shard_bytes: of a file of weights, at most.
+      folder: it is made if it does not exist. Files with these names are replaced; if the model has no
+        tokenizer, the files of another model's tokenizer are removed.
+      pretrained: a model of a family that ``transformers`` has.
+      shard_bytes: size limit of a file of weights.
 
     Raises:
-      ConfigError: ``transformers`` has no such model, or it is one of sentence-transformers with modules that
-        are not known here, or ``config.json`` in the folder is of something else, such as a run.
+      ConfigError: ``transformers`` has no such model; or the model's pooling is not supported; or the folder
+        has the ``config.json`` of something else, such as a run.
       WeightsError: the parameters are not those of a model with this config.
-      OSError: a file cannot be written. If it is one of weights, what was in the folder is as it was.
+      OSError: a file cannot be written. If it is a file of weights, the folder is unchanged.
     """
     target = pathlib.Path(os.path.expanduser(os.fspath(folder)))
     checkpoint = pretrained.family.checkpoint
@@ -56,8 +56,8 @@ def save_pretrained(
         check_known(pretrained.pooling)
     if (target / CONFIG_FILE).exists() and "model_type" not in read_config(target):
         raise ConfigError(
-            f"{target} is the folder of something else, such as a run, whose {CONFIG_FILE} would be lost: "
-            "name another one"
+            f"{target} is not a checkpoint but, for example, a run, and its {CONFIG_FILE} would be lost: "
+            "name another folder"
         )
     check_params(pretrained.params, partitioning.unbox(abstract_params(pretrained.config)))
     target.mkdir(parents=True, exist_ok=True)
@@ -69,8 +69,8 @@ def save_pretrained(
         with_prefix=not HEADS[pretrained.config.head].is_bare,
         shard_bytes=shard_bytes,
     ):
-        (target / CONFIG_FILE).unlink(missing_ok=True)  # another model's, where writing ends half-way
-    if pretrained.tokenizer is None:  # another model's would be taken for this one's
+        (target / CONFIG_FILE).unlink(missing_ok=True)  # or an interruption would leave another model's
+    if pretrained.tokenizer is None:  # otherwise another model's would be read for this model
         path = target / TOKENIZER_FILE
         others = (target / name for name in (TOKENIZER_CONFIG_FILE, marian_tokenizer.SOURCE_FILE))
         for file in (path, targets_path(path), *others):
@@ -88,11 +88,11 @@ def save_pretrained(
     if pretrained.config.image_shape:
         resizing = pretrained.sizing if isinstance(pretrained.sizing, Resizing) else None
         write_json(target / PREPROCESSOR_FILE, preprocessor_content(pretrained.config, resizing))
-    write_json(target / CONFIG_FILE, content)  # last: without it the folder is no checkpoint
+    write_json(target / CONFIG_FILE, content)  # last, because it makes the folder a checkpoint
 
 
 def _templated(tokenizer: Tokenizer, config: TransformerConfig) -> Tokenizer:
-    """The tokenizer as it says what the model is given, which those that are trained here do not."""
+    """Returns the tokenizer with the template of special tokens, which tokenizers of runs lack."""
     names = tokenizer.role_tokens
     if config.is_encoder_only and {"cls", "sep"} <= names.keys():
         cls, sep = names["cls"], names["sep"]
@@ -104,7 +104,7 @@ def _templated(tokenizer: Tokenizer, config: TransformerConfig) -> Tokenizer:
 
 def _tokenizer_content(tokenizer: Tokenizer, config: TransformerConfig) -> dict[str, Any]:
     names = {f"{role}_token": token for role, token in tokenizer.role_tokens.items()}
-    # Left out, some versions of transformers give every model types, and others give none to any.
+    # Without this key, some versions of transformers give every model token types, and others give none.
     types = ["token_type_ids"] if config.num_token_types else []
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",

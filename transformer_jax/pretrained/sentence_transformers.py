@@ -1,7 +1,7 @@
-"""How the vectors of a text's tokens become one of the text: what folders of sentence-transformers say of it.
+"""Reads and writes how a model of sentence-transformers pools token vectors into one text vector.
 
-Such a folder has, beside the files of ``transformers``, the list ``modules.json`` of what is done one after
-the other (Reimers and Gurevych 2019, arXiv:1908.10084, section 3).
+Beside the files of ``transformers``, its folder has ``modules.json``, the list of modules that are applied
+one after the other (Reimers and Gurevych 2019, arXiv:1908.10084, section 3).
 """
 
 import pathlib
@@ -16,9 +16,9 @@ SENTENCES_FILE = "sentence_bert_config.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-_POOLING_FOLDER = "1_Pooling"  # where it is written; modules.json says where it is read
+_POOLING_FOLDER = "1_Pooling"  # in written folders; modules.json of others may name another one
 _MODULES = ("Transformer", "Pooling", "Normalize")
-# In files from before sentence-transformers 6: a truth value each.
+# Files of sentence-transformers before version 6 have a boolean for each mode.
 _OLD_KEYS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -30,7 +30,7 @@ _OLD_KEYS = {
 
 
 def module_files(folder: CheckpointFolder) -> list[str]:
-    """The paths within a folder of sentence-transformers that say how it pools; [] for another folder.
+    """Returns the paths of the pooling configs in a folder of sentence-transformers; [] for other folders.
 
     Raises:
       ConfigError: ``modules.json`` is broken.
@@ -39,11 +39,11 @@ def module_files(folder: CheckpointFolder) -> list[str]:
 
 
 def read_pooling(folder: CheckpointFolder, max_length: int) -> Pooling | None:
-    """What a folder of sentence-transformers says; None for another folder.
+    """Returns the pooling of a folder of sentence-transformers, or None for other folders.
 
     Args:
-      folder: of the model.
-      max_length: tokens that the model takes.
+      folder: the checkpoint.
+      max_length: the most tokens that the model accepts.
 
     Raises:
       ConfigError: one of the files is broken or missing.
@@ -68,24 +68,23 @@ def read_pooling(folder: CheckpointFolder, max_length: int) -> Pooling | None:
     if prompts.get("default_prompt_name"):
         unknown.append(f"{PROMPTS_FILE} has default_prompt_name={prompts['default_prompt_name']!r}")
     limit = sentences.get("max_seq_length")
-    if limit is None:  # so it is written since sentence-transformers 6
+    if limit is None:  # since version 6 of sentence-transformers it is in this file
         limit = _read_optional(folder, _TOKENIZER_CONFIG).get("model_max_length")
     if limit is not None and (type(limit) not in (int, float) or limit < 3):
-        raise ConfigError(f"{folder.path} gives texts {limit!r} tokens: that must be a number of at least 3")
+        raise ConfigError(f"{folder.path} limits texts to {limit!r} tokens; the limit must be at least 3")
     most = int(limit) if limit is not None and limit < max_length else 0
     return Pooling(mode, "Normalize" in kinds, most, "; ".join(unknown))
 
 
 def write_pooling(folder: pathlib.Path, pooling: Pooling | None, d_model: int) -> None:
-    """Writes the files that ``read_pooling`` reads, or removes those of another model.
+    """Writes the files that ``read_pooling`` reads; if ``pooling`` is None, removes those of another model.
 
     Args:
-      folder: where to.
-      pooling: as it was read; None where there are no such files.
+      folder: an existing folder.
+      pooling: as it was read.
       d_model: width of the vectors.
 
     Raises:
-      ConfigError: it is one that is not known here.
       OSError: a file cannot be written.
     """
     for name in (MODULES_FILE, SENTENCES_FILE, PROMPTS_FILE):
@@ -103,11 +102,11 @@ def write_pooling(folder: pathlib.Path, pooling: Pooling | None, d_model: int) -
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{_MODULES[i]}"}
         for i, path in enumerate(paths)
     ]
-    write_json(folder / MODULES_FILE, modules)  # last: without it the other files say nothing
+    write_json(folder / MODULES_FILE, modules)  # last, because without it the other files are not read
 
 
 def _modules(folder: CheckpointFolder) -> list[tuple[str, str]]:
-    """Kind and path of each module, in order."""
+    """Returns the kind and the path of each module, in order."""
     path = folder.path / MODULES_FILE
     if not folder.has(MODULES_FILE):
         return []
@@ -118,12 +117,14 @@ def _modules(folder: CheckpointFolder) -> list[tuple[str, str]]:
         raise ConfigError(f"{path} must be a list of modules, each with a type and a path") from error
     outside = [where for _, where in found if ".." in where.split("/")]
     if not found or outside:
-        raise ConfigError(f"{path} must name modules, and paths within its folder alone, not {outside}")
+        raise ConfigError(
+            f"{path} must name at least one module, and only paths within its folder, not {outside}"
+        )
     return found
 
 
 def _mode(content: dict[str, Any]) -> str:
-    """Of a pooling's config; of several, all of their names."""
+    """Returns the mode of a pooling, given its config; several modes are joined into one name."""
     named = content.get("pooling_mode")
     if named is None:
         modes = [mode for key, mode in _OLD_KEYS.items() if content.get(key)] or ["mean"]

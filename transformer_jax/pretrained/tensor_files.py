@@ -1,4 +1,4 @@
-"""The files that hold a checkpoint's tensors: which there are, and reading one tensor at a time."""
+"""Reads tensors from the safetensors files of a checkpoint, one at a time."""
 
 import json
 import math
@@ -15,8 +15,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
-_BYTES_AT_ONCE = 1 << 24  # read of a file, whose pages count as memory while they are mapped
-# Beside the weights, in folders of transformers: a tokenizer's files, what becomes of pixels, how to pool.
+_BYTES_AT_ONCE = 1 << 24  # read from a file before it is closed, because mapped pages count as memory
+# Files that are converted with pickled weights: of tokenizers, image processors and sentence-transformers.
 _TOKENIZERS = {
     *("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "source.spm", "target.spm")
 }
@@ -30,19 +30,24 @@ class WeightsError(ValueError):
 
 
 class TensorFiles:
-    """The tensors of a folder, in one file or several; their shapes are known without reading them.
+    """The tensors of a folder, in one file or several; opening it reads only their names and shapes.
 
     Args:
       folder: of the checkpoint.
-      architecture: its class in ``transformers``, to be named where it has to be converted.
+      architecture: the model's class in ``transformers``, for the advice on converting pickled weights.
+
+    Attributes:
+      folder: as given.
+      shapes: the shape of each tensor by its name.
 
     Raises:
-      WeightsError: there are none, a file is missing or truncated, one is there twice, or they are pickled.
+      WeightsError: there are no tensors, a file is missing or truncated, two tensors have one name, or the
+        weights are pickled.
     """
 
     def __init__(self, folder: str | os.PathLike[str], architecture: str = "AutoModel"):
         self.folder, self._architecture = pathlib.Path(folder), architecture
-        self._files: dict[str, pathlib.Path] = {}  # of each tensor
+        self._files: dict[str, pathlib.Path] = {}  # by the tensor's name
         self._stored_names: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for path in self._paths():
@@ -63,34 +68,35 @@ class TensorFiles:
         if index.exists():
             try:
                 named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-                names = sorted({os.fspath(name) for name in named})  # which says what is no string
+                names = sorted({os.fspath(name) for name in named})  # fspath raises TypeError for a number
             except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise WeightsError(f"{index} is no index of safetensors files: {error}") from error
+                raise WeightsError(f"{index} is not an index of safetensors files: {error}") from error
             missing = [name for name in names if not (self.folder / name).exists()]
             if missing:
-                raise WeightsError(f"{index} names files that are not there: {', '.join(missing)}")
+                raise WeightsError(f"{index} names files that do not exist: {', '.join(missing)}")
             return [self.folder / name for name in names]
         pickled = [name for name in PICKLES if (self.folder / name).exists()]
         if pickled:
             names = {path.name for path in self.folder.iterdir()}
             raise pickle_error(self.folder, pickled[0], self._architecture, names)
-        raise WeightsError(f"{self.folder} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
+        raise WeightsError(f"{self.folder} has no weights: it has neither {SINGLE_FILE} nor {INDEX_FILE}")
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, as float32.
+        """Returns one tensor as float32.
 
         Raises:
-          WeightsError: its numbers are not floating-point, or some of them not finite.
+          WeightsError: its numbers are not floating-point, or some are not finite.
         """
         array = np.empty(self.shapes[name], np.float32)
         rows = max(1, _BYTES_AT_ONCE // (4 * math.prod(array.shape[1:])))
         for start in range(0, len(array), rows):
             stop = min(start + rows, len(array))
-            with _opened(self._files[name]) as file:  # anew, which lets go of the pages read before
+            with _opened(self._files[name]) as file:  # opened anew, which unmaps the pages read before
                 found = file.get_slice(self._stored_names[name])[start:stop]
             if not jnp.issubdtype(found.dtype, jnp.floating):
                 raise WeightsError(
-                    f"the tensor {name} of {self._files[name]} has numbers of type {found.dtype}"
+                    f"the tensor {name} of {self._files[name]} has numbers of type {found.dtype}, which "
+                    "are not floating-point"
                 )
             array[start:stop] = found
         if not np.isfinite(array).all():
@@ -101,29 +107,29 @@ class TensorFiles:
 def pickle_error(
     where: str | os.PathLike[str], pickle: str, architecture: str, names: Collection[str]
 ) -> WeightsError:
-    """That the weights of ``where``, a folder or a name on the hub, are pickled, and how to convert them.
+    """Returns the error for pickled weights; it has the command that converts them.
 
     Args:
-      where: the folder or the name.
-      pickle: the file.
-      architecture: class of the model in ``transformers``.
-      names: of all files there. What they are besides weights belongs into the converted folder too.
+      where: the folder, or the name on the hub.
+      pickle: name of the file.
+      architecture: the model's class in ``transformers``.
+      names: names of all files in the folder, because some must be converted with the weights.
     """
     old, new = f"'{where}'", f"'{where}-safetensors'"
     modules, package = ["transformers"], "transformers"
     statements = [f"transformers.{architecture}.from_pretrained({old}).save_pretrained({new})"]
-    if _SENTENCE_MODULES in names:  # that package writes all of it, and how vectors are pooled
+    if _SENTENCE_MODULES in names:  # this package also writes the tokenizer and the pooling
         modules, package = ["sentence_transformers"], "sentence-transformers"
         statements = [f"sentence_transformers.SentenceTransformer({old}).save({new})"]
     elif not _TOKENIZERS.isdisjoint(names):
         statements.append(f"transformers.AutoTokenizer.from_pretrained({old}).save_pretrained({new})")
-        package += " (for some tokenizers sentencepiece, too)"
+        package += " (some tokenizers need sentencepiece, too)"
     if _PREPROCESSOR in names:
         modules.insert(0, "shutil")
         statements.append(f"shutil.copy(transformers.utils.cached_file({old}, '{_PREPROCESSOR}'), {new})")
     line = "; ".join([f"import {', '.join(modules)}", *statements])
     return WeightsError(
-        f"{where} has its weights in {pickle}, a pickle, which can run any code and is not opened. "
+        f"{where} has its weights in {pickle}, a pickle, which is not opened because it can run any code. "
         f'Convert it where {package} and PyTorch are installed: python -c "{line}"'
     )
 
@@ -133,5 +139,5 @@ def _opened(path: pathlib.Path) -> Any:
         return safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path} is not a whole safetensors file ({error}): copy or download it again"
+            f"{path} is not a complete safetensors file ({error}): copy or download it again"
         ) from error

@@ -1,7 +1,7 @@
-"""A checkpoint computed twice on the same random input: here, and by Hugging Face ``transformers``.
+"""Compares the outputs of a checkpoint in this library and in Hugging Face ``transformers``.
 
-``python -m transformer_jax.pretrained verify FOLDER`` prints it as a table. PyTorch and ``transformers`` are
-imported where they are called, for nothing else here needs them.
+``python -m transformer_jax.pretrained verify FOLDER`` prints the differences as a table. PyTorch and
+``transformers`` are imported inside functions, because the rest of the library does not need them.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from transformer_jax.types import PyTree
 
 TOLERANCE = 1e-4
 NUM_EXAMPLES = 3
-MOST_TOKENS = 140  # of a text: beyond the 128 up to which T5 tells distances apart
+MOST_TOKENS = 140  # per text; T5 treats all distances from 128 on alike, so this covers them
 NEW_TOKENS = 8  # generated from each text
 NUM_BEAMS = 4
 
@@ -40,13 +40,13 @@ class Comparison:
     """One output of the two implementations.
 
     Attributes:
-      name: in ``transformers``.
+      name: of the output in ``transformers``.
       shape: of the output.
-      largest: absolute value in theirs.
-      difference: largest absolute difference, where there is no padding. Of generated tokens: where ours part
-        from theirs, by how much the logit of our token lies below their best; 0 if they never do. Of beams:
-        by how much the scores of our best text and of theirs differ in their model; 0 if they are one text.
-      tolerance: what ``difference`` may be.
+      largest: largest absolute value that ``transformers`` computes.
+      difference: largest absolute difference, padding aside. For greedy generation, it is how far the logit
+        of our first differing token lies below the best one in ``transformers``; for beam search, by how much
+        the scores of the two best texts differ in ``transformers``. It is 0 if the texts are equal.
+      tolerance: largest ``difference`` that counts as equal.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Comparison:
 
     @property
     def is_same(self) -> bool:
-        """Whether the difference is within the tolerance, which one that is no number never is."""
+        """Whether the difference is within the tolerance; False if the difference is NaN."""
         return self.difference <= self.tolerance
 
 
@@ -69,17 +69,17 @@ def compare(
     tolerance: float = TOLERANCE,
     seed: int = 0,
 ) -> list[Comparison]:
-    """Runs a model and the one that ``transformers`` reads from ``folder``, both in float32.
+    """Runs a model and the one that ``transformers`` reads from the same folder, both in float32.
 
     Args:
       folder: a checkpoint that ``transformers`` reads.
       config, params: of the model that was read from it.
       tolerance: for the largest absolute difference of each output.
-      seed: of the input.
+      seed: of the random input.
 
     Returns:
-      One comparison for each output; where there is a decoder, besides one of greedy generation and one of
-      beam search.
+      One comparison for each output and, if there is a decoder, one of greedy generation and one of beam
+      search.
 
     Raises:
       VerifyError: PyTorch or ``transformers`` is not installed, cannot read the folder, or gives outputs of
@@ -90,7 +90,7 @@ def compare(
     their_inputs = inputs
     if "images" in inputs:
         their_inputs = {"images": read_preprocessor(folder, config).pixels(inputs["images"])}
-    with jax.default_matmul_precision("highest"):  # accelerators round more, which is not what is asked here
+    with jax.default_matmul_precision("highest"):  # accelerators otherwise round products to fewer bits
         found = _our_outputs(config, params, inputs)
     expected = _their_outputs(theirs, config, their_inputs)
     comparisons = []
@@ -111,7 +111,7 @@ def compare(
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """A line for each output, below a line that says what is in them."""
+    """Returns a table with a line for each output."""
     rows = [("output", "shape", "largest number", "largest difference", "tolerance", "")]
     rows += [
         (
@@ -134,7 +134,7 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 
 def draw_inputs(config: TransformerConfig, rng: np.random.Generator) -> Arrays:
-    """Arguments of our model: texts of several lengths, padded at the end, or images."""
+    """Returns random arguments of the model: texts of several lengths, padded at the end, or images."""
     if config.image_shape:
         shape = (NUM_EXAMPLES, *config.image_shape)
         return {"images": rng.uniform(-1, 1, shape).astype(np.float32)}
@@ -152,10 +152,10 @@ def _draw_texts(config: TransformerConfig, side: str, rng: np.random.Generator) 
     longest = max(1, min(MOST_TOKENS, room))
     lengths = np.array([max(1, longest * (i + 1) // NUM_EXAMPLES) for i in range(NUM_EXAMPLES)])
     if side == "targets":
-        lengths = lengths[::-1]  # a long one for a short source
+        lengths = lengths[::-1]  # the shortest source has the longest target
     segments = (np.arange(longest)[None, :] < lengths[:, None]).astype(np.int32)
     tokens = rng.integers(0, config.vocab_size, segments.shape, dtype=np.int32)
-    # Neither a token that ends a text nor, for theirs, one that looks like padding.
+    # No token may end the text or, for transformers, look like padding.
     special = np.isin(tokens, (config.pad_id, config.eos_id))
     plain = next(i for i in range(config.vocab_size) if i not in (config.pad_id, config.eos_id))
     tokens = np.where(special, plain, tokens)
@@ -187,7 +187,7 @@ def _our_outputs(config: TransformerConfig, params: PyTree, inputs: Mapping[str,
 
 
 def _imported() -> tuple[Any, Any]:
-    """The modules ``torch`` and ``transformers``."""
+    """Returns the modules ``torch`` and ``transformers``; raises VerifyError if they are not installed."""
     try:
         import torch  # pyright: ignore[reportMissingImports]  # an extra: not in every environment
         import transformers  # pyright: ignore[reportMissingImports]
@@ -201,8 +201,8 @@ def _imported() -> tuple[Any, Any]:
 
 def _their_model(folder: CheckpointFolder, config: TransformerConfig) -> Any:
     torch, transformers = _imported()
-    # By the head that the tensors show: config.json of many a BERT names BertForMaskedLM, which leaves out
-    # what the pre-training head has besides.
+    # The class is chosen by the tensors, because config.json of many BERTs names BertForMaskedLM, which lacks
+    # a part of the pre-training head.
     architecture = getattr(transformers, folder.checkpoint.architectures[config.head])
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -229,7 +229,7 @@ def _their_outputs(model: Any, config: TransformerConfig, inputs: Mapping[str, n
         arguments = {"input_ids": inputs["inputs"], "attention_mask": inputs["inputs_segments"]}
     if "inputs_types" in inputs:
         arguments["token_type_ids"] = inputs["inputs_types"]
-    if "targets" in inputs:  # ours are shifted by the model
+    if "targets" in inputs:  # our model shifts them itself
         start = np.full((NUM_EXAMPLES, 1), config.decoder_start_id, np.int32)
         shifted = np.concatenate([start, inputs["targets"][:, :-1]], axis=1)
         arguments |= {"decoder_input_ids": shifted, "decoder_attention_mask": inputs["targets_segments"]}
@@ -247,7 +247,7 @@ def _compare_greedy(
     inputs: Mapping[str, np.ndarray],
     tolerance: float,
 ) -> Comparison:
-    """Greedy generation: ours of all texts at once, theirs of one text at a time, without padding."""
+    """Compares greedy generation, ours in one padded batch and theirs one text at a time."""
     texts = _texts(inputs)
     found = _our_texts(config, params, texts, DecodingSettings(beam_size=1), OWN_RULES)
     largest, difference = 0.0, 0.0
@@ -260,7 +260,7 @@ def _compare_greedy(
         shared = min(len(tokens), len(best))
         parted = np.flatnonzero(tokens[:shared] != best[:shared])
         if parted.size:
-            place = parted[0]  # what comes after it, they say of different texts
+            place = parted[0]  # later logits are of different texts
             difference = _larger(difference, float(logits[place].max() - logits[place, tokens[place]]))
         elif len(tokens) != len(best):
             difference = _larger(difference, float("inf"))
@@ -276,7 +276,7 @@ def _compare_beams(
     inputs: Mapping[str, np.ndarray],
     tolerance: float,
 ) -> Comparison:
-    """The best of four beams by the rule of ``transformers``, batched as for greedy generation."""
+    """Compares the best of four beams by the rules of ``transformers``, batched as for greedy generation."""
     texts = _texts(inputs)
     settings = DecodingSettings(beam_size=NUM_BEAMS, length_penalty=1.0)
     found = _our_texts(config, params, texts, settings, TextRules(TRANSFORMERS_RULE))
@@ -295,7 +295,7 @@ def _compare_beams(
 
 
 def _larger(first: float, second: float) -> float:
-    """No number where one of them is none, which ``max`` may pass over."""
+    """Returns the larger number, or NaN if one is NaN, which ``max`` may miss."""
     return float(np.maximum(first, second))
 
 
@@ -324,7 +324,7 @@ def _our_texts(
 
 
 def _their_score(model: Any, config: TransformerConfig, text: np.ndarray, tokens: np.ndarray) -> float:
-    """The mean of the log-probabilities of ``tokens`` by their model."""
+    """Returns the mean log-probability of ``tokens`` in their model."""
     torch, _ = _imported()
     given = torch.tensor(text[None]).long()
     before = [*text] if config.is_decoder_only else [config.decoder_start_id]
@@ -339,15 +339,15 @@ def _their_score(model: Any, config: TransformerConfig, text: np.ndarray, tokens
 
 
 def _their_greedy_logits(model: Any, config: TransformerConfig, text: np.ndarray) -> np.ndarray:
-    """The logits (tokens, V) from which each token was chosen."""
+    """Returns the logits (tokens, V) from which each token was chosen."""
     torch, _ = _imported()
     return torch.cat(_generated(model, config, text, num_beams=1, output_logits=True).logits).numpy()
 
 
 def _generated(model: Any, config: TransformerConfig, text: np.ndarray, **more: Any) -> Any:
-    """What their ``generate`` gives for a text with these settings and none of the checkpoint's."""
+    """Returns what their ``generate`` returns for a text with these settings, without the checkpoint's."""
     torch, transformers = _imported()
-    # Padding is no more to come there than here.
+    # Padding is suppressed as it is in this library.
     settings = transformers.GenerationConfig(
         max_new_tokens=min(NEW_TOKENS, config.max_length),
         do_sample=False,
@@ -358,7 +358,7 @@ def _generated(model: Any, config: TransformerConfig, text: np.ndarray, **more: 
         return_dict_in_generate=True,
         **more,
     )
-    model.generation_config = settings  # or what the checkpoint asks for would be mixed in
+    model.generation_config = settings  # otherwise the checkpoint's settings are added
     tokens = torch.tensor(text[None]).long()
     with torch.no_grad():
         return model.generate(

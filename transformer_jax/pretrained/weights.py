@@ -1,7 +1,6 @@
-"""Parameters from and to safetensors files, tensor by tensor, under the names of a family's checkpoints.
+"""Reads and writes parameters as safetensors files, tensor by tensor.
 
-No family is known here and no pickle opened: a ``families.Checkpoint`` says which tensor holds which
-parameter.
+A ``families.Checkpoint`` says which tensor holds which parameter, and in which layout.
 """
 
 import contextlib
@@ -25,9 +24,9 @@ from transformer_jax.models import TransformerConfig
 from transformer_jax.pretrained.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles, WeightsError
 from transformer_jax.types import PyTree
 
-_NEVER_ZERO = ("/kernel", "/embedding", "/scale")  # all of it, of what was trained
-_NEW = ".new"  # at the end of a file's name, until it takes the place of an older one
-SHARD_BYTES = 5_000_000_000  # of a written file, as transformers has it
+_NEVER_ZERO = ("/kernel", "/embedding", "/scale")  # training leaves none of these entirely zero
+_NEW = ".new"  # suffix of a file until it replaces an older one
+SHARD_BYTES = 5_000_000_000  # size limit of a written file; it is the default of transformers, too
 
 
 class _Place(NamedTuple):
@@ -53,7 +52,11 @@ class _Place(NamedTuple):
 def _places(
     checkpoint: Checkpoint, config: TransformerConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> list[_Place]:
-    """Where every parameter of ``shapes`` (by its path) lies; raises WeightsError if the map lacks one."""
+    """Returns the places of all parameters, given their shapes by path.
+
+    Raises:
+      WeightsError: a parameter has no tensor.
+    """
     counts = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
     places = []
     for tensor in checkpoint.tensors:
@@ -70,7 +73,7 @@ def _places(
                 places.append(_Place(path, i if is_scanned else None, tensor, name, shape))
     unnamed = sorted(set(shapes) - {place.path for place in places})
     if unnamed:
-        raise WeightsError(f"checkpoints of {checkpoint.model_type} have no name for {', '.join(unnamed)}")
+        raise WeightsError(f"checkpoints of {checkpoint.model_type} have no tensor for {', '.join(unnamed)}")
     return places
 
 
@@ -82,22 +85,22 @@ def read_weights(
     *,
     new_head: bool = False,
 ) -> PyTree:
-    """The parameters of a model, each put where it belongs as soon as it is read.
+    """Returns the parameters of a model; each is moved to its devices as soon as it has been read.
 
-    At most one parameter is in memory beside those that are in their places; the largest come first.
+    The host holds one parameter at a time. The largest are read first, when most memory is free.
 
     Args:
-      files: of the checkpoint.
-      checkpoint: how the family names things.
+      files: tensors of the checkpoint.
+      checkpoint: names and layouts of the family's tensors.
       config: of the model.
-      abstract_params: a ``ShapeDtypeStruct`` for each parameter, whose sharding, if any, is where it goes.
-      new_head: take from the checkpoint what it has of the model's head, in the right shape; the rest of the
-        head comes out as None, and tensors of other heads are not looked at.
+      abstract_params: a ``ShapeDtypeStruct`` for each parameter; if it has a sharding, that is used.
+      new_head: if True, the head may differ from the checkpoint's: parameters of the head that the checkpoint
+        lacks, or has in another shape, are None in the result, and tensors of other heads are ignored.
 
     Raises:
-      WeightsError: tensors are missing, of another shape, not known, or contradict one another; all of them
-        are listed. Or one has numbers that are not finite, or some have nothing but zeros, which biases and
-        heads may have, but no trained kernel, embedding or norm.
+      WeightsError: tensors are missing, have another shape, are unknown or contradict each other; the error
+        lists them all. Or a tensor has numbers that are not finite, or a kernel, an embedding or the scale of
+        a norm is entirely zero.
     """
     leaves = {_joined(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params)}
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
@@ -127,8 +130,8 @@ def read_weights(
             found[path] = jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
     if zero:
         raise WeightsError(
-            f"these tensors of {files.folder} are nothing but zeros, as in a file that was not fetched "
-            f"whole: copy or download it again. {', '.join(sorted(zero))}"
+            f"these tensors of {files.folder} have only zeros, so the file was probably not downloaded "
+            f"completely: copy or download it again. {', '.join(sorted(zero))}"
         )
     return jax.tree_util.tree_map_with_path(lambda path, _: found.get(_joined(path)), abstract_params)
 
@@ -138,7 +141,7 @@ def _joined(path: tuple[Any, ...]) -> str:
 
 
 def _stored_names(files: TensorFiles, checkpoint: Checkpoint) -> dict[str, str]:
-    """By the name that a tensor has with a head, the one that it has in the files."""
+    """Returns for each tensor's name, with the family's prefix, its name in the files."""
     known = [re.escape(tensor.theirs).replace(re.escape("{i}"), r"\d+") for tensor in checkpoint.tensors]
     known += [re.escape(alias) for alias in checkpoint.aliases] + list(checkpoint.ignored)
     pattern = re.compile("|".join(known))
@@ -201,11 +204,11 @@ def _read_parameter(
     shape: tuple[int, ...],
     zero: set[str],
 ) -> np.ndarray:
-    """One parameter; adds to ``zero`` the names of tensors that hold nothing but zeros and should not."""
+    """Returns one parameter; adds to ``zero`` the names of its tensors that are zero but should not be."""
 
     def read(place: _Place) -> np.ndarray:
         if place.name not in names:
-            return np.zeros(place.shape, np.float32)  # optional, or it would have been missed
+            return np.zeros(place.shape, np.float32)  # it is optional, or _check would have raised
         found = place.tensor.layout.read(files.read(names[place.name]), place.shape)
         if place.is_never_zero and not found.any():
             zero.add(names[place.name])
@@ -220,11 +223,11 @@ def _read_parameter(
 
 
 def check_params(params: PyTree, abstract_params: PyTree) -> None:
-    """Raises WeightsError, which lists them all, where ``params`` are not those of a model.
+    """Raises WeightsError, which lists all differences, if ``params`` are not those of a model.
 
     Args:
-      params: to be checked.
-      abstract_params: something with the shape of each parameter of the model.
+      params: the parameters.
+      abstract_params: a value with a shape for each parameter of the model.
     """
     found, wanted = (
         {
@@ -262,18 +265,18 @@ def new_weights(
     with_prefix: bool,
     shard_bytes: int = SHARD_BYTES,
 ) -> Iterator[None]:
-    """Writes parameters as float32 tensors, in one file or, beyond ``shard_bytes``, in several with an index.
+    """Writes parameters as float32 tensors, above ``shard_bytes`` in several files with an index.
 
-    They are written beside the weights in the folder, whose place they take at the end of the ``with``
-    statement; an error before leaves these as they were, for a disk may be full.
+    The new files replace older ones at the end of the ``with`` statement. After an earlier error, such
+    as a full disk, the older ones are unchanged.
 
     Args:
-      folder: where to; it must be there.
-      checkpoint: how the family names things.
+      folder: an existing folder.
+      checkpoint: names and layouts of the family's tensors.
       config: of the model.
-      params: its parameters, of which a file's worth at a time is copied to the host.
-      with_prefix: whether names have the family's prefix, as they do beside a head.
-      shard_bytes: of a file, at most, but for a tensor that is larger.
+      params: its parameters; one file's parameters at a time are copied to the host.
+      with_prefix: whether names have the family's prefix, which models without a head lack.
+      shard_bytes: size limit of a file, unless a single tensor is larger.
 
     Raises:
       OSError: a file cannot be written.
@@ -318,14 +321,14 @@ def new_weights(
     for file in written:
         (target / f"{file}{_NEW}").replace(target / file)
     for old in [target / SINGLE_FILE, *target.glob("model-?????-of-?????.safetensors"), target / INDEX_FILE]:
-        if old.name not in written:  # a single file would be read instead of new shards
+        if old.name not in written:  # an old single file would be read instead of new shards
             old.unlink(missing_ok=True)
 
 
 def _save(tensors: dict[str, np.ndarray], path: str) -> None:
     try:
         safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:  # the binding's own, for a full disk too
+    except safetensors.SafetensorError as error:  # safetensors raises its own error if the disk is full
         raise OSError(errno.EIO, str(error)) from error
 
 

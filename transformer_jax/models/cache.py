@@ -19,10 +19,18 @@ class DecoderCache:
 
 @flax.struct.dataclass
 class EncodedContext:
-    """What decoding needs of the encoder: every decoder layer's keys and values, and the segments."""
+    """Holds what decoding needs besides the cache if there is an encoder.
+
+    Attributes:
+      layers: keys and values of the encoder's output for the cross-attention of every decoder layer.
+      segments: 0 on padding of the sources, else 1.
+      padding: number of cache places before the decoder's start token in each row, if the rows begin with
+        prompts of different lengths. None means that every row begins at place 0.
+    """
 
     layers: LayerKeyValues
     segments: Int[Array, "B S"]
+    padding: Int[Array, "B"] | None = None
 
 
 @flax.struct.dataclass

@@ -1,13 +1,14 @@
 """Encoder, decoder and both together (Vaswani et al. 2017, Figure 1)."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.models.cache import DecoderCache, EncodedContext, empty_cache
 from transformer_jax.models.config import TransformerConfig
-from transformer_jax.models.embed import EmbedTokens, check_length, token_embedding
+from transformer_jax.models.embed import EmbedTokens, token_embedding
 from transformer_jax.models.heads import HEADS, PerToken
 from transformer_jax.models.stack import Stack
 from transformer_jax.types import PyTree
@@ -102,37 +103,65 @@ class EncoderDecoder(nn.Module):
         encoded = self.encode(inputs, inputs_segments=inputs_segments)
         return EncodedContext(self.decoder.project_context(encoded), inputs_segments)
 
+    def read_prompt(
+        self, tokens: Int[Array, "B L"], context: EncodedContext, cache: DecoderCache
+    ) -> DecoderCache:
+        """Writes the first tokens of the decoder into the cache, all at once.
+
+        Args:
+          tokens: ``config.decoder_start_id`` and what follows it, up to the token that the first
+            ``decode_step`` is given. Rows end in the last column; ``context.padding`` columns before a row's
+            start token are ignored.
+          context: of ``encode_context``.
+          cache: of ``init_cache``, or of an earlier call.
+        """
+        return self._advance(tokens, context, cache)[1]
+
     def decode_step(
         self, tokens: Int[Array, "B"], context: EncodedContext, cache: DecoderCache
     ) -> tuple[Float[Array, "B V"], DecoderCache]:
-        """One step of cached decoding.
+        """Predicts the next token of each row.
 
         Args:
-          tokens: the last token of each row; ``config.decoder_start_id`` at first.
+          tokens: the last token of each row; ``config.decoder_start_id`` at first if there is no prompt.
           context: of ``encode_context``.
-          cache: of ``init_cache``, or of the step before.
+          cache: of ``init_cache``, ``read_prompt`` or the step before.
 
         Returns:
-          Logits of the next token, and the cache to give to the next step. Past the cache's length
-          the result is meaningless: decoding loops must stop at it.
+          Logits of the next token, and the cache for the next step. Past the cache's length the result is
+          meaningless; decoding loops must stop there.
         """
-        place = jnp.broadcast_to(cache.index, (1, 1))
-        x = self.embed_targets(tokens[:, None], place, train=False)
+        x, cache = self._advance(tokens[:, None], context, cache)
+        return self.logits(x, self.target_embedding)[:, 0], cache
+
+    def _advance(
+        self, tokens: Int[Array, "B L"], context: EncodedContext, cache: DecoderCache
+    ) -> tuple[Float[Array, "B L D"], DecoderCache]:
+        places = cache.index + jnp.arange(tokens.shape[1])[None, :]
+        mask = Mask(Causal(cache.index))
+        if context.padding is not None:
+            padding = context.padding[:, None]
+            places = jnp.maximum(places - padding, 0)
+            length = jax.tree.leaves(cache.layers)[0].shape[-3]
+            mask &= Segments(None, (jnp.arange(length)[None, :] >= padding).astype(jnp.int32))
+        x = self.embed_targets(tokens, places, train=False)
         x, layers = self.decoder(
             x,
             context.layers,
-            mask=Mask(Causal(cache.index)),
+            mask=mask,
             context_mask=Mask(Segments(None, context.segments)),
             cache=cache.layers,
             position=cache.index,
             train=False,
         )
         assert layers is not None  # a stack that is given a cache returns one
-        return self.logits(x, self.target_embedding)[:, 0], DecoderCache(layers, cache.index + 1)
+        return x, DecoderCache(layers, cache.index + tokens.shape[1])
 
     def init_cache(self, batch_size: int, max_length: int) -> DecoderCache:
-        """An empty cache for ``batch_size`` rows of up to ``max_length`` tokens; needs no parameters."""
-        check_length(max_length, self.config)
+        """Returns an empty cache for ``batch_size`` rows of up to ``max_length`` places; needs no parameters.
+
+        Places before a prompt count too, so there may be more places than the model has positions.
+        """
         return empty_cache(self.config, batch_size, max_length)
 
     def _segments(self, tokens: Int[Array, "B L"]) -> Int[Array, "B L"]:

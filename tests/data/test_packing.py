@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transformer_jax.data import pad_batch
 from transformer_jax.data.examples import DataError
 from transformer_jax.data.packing import (
     BatchPlan,
-    fill_batch,
     nearest_sizes,
     plan_buckets,
     plan_packed,
@@ -91,7 +91,7 @@ def example(*lengths, start=10):
 
 def test_a_filled_batch_by_hand():
     rows = [[example(2, 1), example(3, 4, start=20)], [example(1, 5)], []]
-    batch = fill_batch(rows, 6)
+    batch = pad_batch(rows, 6)
     assert tuple(batch) == BATCH_KEYS
     assert all(a.shape == (3, 6) and a.dtype == np.int32 for a in batch.values())
     expected = {
@@ -117,7 +117,7 @@ def test_keys_go_into_a_batch_by_their_names():
             "_words": np.arange(3),
         }
 
-    batch = fill_batch([[one(10, 3, 4)], [], [one(20, 1, 0)]], 4)
+    batch = pad_batch([[one(10, 3, 4)], [], [one(20, 1, 0)]], 4)
     expected = {
         "inputs": [[10, 11, 12, 0], [0] * 4, [20, 0, 0, 0]],
         "inputs_positions": [[0, 1, 2, 0], [0] * 4, [0] * 4],
@@ -133,9 +133,24 @@ def test_keys_go_into_a_batch_by_their_names():
         assert batch[key].dtype == (np.uint8 if key == "image" else np.int32)
 
 
+def test_rows_of_prompts_end_in_the_last_column():
+    rows = [[example(2, 1)], [], [{**example(3, 1), "inputs_types": np.array([1, 0, 1], np.int32)}]]
+    rows[0][0]["inputs_types"] = np.array([1, 1], np.int32)
+    batch = pad_batch(rows, 4, pad_id=9, on_the_left=True)
+    expected = {
+        "inputs": [[9, 9, 10, 11], [9] * 4, [9, 10, 11, 12]],
+        "inputs_positions": [[0, 0, 0, 1], [0] * 4, [0, 0, 1, 2]],
+        "inputs_segments": [[0, 0, 1, 1], [0] * 4, [0, 1, 1, 1]],
+        "inputs_types": [[0, 0, 1, 1], [0] * 4, [0, 1, 0, 1]],
+        "targets": [[9, 9, 9, 10], [9] * 4, [9, 9, 9, 10]],
+    }
+    for key, array in expected.items():
+        np.testing.assert_array_equal(batch[key], array, err_msg=key)
+
+
 def test_rows_without_examples_are_like_the_one_given():
     like = {"targets": np.ones(3, np.int32), "targets_weights": np.ones(3, np.int32)}
-    batch = fill_batch([[], []], 5, like)
+    batch = pad_batch([[], []], 5, like)
     assert set(batch) == {f"targets{part}" for part in ("", "_positions", "_segments", "_weights")}
     assert all(array.shape == (2, 5) and not array.any() for array in batch.values())
 
@@ -143,16 +158,16 @@ def test_rows_without_examples_are_like_the_one_given():
 def test_examples_that_do_not_go_together():
     one = {"inputs": np.ones(2, np.int32), "labels": np.array(1, np.int32)}
     with pytest.raises(DataError, match=r"labels cannot be packed, because a row has only one"):
-        fill_batch([[one, one]], 5)
+        pad_batch([[one, one]], 5)
     with pytest.raises(
         DataError, match=r"examples with different keys: \['inputs'\] and \['inputs', 'labels'\]"
     ):
-        fill_batch([[one], [{"inputs": one["inputs"]}]], 5)
+        pad_batch([[one], [{"inputs": one["inputs"]}]], 5)
     images = [{"images": np.zeros((side, 2, 1), np.uint8)} for side in (2, 3)]
     with pytest.raises(
         DataError, match=r"images of shape \(3, 2, 1\) cannot be in one batch with .*\(2, 2, 1\)"
     ):
-        fill_batch([[image] for image in images], 5)
+        pad_batch([[image] for image in images], 5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -163,7 +178,7 @@ def test_examples_can_be_read_back_from_packed_batches(lengths):
     plans.append(BatchPlan(12, tuple((e,) for e in carried)))
     seen = []
     for plan in plans:
-        batch = fill_batch([[examples[e] for e in row] for row in plan.rows], plan.length, examples[0])
+        batch = pad_batch([[examples[e] for e in row] for row in plan.rows], plan.length, examples[0])
         for row in range(len(plan.rows)):
             segments = {side: batch[f"{side}_segments"][row] for side in SIDES}
             for segment in range(1, segments["inputs"].max() + 1):

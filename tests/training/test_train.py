@@ -15,9 +15,10 @@ from tests.drawn import drawn_params
 from tests.tiny_training import COMPARABLE, SIZES, assert_equal_training, tiny_experiment
 from transformer_jax.data import (
     load_source,
+    pad_batch,
     training_iterator,
 )
-from transformer_jax.data.packing import fill_batch, plan_packed
+from transformer_jax.data.packing import plan_packed
 from transformer_jax.evaluation.scoring import make_evaluate_step
 from transformer_jax.models import build
 from transformer_jax.objectives import Classification, Seq2Seq, TokenClassification
@@ -144,8 +145,8 @@ def test_a_packed_pair_has_the_loss_it_has_alone(corpus, tmp_path):
     lengths = np.array([[len(example[side]) for side in ("inputs", "targets")] for example in examples])
     plans, _ = plan_packed(lengths, 40, 8 * 40, 0)
     rows = plans[0].rows
-    packed = fill_batch([[examples[i] for i in row] for row in rows], 40)
-    alone = fill_batch([[examples[i]] for row in rows for i in row], 40)
+    packed = pad_batch([[examples[i] for i in row] for row in rows], 40)
+    alone = pad_batch([[examples[i]] for row in rows for i in row], 40)
     assert len(alone["inputs"]) > 2 * len(rows)  # or nothing was packed
     # Larger than at the start, so that seeing a neighbour would make a difference.
     params = jax.tree.map(lambda leaf: 3 * leaf, drawn_params(experiment.model, 3))

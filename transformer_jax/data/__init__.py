@@ -12,6 +12,7 @@ from transformer_jax.data.evaluation import (
 from transformer_jax.data.examples import DataError, MemorySource, Source, fingerprint
 from transformer_jax.data.image_files import read_image
 from transformer_jax.data.packing import nearest_sizes, rows_per_batch
+from transformer_jax.data.padding import batches_by_length, pad_batch
 from transformer_jax.data.pipeline import (
     DataConfig,
     TrainingIterator,
@@ -47,6 +48,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainingIterator",
     "Transform",
+    "batches_by_length",
     "batches_of_pieces",
     "count_cut",
     "data_folder",
@@ -57,6 +59,7 @@ __all__ = [
     "load_sources",
     "read_image",
     "nearest_sizes",
+    "pad_batch",
     "rows_per_batch",
     "train_tokenizer",
     "training_iterator",

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from transformer_jax.data.examples import DataError, Source
-from transformer_jax.data.packing import check_example, fill_batch, own_rows, rows_per_batch, side_lengths
+from transformer_jax.data.packing import own_rows, rows_per_batch, side_lengths
+from transformer_jax.data.padding import check_example, pad_batch
 from transformer_jax.data.pipeline import DataConfig
 from transformer_jax.data.token_examples import TokenCache, Transform, draw_other
 from transformer_jax.types import CUT, TokenExample
@@ -112,7 +113,7 @@ def batches_of_pieces(
         for start in range(0, len(members), size):
             chosen = members[start : start + size].tolist()
             filled = [*chosen, *[-1] * (size - len(chosen))][own]
-            batch = fill_batch([[pieces[i]] if i >= 0 else [] for i in filled], length, pieces[0])
+            batch = pad_batch([[pieces[i]] if i >= 0 else [] for i in filled], length, pieces[0])
             batches.append((np.array([places[i] if i >= 0 else -1 for i in filled]), batch))
     return batches
 

@@ -14,11 +14,9 @@ from grain.experimental import index_shuffle
 from jaxtyping import Int
 
 from transformer_jax.data.examples import DataError
-from transformer_jax.types import PAD_ID, SIDES, TokenExample
+from transformer_jax.types import SIDES, TokenExample
 
 ROWS_MULTIPLE = 8  # so that 8 devices can share every batch
-
-_NOT_SINGLE = ("_", *(f"{side}_" for side in SIDES))  # prefixes of keys that are not one value per example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,63 +170,6 @@ def plan_packed(
     return plans, sorted(example for row in shuffled[full:] for example in row)
 
 
-def fill_batch(
-    rows: Sequence[Sequence[TokenExample]], length: int, like: TokenExample | None = None
-) -> dict[str, np.ndarray]:
-    """Writes token examples into the arrays of a batch (``transformer_jax.types`` describes the keys).
-
-    Args:
-      rows: the examples of every row; a row may be empty.
-      length: tokens per side; every row must fit.
-      like: an example with the keys, types and shapes of all; by default the first one in ``rows``.
-
-    Raises:
-      DataError: an example has other keys or shapes than ``like``, or a row with several examples has a key
-        that cannot be packed.
-    """
-    if like is None:
-        like = next((example for examples in rows for example in examples), None)
-        if like is None:
-            raise ValueError("the rows have no example to take the keys from: give one as `like`")
-    batch: dict[str, np.ndarray] = {}
-    for side in _sides_of(like):
-        batch |= _fill_side(rows, side, length, like)
-    for key in _single_keys(like):
-        no_value = 0 if like[key].dtype.kind in "ub" else -1
-        batch[key] = np.full((len(rows), *like[key].shape), no_value, like[key].dtype)
-    for row, examples in enumerate(rows):
-        for example in examples:
-            _check_like(example, like)
-            for key in _single_keys(example):
-                if len(examples) > 1:
-                    raise DataError(_unpackable(key))
-                batch[key][row] = example[key]
-    return batch
-
-
-def _fill_side(
-    rows: Sequence[Sequence[TokenExample]], side: str, length: int, like: TokenExample
-) -> dict[str, np.ndarray]:
-    """Returns the arrays of one side: tokens, positions, segments, and other keys with values per token."""
-    others = [key for key in like if key.startswith(f"{side}_")]
-    tokens = np.full((len(rows), length), PAD_ID, np.int32)
-    positions = np.zeros((len(rows), length), np.int32)
-    segments = np.zeros((len(rows), length), np.int32)
-    batch = {side: tokens, f"{side}_positions": positions, f"{side}_segments": segments}
-    batch |= {key: np.zeros((len(rows), length), like[key].dtype) for key in others}
-    for row, examples in enumerate(rows):
-        start = 0
-        for segment, example in enumerate(examples, start=1):
-            stop = start + len(example[side])
-            tokens[row, start:stop] = example[side]
-            positions[row, start:stop] = np.arange(stop - start)
-            segments[row, start:stop] = segment
-            for key in others:
-                batch[key][row, start:stop] = example[key]
-            start = stop
-    return batch
-
-
 def _shuffled(items: list, seed: int) -> list:
     # Grain's permutation, because it is the same function of the seed in every version and on every machine.
     last, seed = len(items) - 1, seed % 2**32
@@ -238,53 +179,3 @@ def _shuffled(items: list, seed: int) -> list:
 def side_lengths(example: TokenExample) -> tuple[int, ...]:
     """Returns the numbers of tokens of both sides, 0 for a side that the example lacks."""
     return tuple(len(example[side]) if side in example else 0 for side in SIDES)
-
-
-def check_example(example: TokenExample, *, packed: bool, batch_size: int) -> None:
-    """Checks that a token example is consistent and can be put into batches.
-
-    Raises:
-      DataError: an array is not as long as its side; a value cannot be packed although ``packed`` is set; or
-        the example has no tokens and ``batch_size`` is 0.
-    """
-    for side in SIDES:
-        for key in (key for key in example if key.startswith(f"{side}_")):
-            count, num_tokens = len(example[key]), len(example.get(side, ()))
-            if count != num_tokens:
-                raise DataError(
-                    f"the objective gives {count} {key} for {num_tokens} {side}: it must give one per token"
-                )
-    if packed:
-        for key in _single_keys(example):
-            raise DataError(_unpackable(key))
-    if not _sides_of(example) and not batch_size:
-        raise DataError(
-            f"examples of {', '.join(_single_keys(example))} have no tokens that determine the rows of a "
-            "batch: set config.data.batch_size"
-        )
-
-
-def _sides_of(example: TokenExample) -> list[str]:
-    return [side for side in SIDES if side in example]
-
-
-def _single_keys(example: TokenExample) -> list[str]:
-    """Returns the keys with one value per example."""
-    return [key for key in example if key not in SIDES and not key.startswith(_NOT_SINGLE)]
-
-
-def _unpackable(key: str) -> str:
-    return f"{key} cannot be packed, because a row has only one: set config.data.batching='buckets'"
-
-
-def _check_like(example: TokenExample, like: TokenExample) -> None:
-    """Raises DataError unless one batch can hold both examples."""
-    keys = [sorted(key for key in keys if not key.startswith("_")) for keys in (example, like)]
-    if keys[0] != keys[1]:
-        raise DataError(f"the objective gives examples with different keys: {keys[0]} and {keys[1]}")
-    for key in _single_keys(like):
-        if example[key].shape != like[key].shape:
-            raise DataError(
-                f"{key} of shape {example[key].shape} cannot be in one batch with {key} of shape "
-                f"{like[key].shape}: all examples must have the same shape"
-            )

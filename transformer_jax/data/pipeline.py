@@ -24,14 +24,13 @@ from transformer_jax.config import check_types
 from transformer_jax.data.examples import DataError, Source
 from transformer_jax.data.packing import (
     BatchPlan,
-    check_example,
     check_processes,
-    fill_batch,
     own_rows,
     plan_buckets,
     plan_packed,
     side_lengths,
 )
+from transformer_jax.data.padding import check_example, pad_batch
 from transformer_jax.data.sources import SourceConfig
 from transformer_jax.data.token_examples import TokenCache, Transform, draw_other
 from transformer_jax.data.tokenizers import TokenizerConfig
@@ -302,7 +301,7 @@ class _WindowedIterator(grain.DatasetIterator):
             + sum(self._pieces[i].is_first for row in plan.rows for i in row),
         }
         own = plan.rows[own_rows(len(plan.rows), *self._dataset.process)]
-        return fill_batch([[self._pieces[i].tokens for i in row] for row in own], plan.length)
+        return pad_batch([[self._pieces[i].tokens for i in row] for row in own], plan.length)
 
     def get_state(self) -> dict[str, Any]:
         return self._state

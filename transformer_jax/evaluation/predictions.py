@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from transformer_jax.data import Source, evaluation_pieces
-from transformer_jax.data.packing import fill_batch
+from transformer_jax.data.padding import pad_batch
 from transformer_jax.decoding.generator import Generator
 from transformer_jax.models import build
 from transformer_jax.objectives.calls import run_model, side_arrays
@@ -97,7 +97,7 @@ def answers(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Sourc
         rows = [[piece] for _, piece in chunk] + [[]] * (settings.batch_size - len(chunk))
         longest = -(-max(len(piece["inputs"]) for _, piece in chunk) // 16) * 16
         length = min(longest, run.experiment.model.max_length)
-        logits = np.asarray(span_logits(run.params, fill_batch(rows, length, chunk[0][1])))
+        logits = np.asarray(span_logits(run.params, pad_batch(rows, length, chunk[0][1])))
         for row, (place, piece) in enumerate(chunk):
             own = logits[row, : len(piece["inputs"])]
             allowed = piece["_starts"] != NO_PLACE

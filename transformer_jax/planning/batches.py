@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from transformer_jax.data import rows_per_batch
-from transformer_jax.data.packing import fill_batch
+from transformer_jax.data.padding import pad_batch
 from transformer_jax.objectives.special_tokens import ROLES
 from transformer_jax.runs.experiment import Experiment
 from transformer_jax.runs.facts import model_facts
@@ -65,7 +65,7 @@ def batch_template(
     length = length or data.max_length
     rows = rows_per_batch(data.tokens_per_batch, length, data.batch_size)
     like = token_example(experiment)
-    row = fill_batch([[]], max(length, *(len(like.get(side, ())) for side in SIDES)), like)
+    row = pad_batch([[]], max(length, *(len(like.get(side, ())) for side in SIDES)), like)
     batch = {
         key: jax.ShapeDtypeStruct((rows, *_shape(key, array, length)), array.dtype)
         for key, array in row.items()

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "layers": "sharding",
     "models": "layers sharding",
     "families": "models",
-    "decoding": "models sharding",
+    "decoding": "models data sharding",
     "cli": "decoding data checkpoints",
     "inference": "decoding models families objectives data",
     "pretrained": "inference decoding cli models families objectives data sharding reporting",

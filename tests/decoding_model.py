@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.decoding.search import beam_search, greedy_search
+from transformer_jax.decoding import beam_search, greedy_search
 
 PAD, START, EOS = 0, 1, 2
 STATES = 4099  # a prime: histories seldom meet in one state

@@ -24,7 +24,7 @@ from tests.decoding_model import (
     run_greedy,
     score,
 )
-from transformer_jax.decoding.search import beam_search, repeat_rows
+from transformer_jax.decoding import beam_search, repeat_rows
 
 
 def history_step(table, roots):

@@ -9,9 +9,9 @@ import pytest
 
 from tests.decoding_model import EOS, PAD, START, hash_cache, hash_step, log_softmax, next_of, random_table
 from tests.parity import beam_reference
+from transformer_jax.decoding import beam_search
 from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE, WU_RULE, BeamRule
 from transformer_jax.decoding.constraints import Constraints, Given
-from transformer_jax.decoding.search import beam_search
 
 LIMIT = 7
 

@@ -23,7 +23,7 @@ from tests.decoding_model import (
     run_beam,
     run_greedy,
 )
-from transformer_jax.decoding.search import Decoded, beam_search, greedy_search, repeat_rows, sample
+from transformer_jax.decoding import Decoded, beam_search, greedy_search, repeat_rows, sample
 
 pytestmark = pytest.mark.smoke
 
@@ -247,7 +247,7 @@ SAMPLE: dict[str, Any] = {**GREEDY, "rng": jax.random.key(0)}
         (sample, {**SAMPLE, "top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
         (sample, {**SAMPLE, "row_ids": jnp.arange(4)}, "row_ids has 4 rows, but start_ids has 3"),
         (beam_search, {**BEAM, "beam_size": 0}, "beam_size=0 must be at least 1"),
-        (beam_search, {**BEAM, "beam_size": 6}, "beam_size=6 is more than the vocabulary"),
+        (beam_search, {**BEAM, "beam_size": 6}, "beam_size=6 exceeds the vocabulary of 5"),
         (beam_search, {**BEAM, "length_penalty": 9.0}, "length_penalty=9.0 must be from -5"),
         (beam_search, {**BEAM, "length_penalty": float("nan")}, "length_penalty=nan must be from"),
         (beam_search, {**BEAM, "max_length": -1}, "max_length=-1 must be at least 1"),

@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.compilations import compilations
 from tests.drawn import drawn_params
@@ -27,7 +25,6 @@ from transformer_jax.inference.texts import (
     generate_texts,
     given_tokens,
     stream_text,
-    text_pieces,
 )
 from transformer_jax.inference.vectors import embed_texts
 from transformer_jax.objectives import CausalLM, Classification
@@ -140,34 +137,6 @@ def test_a_second_call_compiles_nothing(loaded):
     model = loaded("bart")
     assert compilations(lambda: model.generate(TEXTS, max_new_tokens=7)) > 0  # 7: of no other test
     assert compilations(lambda: model.generate([*TEXTS[1:], "w8"], max_new_tokens=7)) == 0
-
-
-# Pieces of a stream
-
-
-@pytest.fixture(scope="module", params=["byte", "bpe", "unigram"])
-def own(request):
-    texts = ["a small dog sees the old cat", "Größe und 日本語 🙂"] * 9
-    return train_tokenizer(TokenizerConfig(kind=request.param, vocab_size=300), texts)
-
-
-CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")
-
-
-@settings(max_examples=60, deadline=None)
-@given(text=st.text(CHARACTERS, max_size=12), before=st.sampled_from(["", "a", "ü "]))
-def test_a_character_is_never_cut(own, text, before):
-    ids = own.encode(before + text)
-    start = next(n for n in range(len(ids) + 1) if len(own.decode(ids[:n])) >= len(before))
-    pieces = list(text_pieces(own, ids[:start].tolist(), iter(ids[start:].tolist())))
-    assert "".join(pieces) == own.decode(ids)[len(own.decode(ids[:start])) :]
-    assert "\ufffd" not in "".join(pieces) and "" not in pieces
-
-
-@settings(max_examples=60, deadline=None)
-@given(ids=st.lists(st.integers(0, 259), max_size=20))
-def test_bytes_that_are_no_text_come_as_decoding_gives_them(own, ids):
-    assert "".join(text_pieces(own, [], iter(ids))) == own.decode(ids)
 
 
 def byte_language_model(**changes):

@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.parity.test_fixtures import DECODING_MODELS, FIXTURES, MODELS, expected
+from transformer_jax.decoding import beam_search, greedy_search, repeat_rows
 from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE, WU_RULE, BeamRule
 from transformer_jax.decoding.generator import Generator
-from transformer_jax.decoding.search import beam_search, greedy_search, repeat_rows
 from transformer_jax.decoding.settings import DecodingSettings, TextRules
 from transformer_jax.models import abstract_params
 from transformer_jax.models.cache import EncodedContext, PromptContext

@@ -193,7 +193,7 @@ def test_shrinking_makes_anything_small(corpus):
     [
         (dict(beam_size=0), "evaluate.beam_size=0 must be at least 1"),
         (dict(top_p=0.0), "evaluate.top_p=0.0 must be above 0 and at most 1"),
-        (dict(top_k=3), "evaluate.top_k and top_p are for sampling: set temperature above 0, say 1"),
+        (dict(top_k=3), "evaluate.top_k and top_p are for sampling: set temperature above 0, such as 1"),
         (dict(batch_size=0), "evaluate.batch_size=0 must be at least 1"),
         (dict(num_samples=-1), "evaluate.num_samples=-1 must be at least 0"),
     ],

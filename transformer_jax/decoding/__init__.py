@@ -1,12 +1,15 @@
-"""From the logits of the next token to whole sequences: greedy search, sampling, beam search.
+"""Turns logits of the next token into whole sequences: greedy search, sampling and beam search.
 
-It may import models/ and sharding/; only generator knows a model, search works over any step(tokens, cache).
+It may import models/, data/ (the padder) and sharding/. Only ``generator`` knows a model; the searches work
+with any ``step(tokens, cache)``.
 """
 
 from transformer_jax.decoding.beam_rules import BeamRule
+from transformer_jax.decoding.beams import beam_search, repeat_rows
 from transformer_jax.decoding.constraints import Constraints
 from transformer_jax.decoding.generator import Generator
-from transformer_jax.decoding.search import Decoded, beam_search, greedy_search, sample
+from transformer_jax.decoding.loop import Decoded
+from transformer_jax.decoding.search import greedy_search, sample
 from transformer_jax.decoding.settings import DecodingSettings, TextRules
 
 __all__ = [
@@ -18,5 +21,6 @@ __all__ = [
     "TextRules",
     "beam_search",
     "greedy_search",
+    "repeat_rows",
     "sample",
 ]

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from transformer_jax.config import ConfigError
-from transformer_jax.data import Tokenizer
-from transformer_jax.decoding.generator import Generator, batches_by_length
+from transformer_jax.data import Tokenizer, batches_by_length, pad_batch
+from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.settings import OWN_RULES, DecodingSettings, TextRules
 from transformer_jax.inference.defaults import MAX_NEW_TOKENS
 from transformer_jax.inference.images import Sizing, model_image
@@ -274,8 +274,8 @@ def class_probabilities(
     batches = batches_by_length(lengths, batch_size, config.max_length)
     results = np.zeros((len(encoded), config.num_labels), np.float32)
     for rows, length, chunk in batches:
-        arguments = batch_arguments([encoded[i] for i in chunk], rows, length)
-        found = _classes(config, problem_type == "multi_label_classification")(params, arguments)
+        batch = pad_batch([[encoded[i]] for i in chunk] + [[]] * (rows - len(chunk)), length)
+        found = _classes(config, problem_type == "multi_label_classification")(params, batch)
         results[chunk] = np.asarray(found)[: len(chunk)]
     return results
 
@@ -316,21 +316,6 @@ def checked_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
             "the model has no tokenizer, which texts need: put its tokenizer.json into its folder"
         )
     return tokenizer
-
-
-def batch_arguments(
-    encoded: Sequence[dict[str, np.ndarray]], rows: int, length: int
-) -> dict[str, np.ndarray]:
-    """The model's arguments: tokens padded to (rows, length), with their segments; images stacked."""
-    if "images" in encoded[0]:
-        filled = [*encoded, *[{"images": np.zeros_like(encoded[0]["images"])}] * (rows - len(encoded))]
-        return {"images": np.stack([item["images"] for item in filled])}
-    found = {key: np.zeros((rows, length), np.int32) for key in (*encoded[0], "inputs_segments")}
-    for row, tokens in enumerate(encoded):
-        for key, array in tokens.items():
-            found[key][row, : len(array)] = array
-        found["inputs_segments"][row, : len(tokens["inputs"])] = 1
-    return found
 
 
 @functools.lru_cache(maxsize=8)

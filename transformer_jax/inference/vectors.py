@@ -10,10 +10,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from transformer_jax.config import ConfigError
-from transformer_jax.data import Tokenizer
-from transformer_jax.decoding.generator import batches_by_length
+from transformer_jax.data import Tokenizer, batches_by_length, pad_batch
 from transformer_jax.inference.pooling import Pooling, check_known, pooled
-from transformer_jax.inference.texts import BATCH_SIZE, batch_arguments, check_tokens, checked_tokenizer
+from transformer_jax.inference.texts import BATCH_SIZE, check_tokens, checked_tokenizer
 from transformer_jax.models import TransformerConfig, build
 from transformer_jax.objectives.classification import encode_texts
 from transformer_jax.types import PyTree
@@ -59,8 +58,8 @@ def embed_texts(
     lengths = [len(tokens["inputs"]) for tokens in encoded]
     results = np.zeros((len(encoded), config.d_model), np.float32)
     for rows, length, chunk in batches_by_length(lengths, batch_size, config.max_length):
-        arguments = batch_arguments([encoded[i] for i in chunk], rows, length)
-        results[chunk] = np.asarray(_vectors(config, pooling.mode)(params, arguments))[: len(chunk)]
+        batch = pad_batch([[encoded[i]] for i in chunk] + [[]] * (rows - len(chunk)), length)
+        results[chunk] = np.asarray(_vectors(config, pooling.mode)(params, batch))[: len(chunk)]
     if pooling.normalize if normalize is None else normalize:
         results /= np.maximum(np.linalg.norm(results, axis=1, keepdims=True), 1e-12)
     return results

@@ -88,7 +88,7 @@ def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
 def test_a_loss_that_is_no_number_is_one_error(objective, loss):
     sums = {"loss": loss, "nll": 1.0, "correct": 1.0, "tokens": 1.0}
-    with pytest.raises(ValueError, match=rf"^the loss of what is evaluated is {loss}: .* are not finite$"):
+    with pytest.raises(ValueError, match=rf"^the loss of the evaluated split is {loss}: .* are not finite$"):
         scoring.evaluate_loss(lambda *_: sums, objective, {}, [{}, {}])
 
 

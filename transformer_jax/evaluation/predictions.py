@@ -1,6 +1,6 @@
-"""What a trained run makes of a split beyond its loss, where that is text: reconstructions, and answers.
+"""Predicts and scores the texts of a split: reconstructions of corrupted texts, and answers to questions.
 
-Translations are in ``evaluate``.
+Translations are in ``translations``.
 """
 
 from typing import Any, NamedTuple, cast
@@ -24,13 +24,13 @@ MAX_ANSWER_TOKENS = 30  # as in the released BERT
 
 
 class Outputs(NamedTuple):
-    """Texts that a model gave for a split.
+    """The texts that a model predicted for a split.
 
     Attributes:
-      name: what they are, for the name of their file.
-      texts: one for each example, in order.
-      sources, references: what they were made from, and what they should be.
-      figures: scores, JSON values.
+      name: a plural noun such as "translations"; part of the name of their file.
+      texts: one text for each example, in order.
+      sources, references: the texts that they were predicted from, and the right ones.
+      figures: scores, as JSON values.
     """
 
     name: str
@@ -41,9 +41,9 @@ class Outputs(NamedTuple):
 
 
 def reconstructions(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Source) -> Outputs:
-    """Texts that were corrupted and are to be whole again, and how many of them are (percent).
+    """Returns the texts that the model restores from corrupted ones, and the percentage that is right.
 
-    The corruption is that of the loss: the same at every evaluation.
+    The texts are corrupted as for the loss: in the same way at every evaluation.
     """
     _, pieces = _pieces_of(run, source)
     config = run.experiment.model
@@ -80,7 +80,10 @@ def _split(tokens: list[int], mask_id: int) -> list[list[int]]:
 
 
 def answers(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Source) -> Outputs:
-    """Answers to questions, of several windows of a context that of the highest score; SQuAD's two scores."""
+    """Returns answers to questions and the two scores of SQuAD.
+
+    If a context has several windows, the answer with the highest score among them is taken.
+    """
     examples = source.read(range(len(source)))
     model = build(run.experiment.model)
 
@@ -114,7 +117,7 @@ def answers(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Sourc
 
 
 def _pieces_of(run: TrainedRun, source: Source) -> tuple[list[int], list[TokenExample]]:
-    """The pieces that the loss is of, and the place of the example of each."""
+    """Returns the index of each piece's example, and the pieces, which are those of the loss."""
     experiment = run.experiment
     transform = make_transform(experiment, run.tokenizer, train=False)
     return evaluation_pieces(experiment.data, source, transform)

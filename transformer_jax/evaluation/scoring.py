@@ -1,4 +1,4 @@
-"""Scores of a trained run on a split: its loss, and of texts sacreBLEU, chrF and exact match."""
+"""Scores a trained run on a split: the metrics of its objective, and the outputs of its predictor."""
 
 import pathlib
 import time
@@ -25,15 +25,21 @@ Metrics = dict[str, float]
 
 
 class Evaluation(NamedTuple):
-    """What a run scores on a split."""
+    """The scores of a run on a split.
 
-    figures: dict[str, Any]  # JSON values: which split and checkpoints, how it was decoded, the scores
-    outputs: Outputs | None  # texts of the whole split, where the objective is to make some
-    samples: str  # some of them with source and reference, to be looked at
+    Attributes:
+      figures: the split, the checkpoints, the decoding settings and the scores, as JSON values.
+      outputs: the predicted texts of the whole split; None if the objective declares no predictor.
+      samples: some of the outputs with their sources and references, for a person to read.
+    """
+
+    figures: dict[str, Any]
+    outputs: Outputs | None
+    samples: str
 
 
 def make_evaluate_step(experiment: Experiment, mesh: Mesh | None = None) -> Callable[[PyTree, Batch], Sums]:
-    """The compiled function from parameters and a batch to the objective's sums, without dropout."""
+    """Returns the compiled function from parameters and a batch to the objective's sums, without dropout."""
     apply = cast(Apply, build(experiment.model).apply)
 
     def step(params: PyTree, batch: Batch) -> Sums:
@@ -47,25 +53,25 @@ def make_evaluate_step(experiment: Experiment, mesh: Mesh | None = None) -> Call
 def evaluate_loss(
     step: Callable[[PyTree, Batch], Sums], objective: Objective, params: PyTree, batches: Iterable[Batch]
 ) -> Metrics:
-    """The objective's metrics over all batches, each real token with the same weight.
+    """Returns the objective's metrics over all batches; every real token has the same weight.
 
     Raises:
       ValueError: the loss is NaN or infinite.
     """
     total: dict[str, float] = {}
-    for sums in [step(params, batch) for batch in batches]:  # all are sent off before one is waited for
+    for sums in [step(params, batch) for batch in batches]:  # dispatches all batches first
         for name, value in sums.items():
             total[name] = total.get(name, 0.0) + float(value)
     if not np.isfinite(total["loss"]):
         raise ValueError(
-            f"the loss of what is evaluated is {total['loss']}: the parameters, or what the model "
-            "computes with them, are not finite"
+            f"the loss of the evaluated split is {total['loss']}: the parameters, or what the model computes "
+            "with them, are not finite"
         )
     return objective.metrics(total)
 
 
 def sample_text(outputs: Outputs, count: int) -> str:
-    """``count`` examples, evenly spaced, each as source, output and reference."""
+    """Returns ``count`` evenly spaced examples as lines of text: source, output and reference."""
     places = np.linspace(0, len(outputs.texts) - 1, min(count, len(outputs.texts)), dtype=int).tolist()
     name = outputs.name.removesuffix("s")
     width = max(len(name), len("reference")) + 2
@@ -80,16 +86,17 @@ def sample_text(outputs: Outputs, count: int) -> str:
 
 
 def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = None) -> Evaluation:
-    """Everything there is to measure on ``settings.split``.
+    """Scores a run on ``settings.split``: the objective's metrics, and the outputs that it declares.
 
     Args:
-      run: its parameters on the devices of ``mesh``.
-      mesh: rows of sentences are split over its data axes.
-      settings: instead of the experiment's own.
+      run: the run, whose parameters are on the devices of ``mesh``.
+      mesh: the mesh; the rows of batches are split over its data axes.
+      settings: settings that replace those of the experiment.
 
     Raises:
-      DataError: the split cannot be read, or has an example longer than the model takes.
-      ValueError: its loss is NaN or infinite.
+      ConfigError: the objective declares a predictor that does not exist.
+      DataError: the split cannot be read, or an example is longer than the model's sequences.
+      ValueError: the loss is NaN or infinite.
     """
     experiment = run.experiment
     settings = settings or experiment.evaluate
@@ -116,7 +123,7 @@ def evaluate_run(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig | None = 
 
 
 def _batches(run: TrainedRun, mesh: Mesh, source: Source) -> tuple[list[dict[str, np.ndarray]], int]:
-    """This process's rows of a whole split, and how many of its examples were cut short for that."""
+    """Returns this process's rows of a whole split, and the number of examples that were cut to fit."""
     experiment = run.experiment
     transform = make_transform(experiment, run.tokenizer, train=False)
     places, pieces = evaluation_pieces(experiment.data, source, transform)
@@ -134,10 +141,15 @@ def _batches(run: TrainedRun, mesh: Mesh, source: Source) -> tuple[list[dict[str
 
 
 def report(evaluation: Evaluation, workdir: str, rows: Mapping[str, Any] | None = None) -> None:
-    """Prints samples and figures, ``rows`` before them, and stores figures and translations.
+    """Prints samples and figures, and writes figures and outputs into the run folder.
+
+    Args:
+      evaluation: the scores.
+      workdir: the run folder.
+      rows: further figures, which are printed first.
 
     Raises:
-      OSError: they cannot be written; they were printed before.
+      OSError: a file cannot be written; everything has been printed by then.
     """
     if jax.process_index() > 0:
         return

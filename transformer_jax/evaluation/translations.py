@@ -18,15 +18,15 @@ from transformer_jax.types import PyTree
 
 
 def score_texts(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """Corpus scores of translations, one reference each.
+    """Returns corpus scores of translations with one reference each.
 
     Returns:
       ``bleu`` (Papineni et al. 2002; cased, on raw text, sacreBLEU's 13a tokens), ``bleu_lowercase`` (the
-      same, lower-cased), ``chrf`` (Popović 2015), each from 0 to 100 and with its ``_signature`` (Post
-      2018), and ``exact_match``: percentage of translations that equal their reference.
+      same in lower case), ``chrf`` (Popović 2015), each from 0 to 100 and with its ``_signature`` (Post
+      2018), and ``exact_match``: the percentage of translations that equal their reference.
 
     Raises:
-      ValueError: no texts, or as many of one as not of the other.
+      ValueError: there are no texts, or the numbers of translations and references differ.
     """
     if not references or len(hypotheses) != len(references):
         raise ValueError(
@@ -45,14 +45,14 @@ def score_texts(hypotheses: Sequence[str], references: Sequence[str]) -> dict[st
 def translate_source(
     translator: Translator, params: PyTree, source: Source
 ) -> tuple[list[str], list[str], list[str]]:
-    """Inputs, translations and references of a whole source, in order."""
+    """Returns the inputs, translations and references of a whole source, in order."""
     examples = source.read(range(len(source)))
     inputs = [example["inputs"] for example in examples]
     return inputs, translator.translate(params, inputs), [example["targets"] for example in examples]
 
 
 def translations(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Source) -> Outputs:
-    """The split translated, and how well."""
+    """Returns the translations of a split and their scores."""
     experiment = run.experiment
     most = experiment.data.max_length if experiment.objective.may_cut else None
     translator = Translator(experiment.model, run.tokenizer, settings, mesh, most)

@@ -1,6 +1,6 @@
-"""Objectives: what is predicted, from which arrays, at what loss.
+"""Objectives: what a model is trained to predict, from which arrays, and with which loss.
 
-It may import types, config and files alone; an objective knows no architecture.
+It may import only types, config and files: an objective knows no architecture.
 """
 
 from transformer_jax.objectives.base import ModelFacts, Objective

@@ -1,4 +1,4 @@
-"""How objectives call the model: which arrays of a batch go in, and whether dropout is on."""
+"""Calls the model for objectives: with which arrays of a batch, and with or without dropout."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ _PARTS = ("", "_positions", "_segments")
 
 
 def side_arrays(batch: Batch, *sides: str) -> dict[str, Array]:
-    """Tokens, positions and segments of these sides, and ``inputs_types`` where the batch has them."""
+    """Returns tokens, positions and segments of these sides, and ``inputs_types`` if the batch has them."""
     found = {side + part: batch[side + part] for side in sides for part in _PARTS}
     if "inputs" in sides and "inputs_types" in batch:
         found["inputs_types"] = batch["inputs_types"]

@@ -1,4 +1,4 @@
-"""Where texts may be cut, and cutting them into pieces that fit."""
+"""Finds the places where texts may be cut, and cuts them into pieces that fit."""
 
 import itertools
 import re
@@ -14,15 +14,16 @@ _SENTENCE_END = re.compile(r"[.!?][\"'”’»)\]]*(?P<space>\s+)|(?P<line>\s*\n
 
 
 def line_starts(text: str, encoding: Encoding) -> Bool[np.ndarray, "n"]:
-    """Which tokens begin a line of the text; white space between lines belongs to the later one."""
+    """Returns which tokens begin a line of the text; white space between lines belongs to the later line."""
     return _begins_after([match.start() for match in _LINE_END.finditer(text)], encoding)
 
 
 def sentence_starts(text: str, encoding: Encoding) -> Bool[np.ndarray, "n"]:
-    """Which tokens begin a sentence.
+    """Returns which tokens begin a sentence.
 
-    A sentence ends with its line, and where white space follows one of ``.!?``, perhaps with closing
-    quotes or brackets between: so "3.14" is whole, and abbreviations ("e. g. this") are taken for ends.
+    A sentence ends at the end of a line. It also ends after one of ``.!?`` and any closing quotes or
+    brackets, if white space follows. Therefore "3.14" is not split, but an abbreviation such as "e. g." ends
+    a sentence.
     """
     borders = [match.start(match.lastgroup or 0) for match in _SENTENCE_END.finditer(text)]
     return _begins_after(borders, encoding)
@@ -34,15 +35,15 @@ def _begins_after(borders: list[int], encoding: Encoding) -> np.ndarray:
 
 
 def word_starts(words: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
-    """Which tokens begin a word, from the number of each token's word."""
+    """Returns which tokens begin a word, given the number of each token's word."""
     return np.append(True, words[1:] != words[:-1])[: len(words)]
 
 
 def cut_evenly(length: int, most: int, rng: np.random.Generator, train: bool) -> list[tuple[int, int]]:
-    """Pieces of ``most`` tokens, but for the first and the last, as (start, stop).
+    """Returns pieces of ``most`` tokens as (start, stop); the first and the last may be shorter.
 
-    The first border is drawn from 1 to ``most``, so that borders differ from visit to visit; in
-    evaluation it is at ``most``. What fits whole stays whole.
+    In training, the first border is drawn from 1 to ``most``, so that borders differ from visit to visit. In
+    evaluation it is ``most``. A text of at most ``most`` tokens is not cut.
     """
     if length <= most:
         return [(0, length)]
@@ -52,13 +53,14 @@ def cut_evenly(length: int, most: int, rng: np.random.Generator, train: bool) ->
 
 
 def next_cut(start: int, most: int, *starts: Bool[np.ndarray, "n"]) -> int:
-    """The last place up to ``start + most`` where a piece that begins at ``start`` may stop.
+    """Returns the last place up to ``start + most`` where a piece that begins at ``start`` may stop.
 
     Args:
-      start: the piece's first token.
-      most: tokens it may have.
-      *starts: which tokens begin a unit that is not to be cut, the largest unit first. A unit that is
-        too long is cut as the next one says, in the end between any two tokens.
+      start: index of the piece's first token.
+      most: the largest number of its tokens.
+      *starts: for each kind of unit that should not be cut, which tokens begin one; the largest kind first. A
+        unit that is too long is cut at the borders of the next kind, and as a last resort between any two
+        tokens.
     """
     stop = start + most
     if stop >= len(starts[0]):
@@ -71,7 +73,7 @@ def next_cut(start: int, most: int, *starts: Bool[np.ndarray, "n"]) -> int:
 
 
 def cut_at_borders(most: int, *starts: Bool[np.ndarray, "n"]) -> list[tuple[int, int]]:
-    """Pieces of at most ``most`` tokens, each as long as ``next_cut`` lets it be, as (start, stop)."""
+    """Returns pieces of at most ``most`` tokens as (start, stop), each as long as ``next_cut`` allows."""
     pieces, start = [], 0
     while start < len(starts[0]):
         stop = next_cut(start, most, *starts)
@@ -81,9 +83,9 @@ def cut_at_borders(most: int, *starts: Bool[np.ndarray, "n"]) -> list[tuple[int,
 
 
 def check_room(max_length: int, least: int) -> None:
-    """Raises ValueError where ``max_length`` has no room for special tokens and one more."""
+    """Raises ValueError if ``max_length`` has no room for the special tokens and one more token."""
     if max_length < least:
         raise ValueError(
-            f"data.max_length={max_length} must be at least {least}, for the special tokens of this "
-            "objective and something between them"
+            f"data.max_length={max_length} must be at least {least}: this objective adds special tokens, and "
+            "at least one token of the text must fit between them"
         )

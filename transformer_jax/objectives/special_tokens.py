@@ -1,4 +1,4 @@
-"""Which ids are special tokens, and random ids that are not."""
+"""Finds the ids of special tokens, and draws random ids of other tokens."""
 
 import numpy as np
 from jaxtyping import Int
@@ -9,12 +9,12 @@ ROLES = ("pad", "bos", "eos", "unk", "cls", "sep", "mask")
 
 
 def special_ids(tokenizer: Encoder) -> Int[np.ndarray, "n"]:
-    """The ids of all roles that the tokenizer has, and its sentinels; increasing."""
+    """Returns the ids of all roles that the tokenizer has, and of its sentinels, in increasing order."""
     found = set(tokenizer.sentinels)
     for role in ROLES:
         try:
             found.add(tokenizer.id_of(role))
-        except ValueError:  # no vocabulary has all roles
+        except ValueError:  # the tokenizer has no token of this role
             continue
     return np.array(sorted(found), np.int32)
 
@@ -22,8 +22,8 @@ def special_ids(tokenizer: Encoder) -> Int[np.ndarray, "n"]:
 def random_ids(
     count: int, vocab_size: int, special: Int[np.ndarray, "k"], rng: np.random.Generator
 ) -> Int[np.ndarray, "n"]:
-    """Ids drawn uniformly from those that are not in ``special`` (increasing)."""
+    """Returns ids drawn uniformly from those that are not in ``special``, which must be increasing."""
     ids = rng.integers(0, vocab_size - len(special), count, dtype=np.int32)
-    for taken in special:  # makes room for them, the lowest first
+    for taken in special:  # skips the special ids, the lowest first
         ids += ids >= taken
     return ids

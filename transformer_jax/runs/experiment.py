@@ -1,4 +1,4 @@
-"""An experiment: its sections as checked dataclasses."""
+"""Reads an experiment: its sections as checked dataclasses."""
 
 import dataclasses
 from typing import Any
@@ -21,14 +21,25 @@ from transformer_jax.sharding.partitioning import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The training loop."""
+    """Settings of the training loop.
 
-    num_steps: int = 100_000  # optimizer updates
+    Attributes:
+      num_steps: number of optimizer updates.
+      log_every_steps: steps between two lines of training metrics.
+      evaluate_every_steps: steps between two evaluations on the validation split, which score checkpoints.
+      gradient_accumulation_steps: number of micro-batches that each batch is split into and that are computed
+        one after the other.
+      seed: seed of the initial parameters and of dropout.
+      init_from: the run folder, folder in Hugging Face's format or name on the hub whose parameters training
+        starts from; "" starts from random ones.
+    """
+
+    num_steps: int = 100_000
     log_every_steps: int = 100
-    evaluate_every_steps: int = 1000  # loss on the validation split; also scores checkpoints
-    gradient_accumulation_steps: int = 1  # micro-batches of each batch, one after the other
-    seed: int = 0  # of the initial parameters and of dropout
-    init_from: str = ""  # a run folder, a folder of transformers or a name on the hub, to start from
+    evaluate_every_steps: int = 1000
+    gradient_accumulation_steps: int = 1
+    seed: int = 0
+    init_from: str = ""
 
     def __post_init__(self) -> None:
         check_types(self, "train")
@@ -46,13 +57,22 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig(DecodingSettings):
-    """How a trained model translates and is scored."""
+    """Settings of decoding and scoring with a trained model.
+
+    Attributes:
+      split: the split that is scored.
+      extra_length: number of tokens that an output may have beyond its source (Vaswani et al. 2017,
+        section 6.1).
+      batch_size: number of texts that are decoded at once.
+      average_last: number of checkpoints whose parameters are averaged.
+      num_samples: number of outputs that are printed.
+    """
 
     split: str = "test"
-    extra_length: int = 50  # tokens that an output may have beyond its source, section 6.1
-    batch_size: int = 32  # sentences decoded at once
-    average_last: int = 1  # checkpoints whose parameters are averaged
-    num_samples: int = 4  # translations to show
+    extra_length: int = 50
+    batch_size: int = 32
+    average_last: int = 1
+    num_samples: int = 4
 
     def __post_init__(self) -> None:
         check_types(self, "evaluate")
@@ -67,7 +87,7 @@ class EvaluateConfig(DecodingSettings):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything a run needs to know. Each section is read by the module that it configures."""
+    """Everything that determines a run. Each section is read by the module that it configures."""
 
     model: TransformerConfig
     objective: Objective
@@ -86,15 +106,15 @@ class Experiment:
         check_sections(self.model, self.objective, self.data, self.checkpoint, self.train, self.evaluate)
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
-        """The sections with every key spelt out: what ``get_config`` of an experiment returns."""
+        """Returns the sections with all their keys, as ``get_config`` of an experiment does."""
         return ml_collections.ConfigDict(dataclasses.asdict(self))
 
 
 def read_experiment(config: Any) -> Experiment:
-    """Checks a config and gives each of its sections a type.
+    """Checks a config and returns its sections as dataclasses.
 
     Raises:
-      ConfigError: a section or key is unknown, misspelt, missing, of the wrong type, or does not fit.
+      ConfigError: a section or key is unknown or missing, has the wrong type, or does not fit another one.
     """
     sections: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Experiment)}
     if not hasattr(config, "items"):  # of a file that is not there, this raises the error of opening it

@@ -1,8 +1,9 @@
-"""The run folder that training an experiment leaves behind: what is in it, written and read.
+"""Reads and writes the run folder, in which training an experiment leaves its results.
 
-A run folder (``workdir``) holds ``config.json``, ``tokenizer.json`` (and ``tokenizer_data.json``, what it was
-made for), ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/`` and, at the end, ``summary.json``; of each
-evaluated split ``evaluation_SPLIT.json`` and ``translations_SPLIT.txt``.
+A run folder (``workdir``) contains ``config.json``, ``tokenizer.json``, ``tokenizer_data.json`` (the data
+section that the tokenizer was made for), ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/`` and, after
+training, ``summary.json``. Each evaluated split adds ``evaluation_SPLIT.json``, and the predicted texts if
+there are any, such as ``translations_SPLIT.txt``.
 """
 
 import dataclasses
@@ -29,17 +30,17 @@ from transformer_jax.runs.experiment import Experiment, read_experiment
 from transformer_jax.runs.stored_configs import upgraded
 
 CONFIG_FILE = "config.json"
-TOKENIZER_DATA_FILE = "tokenizer_data.json"  # the data section that the tokenizer was made for
+TOKENIZER_DATA_FILE = "tokenizer_data.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 SUMMARY_FILE = "summary.json"
 
-# What a stored run may be continued with; any other change makes it another experiment.
+# A run may be continued with other values of these; a change of any other key makes it another experiment.
 FREE_SECTIONS = ("checkpoint", "evaluate", "mesh")
 FREE_KEYS = ("train.num_steps", "train.log_every_steps", "train.evaluate_every_steps", "data.source.folder")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The keys of all sections by their full names, such as ``optimizer.peak_rate``."""
+    """Returns the keys of all sections under their full names, such as ``optimizer.peak_rate``."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -54,7 +55,7 @@ def _as_json(experiment: Experiment) -> dict[str, Any]:
 
 
 def flat_config(experiment: Experiment) -> dict[str, Any]:
-    """All keys by their full names, without the folders of further sources, which may be moved as well."""
+    """Returns all keys under their full names, without the folders of further sources, which may change."""
     content = _as_json(experiment)
     for source in content["data"]["more_sources"]:
         del source["folder"]
@@ -62,12 +63,12 @@ def flat_config(experiment: Experiment) -> dict[str, Any]:
 
 
 def check_workdir(workdir: str | os.PathLike[str], experiment: Experiment) -> None:
-    """Refuses a run folder in which another experiment was trained.
+    """Checks that no other experiment was trained in a run folder.
 
-    A config without checkpoints was never trained with: it does not count, and will be replaced.
+    A config without checkpoints is ignored, because nothing was trained with it.
 
     Raises:
-      ConfigError: the folder holds another experiment; the message lists what differs.
+      ConfigError: another experiment was trained in the folder; the message lists the differences.
     """
     if not has_checkpoints(workdir):
         return
@@ -79,41 +80,42 @@ def check_workdir(workdir: str | os.PathLike[str], experiment: Experiment) -> No
     ]
     if differing:
         raise ConfigError(
-            f"{workdir} holds another experiment; use another --workdir, or undo\n  " + "\n  ".join(differing)
+            f"{workdir} holds another experiment; use another --workdir, or undo these changes:\n  "
+            + "\n  ".join(differing)
         )
 
 
 def run_folder(workdir: str | os.PathLike[str]) -> str:
-    """The run folder with ``~`` spelt out, which a shell leaves in ``--workdir=~/runs``.
+    """Returns the run folder's path with ``~`` expanded, which a shell does not do in ``--workdir=~/runs``.
 
     Raises:
-      ConfigError: it is a URL.
+      ConfigError: the path is a URL.
     """
     path = os.path.expanduser(os.fspath(workdir))
     if "://" in path:
         raise ConfigError(
-            f"the workdir {path} is a URL, but metrics and figures are written as files: mount the bucket "
-            "and name the folder where it is mounted"
+            f"the workdir {path} is a URL, but a run folder must be on a file system: mount the bucket and "
+            "give the folder where it is mounted"
         )
     return path
 
 
 def store_config(workdir: str | os.PathLike[str], experiment: Experiment) -> None:
-    """Writes ``config.json``, once everything else has turned out to fit."""
+    """Writes ``config.json``. Call it after all checks, so that a config that fails leaves no file."""
     write_json(pathlib.Path(workdir) / CONFIG_FILE, _as_json(experiment))
 
 
 def has_checkpoints(workdir: str | os.PathLike[str]) -> bool:
-    """Whether something was trained in a run folder."""
+    """Returns whether a run folder has a checkpoint."""
     folder = pathlib.Path(workdir) / CHECKPOINTS_FOLDER
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def load_config(workdir: str | os.PathLike[str]) -> Experiment:
-    """Reads the experiment that a run folder holds.
+    """Reads the experiment of a run folder.
 
     Raises:
-      ConfigError: the folder holds no run, or its config is broken.
+      ConfigError: the folder has no config, or the config is broken.
     """
     path = pathlib.Path(workdir) / CONFIG_FILE
     try:
@@ -121,19 +123,22 @@ def load_config(workdir: str | os.PathLike[str]) -> Experiment:
     except FileNotFoundError:
         if has_checkpoints(workdir):
             raise ConfigError(
-                f"{workdir} has checkpoints but no {CONFIG_FILE}, which says what they are: put it back"
+                f"{workdir} has checkpoints but no {CONFIG_FILE}, which describes them: put the file back"
             ) from None
-        raise ConfigError(f"{workdir} holds no run: there is no {CONFIG_FILE} in it") from None
+        raise ConfigError(f"{workdir} holds no run: it has no {CONFIG_FILE}") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
 
 
 def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> Tokenizer:
-    """The run's own tokenizer; if it has none yet, one trained on the training split and stored.
+    """Returns the run's tokenizer; if the run has none yet, makes one and stores it.
+
+    A new tokenizer is read from the file that the config names, taken from the folder that training starts
+    from, or trained on the training split.
 
     Raises:
-      ConfigError: its vocabulary, or the ids of special tokens, do not fit the model.
-      DataError: the stored file is broken, or the training split cannot be read.
+      ConfigError: the vocabulary or the ids of special tokens do not fit the model.
+      DataError: the file is broken, or the training split cannot be read.
     """
     path = pathlib.Path(workdir) / TOKENIZER_FILE
     if experiment.model.image_shape or has_checkpoints(workdir) or _was_made_for(workdir, experiment):
@@ -151,30 +156,30 @@ def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experim
     _check_vocabulary(tokenizer, experiment, origin or "the training split")
     path.parent.mkdir(parents=True, exist_ok=True)
     data_path = path.with_name(TOKENIZER_DATA_FILE)
-    data_path.unlink(missing_ok=True)  # it never stands beside a tokenizer that it does not describe
+    data_path.unlink(missing_ok=True)  # first, so that it never describes another tokenizer
     tokenizer.save(path)
     write_json(data_path, _as_json(experiment)["data"])
     return tokenizer
 
 
 def _tokenizer_of(origin: str) -> Tokenizer:
-    """That of the folder that a run starts from."""
+    """Returns the tokenizer of the folder that training starts from."""
     folder = find_folder(origin)
     tokenizer = find_tokenizer(folder)
     if tokenizer is None:
         raise DataError(
-            f"there is no {TOKENIZER_FILE} in {folder}, whose tokenizer this run is to have: put it "
+            f"{folder} has no {TOKENIZER_FILE}, from which this run takes its tokenizer: put the file "
             "there, or name another file in config.data.tokenizer.path"
         )
     return tokenizer
 
 
 def load_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> Tokenizer:
-    """The tokenizer that the run folder holds.
+    """Reads the tokenizer of a run folder.
 
     Raises:
-      ConfigError: its vocabulary, or the ids of special tokens, do not fit the model.
-      DataError: there is none, or it is broken.
+      ConfigError: the vocabulary or the ids of special tokens do not fit the model.
+      DataError: the file is missing or broken.
     """
     if experiment.model.image_shape:  # nothing to encode: bytes will do, and need no file
         return train_tokenizer(TokenizerConfig(kind="byte"), ())
@@ -196,10 +201,10 @@ def _check_vocabulary(tokenizer: Tokenizer, experiment: Experiment, origin: str)
     if not experiment.model.is_encoder_only:
         if not tokenizer.has_role("eos"):
             raise ConfigError(
-                f"the tokenizer of {origin} has no token that ends a decoder's text, as <eos> or </s>: it is "
-                "one of models without a decoder, such as BERT"
+                f"the tokenizer of {origin} has no token that ends a decoder's text, such as <eos> or </s>: "
+                "use a tokenizer that was made for a model with a decoder"
             )
-        # What the decoder begins with is the paper's choice: T5 has pad there, BART eos.
+        # Papers choose the token that the decoder starts with: T5 uses pad, BART eos.
         choices |= {"eos_id": ("eos",), "decoder_start_id": ("bos", "pad", "eos")}
     for name, roles in choices.items():
         ids = {role: tokenizer.id_of(role) for role in roles if tokenizer.has_role(role)}
@@ -210,9 +215,9 @@ def _check_vocabulary(tokenizer: Tokenizer, experiment: Experiment, origin: str)
 
 
 def _was_made_for(workdir: str | os.PathLike[str], experiment: Experiment) -> bool:
-    """Whether an untrained run's tokenizer was trained on the same data with the same settings."""
+    """Returns whether the tokenizer of an untrained run was trained on the same data and settings."""
     path = pathlib.Path(workdir) / TOKENIZER_DATA_FILE
-    # A file may have changed since, or another one be named.
+    # Otherwise it came from a file, which may have changed since.
     if experiment.data.tokenizer.path or experiment.train.init_from or not path.exists():
         return False
     stored = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Models made ready for use: from the folder of a run, or from a checkpoint of ``transformers``."""
+"""Loads models for use: from a run folder, or from a folder in Hugging Face's format."""
 
 import dataclasses
 import os
@@ -23,12 +23,19 @@ from transformer_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """What a run folder holds, ready for use."""
+    """A run with its parameters in memory.
+
+    Attributes:
+      experiment: the experiment that was trained.
+      tokenizer: its tokenizer.
+      params: its parameters, of one checkpoint or averaged over several.
+      steps: the steps of these checkpoints.
+    """
 
     experiment: Experiment
     tokenizer: Tokenizer
     params: PyTree
-    steps: tuple[int, ...]  # of the checkpoints that the parameters come from
+    steps: tuple[int, ...]
 
 
 def load_run(
@@ -43,14 +50,16 @@ def load_run(
     Args:
       workdir: the run folder.
       from_checkpoint: "latest", "best" or a step.
-      average_last: mean of the last so many checkpoints, only with "latest"; None takes what the
-        run's config says, or as many of them as there are and can be read.
-      mesh: where the parameters go; by default to this process's first device.
-      rules: how they are split over the mesh, read straight into their shards; by default a copy goes to each
-        of its devices.
+      average_last: number of last checkpoints whose parameters are averaged; requires "latest". None uses
+        the number in the run's config, or as many checkpoints as can be read if there are fewer.
+      mesh: the mesh that the parameters are placed on; by default this process's first device.
+      rules: how the parameters are split over the mesh; each device reads only its shards. By default each
+        device gets a copy.
 
     Raises:
-      ConfigError, DataError, CheckpointError: what is missing, broken or does not fit, by name.
+      ConfigError: the config is missing, broken or does not fit; the message names the setting.
+      DataError: the tokenizer is missing or broken, or not the one of the checkpoint.
+      CheckpointError: the checkpoint is missing or broken.
     """
     workdir = run_folder(workdir)
     experiment = load_config(workdir)
@@ -65,7 +74,7 @@ def load_run(
             last = experiment.evaluate.average_last if average_last is None else average_last
             restored = checkpointer.average(template, last, or_fewer=average_last is None)
         elif average_last is not None and average_last > 1:
-            raise ConfigError(f"--average_last={average_last} goes with --from_checkpoint=latest only")
+            raise ConfigError(f"--average_last={average_last} requires --from_checkpoint=latest")
         else:
             restored = checkpointer.restore_params(template, _step(checkpointer, from_checkpoint))
     tokenizer = load_tokenizer(workdir, experiment)
@@ -74,7 +83,7 @@ def load_run(
 
 
 def check_tokenizer(tokenizer: Tokenizer, data_state: dict[str, Any], workdir: str) -> None:
-    """Raises DataError unless the checkpoint was trained with this very vocabulary."""
+    """Raises DataError unless the checkpoint was trained with exactly this vocabulary."""
     trained_with = data_state["tokenizer"]
     if tokenizer.fingerprint != trained_with:
         raise DataError(
@@ -87,7 +96,7 @@ def _step(checkpointer: Checkpointer, name: str) -> int:
     if name == "best":
         best = checkpointer.best_step()
         if best is None:
-            raise CheckpointError(f"{checkpointer.directory} has no checkpoint that was scored: use 'latest'")
+            raise CheckpointError(f"{checkpointer.directory} has no scored checkpoint: use 'latest'")
         return best
     if not name.isdecimal():
         raise ConfigError(f"--from_checkpoint={name!r} must be 'latest', 'best' or a step")
@@ -100,20 +109,21 @@ def load_model(
     from_checkpoint: str = "latest",
     average_last: int | None = None,
 ) -> Pretrained:
-    """A checkpoint of ``transformers``, or a run, as the same kind of thing.
+    """Loads a model from a folder in Hugging Face's format, or from a run folder.
 
     Args:
-      model: as for ``from_pretrained``.
-      workdir: a run's folder, instead of ``model``.
-      from_checkpoint, average_last: of a run, as for ``load_run``.
+      model: the folder or the name on the hub, see ``from_pretrained``; or None.
+      workdir: the run folder; or None. Exactly one of the two must be given.
+      from_checkpoint, average_last: the checkpoints of a run, see ``load_run``.
 
     Raises:
-      ConfigError: not one of ``model`` and ``workdir`` is given but none or both.
-      ConfigError, DataError, CheckpointError, WeightsError: what is missing, broken or does not fit, by name.
+      ConfigError: both or none of ``model`` and ``workdir`` are given, or a config does not fit.
+      DataError, CheckpointError, WeightsError: a file is missing or broken; the message names it.
     """
     if (model is None) == (workdir is None):
         raise ConfigError(
-            "give one of --model (a folder of transformers, or a name on the hub) and --workdir (of a run)"
+            "give one of --model (a folder in Hugging Face's format, or a name on the hub) and --workdir (a "
+            "run folder)"
         )
     if workdir is None:
         assert model is not None
@@ -126,16 +136,16 @@ def load_model(
 def from_run(
     workdir: str | os.PathLike[str], from_checkpoint: str = "latest", average_last: int | None = None
 ) -> Pretrained:
-    """The model that a run trained, with its tokenizer and the names of its classes.
+    """Loads the model that a run trained, with its tokenizer and the names of its classes.
 
-    ``save_pretrained`` makes a folder of ``transformers`` of it, if the model is of a family that is there.
+    ``save_pretrained`` writes it in Hugging Face's format, if its family exists in ``transformers``.
 
     Args:
       workdir: the run folder.
-      from_checkpoint, average_last: as for ``load_run``.
+      from_checkpoint, average_last: the checkpoints of the run, see ``load_run``.
 
     Raises:
-      ConfigError, DataError, CheckpointError: what is missing, broken or does not fit, by name.
+      ConfigError, DataError, CheckpointError: see ``load_run``.
     """
     run = load_run(os.fspath(workdir), from_checkpoint, average_last)
     say(f"parameters of step {', '.join(map(str, run.steps))}")

@@ -1,4 +1,4 @@
-"""Any experiment, made small enough to be tried in seconds."""
+"""Makes any experiment small enough to be tried in seconds."""
 
 import dataclasses
 import math
@@ -12,13 +12,14 @@ from transformer_jax.types import BOS_ID, EOS_ID, PAD_ID
 
 
 def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
-    """The same experiment in seconds: a tiny model, short batches, ``num_steps`` steps.
+    """Returns the experiment with a tiny model, short batches and ``num_steps`` steps, which takes seconds.
 
-    What makes the experiment what it is stays: objective, kind of data, tokenizer, batching, optimizer and
-    schedule, placement of norms, sharing, scan and remat. The batch is shared by all devices.
+    The choices that define the experiment are kept: the objective, the kinds of source, tokenizer and
+    batching, the optimizer and its schedule, the placement of norms, shared embeddings, scan and remat. The
+    number of rows is a multiple of the number of devices.
     """
     model, data, section = experiment.model, experiment.data, experiment.data.tokenizer
-    # Of a tokenizer that is trained on the spot, in place of one that may not be there.
+    # The tokenizer is trained, because the file of the experiment's own one may not exist.
     special = section.special_tokens or (("<cls>", "<sep>", "<mask>") if experiment.train.init_from else ())
     vocab_size, max_length = 300 + len(special), min(data.max_length, 64)
     accumulation = min(experiment.train.gradient_accumulation_steps, 2)
@@ -74,7 +75,7 @@ def _shrink_model(model: TransformerConfig, vocab_size: int) -> TransformerConfi
     )
     if model.image_shape:
         return small
-    # What decoding starts with stays the same token of the tokenizers that are trained here.
+    # The decoder starts with the same special token as before; the trained tokenizer has another id for it.
     start_id = {model.pad_id: PAD_ID, model.eos_id: EOS_ID}.get(model.decoder_start_id, BOS_ID)
     return dataclasses.replace(
         small,

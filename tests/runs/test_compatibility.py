@@ -105,7 +105,7 @@ def changed(config, changes):
         (
             "vit_fashion",
             {"objective.least_area": 0.5},
-            "config.objective: least_area=0.5 is of images that are brought to one size: set image_size",
+            "config.objective: least_area=0.5 is for images that are brought to one size: set image_size",
         ),
         (
             "gpt2_chars",

@@ -1,4 +1,4 @@
-"""Classes of texts, of pairs of texts (Devlin et al. 2019), or of images (Dosovitskiy et al. 2021)."""
+"""Classification of texts, pairs of texts (Devlin et al. 2019) or images (Dosovitskiy et al. 2021)."""
 
 import dataclasses
 import math
@@ -21,24 +21,24 @@ from transformer_jax.types import CUT, Batch, Drawing, Encoder, Example, PyTree,
 
 @dataclasses.dataclass(frozen=True)
 class Classification(LabelledObjective):
-    """Tell which class an example is of.
+    """Predict the class of an example.
 
-    A text is "[CLS] a [SEP]", a pair of texts "[CLS] a [SEP] b [SEP]" with token types 0 and 1 (BERT,
-    section 4). Images (height, width, channels) are uint8 up to the loss, which turns 0 to 255 into -1 to 1.
-    They are brought to one size here and not in the source, because a training image is cut anew at every
-    visit, from all of its pixels.
+    The tokens of a text are "[CLS] a [SEP]", those of a pair of texts "[CLS] a [SEP] b [SEP]" with token
+    types 0 and 1 (BERT, section 4). Images (height, width, channels) are uint8 until the loss scales 0 to 255
+    to -1 to 1. They are resized here and not in the source, because a training image is cropped anew at every
+    visit from all of its pixels.
 
     Attributes:
-      cut_long: take tokens from the end of a text that is longer than ``max_length``, of the longer one of
-        two, until it fits, as in the released BERT. Otherwise it is not trained on. Both are counted.
-      label_smoothing: as in ``losses.smoothed_cross_entropy``.
-      image_size: pixels of the side of a square to which images of any size are brought. Evaluation sees the
-        middle of an image (``image_crops.centre_box``), training a random part (``random_box``). 0 leaves
-        images as they are, all of one size.
-      least_area: share of an image that such a random part has at least.
-      crop_padding: training images get so many black pixels on each side, and a part of the first size
-        is cut out at random (He et al. 2016, section 4.2, has 4); 0 leaves them as they are.
-      flip: every other training image, at random, is mirrored left to right.
+      cut_long: cut texts that are longer than ``max_length`` at the end, of two texts always the longer one,
+        as in the released BERT. If False, training leaves such examples out. Both are counted.
+      label_smoothing: see ``losses.smoothed_cross_entropy``.
+      image_size: side in pixels of the square that images of any size are resized to. Evaluation uses the
+        middle of an image (``image_crops.centre_box``), training a random part (``random_box``). 0 keeps the
+        size of images, which must all be the same.
+      least_area: the smallest area of such a random part, as a fraction of the image's area.
+      crop_padding: number of black pixels that are added on each side of a training image before a part of
+        the original size is cut out at random; 4 in He et al. 2016, section 4.2.
+      flip: mirror a training image left to right with probability one half.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "f1", "matthews")
@@ -67,12 +67,12 @@ class Classification(LabelledObjective):
             raise ValueError(f"least_area={self.least_area} must be above 0 and at most 1")
         if not self.image_size and self.least_area != type(self).least_area:
             raise ValueError(
-                f"least_area={self.least_area} is of images that are brought to one size: set image_size"
+                f"least_area={self.least_area} is for images that are brought to one size: set image_size"
             )
         if self.image_size and self.crop_padding:
             raise ValueError(
-                f"crop_padding={self.crop_padding} is for images that have their size: set it to 0 for "
-                f"image_size={self.image_size}"
+                f"crop_padding={self.crop_padding} is for images that are not resized: set it to 0, or set "
+                f"image_size={self.image_size} to 0"
             )
 
     @property
@@ -134,7 +134,7 @@ class Classification(LabelledObjective):
         return encode_texts(tokenizer, example["inputs"], example.get("pair")) | {"labels": labels}
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
-        """The example: a text cut if it is to be, an image of its size, changed at random for training."""
+        """Returns the example with its text cut, or its image resized, cropped and flipped, as configured."""
         if "images" in tokens:
             image = self._sized(tokens["images"], context)
             changed = self._augment(image, context.rng) if context.train else image
@@ -155,7 +155,7 @@ class Classification(LabelledObjective):
     def as_evaluated(
         self, image: UInt8[np.ndarray, "height width channels"]
     ) -> UInt8[np.ndarray, "new_height new_width channels"]:
-        """An image as evaluation sees it: of one size, unless ``image_size`` is 0."""
+        """Returns an image as evaluation uses it: resized, unless ``image_size`` is 0."""
         if not self.image_size:
             return image
         height, width = image.shape[:2]
@@ -174,7 +174,7 @@ class Classification(LabelledObjective):
             height, width = image.shape[:2]
             border = self.crop_padding
             top, left = rng.integers(0, 2 * border + 1, 2)
-            # Not np.pad, whose preparations take longer than copying so small an image.
+            # np.pad would take longer than copying such a small image.
             padded = np.zeros((height + 2 * border, width + 2 * border, image.shape[-1]), image.dtype)
             padded[border : border + height, border : border + width] = image
             image = padded[top : top + height, left : left + width]
@@ -216,10 +216,10 @@ class Classification(LabelledObjective):
         return loss, sums
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """Per example ``loss`` and ``accuracy``; with two classes ``f1`` and ``matthews``, as GLUE has them.
+        """Returns ``loss`` and ``accuracy`` per example; of two classes also GLUE's ``f1`` and ``matthews``.
 
-        F1 is that of the second class. Matthews' correlation is the correlation of what is and what was told.
-        Both are 0 where they are not defined.
+        ``f1`` is of the second class. ``matthews`` is the correlation of labels and predictions. Both are 0
+        if they are not defined.
         """
         found = {"loss": sums["loss"] / sums["tokens"], "accuracy": sums["correct"] / sums["tokens"]}
         if "positive" not in sums:
@@ -235,18 +235,18 @@ class Classification(LabelledObjective):
 
 
 def encode_texts(tokenizer: Encoder, text: str, pair: str | None = None) -> dict[str, np.ndarray]:
-    """What an encoder is given for a text, or two: ``inputs`` and ``inputs_types``, int32, of any length."""
+    """Returns an encoder's ``inputs`` and ``inputs_types`` for one text or a pair: int32, of any length."""
     texts = [tokenizer.encode(part) for part in (text, pair) if part is not None]
     return _joined(texts, tokenizer.id_of("cls"), tokenizer.id_of("sep"))
 
 
 def scale_pixels(images: UInt8[jax.Array, "B height width C"]) -> Float32[jax.Array, "B height width C"]:
-    """Pixels from 0 to 255 as -1 to 1."""
+    """Returns pixels scaled from the range 0 to 255 to the range -1 to 1."""
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def _joined(texts: list[np.ndarray], cls: int, sep: int) -> dict[str, np.ndarray]:
-    """[CLS] a [SEP], or [CLS] a [SEP] b [SEP], with its types."""
+    """Returns "[CLS] a [SEP]" or "[CLS] a [SEP] b [SEP]" with its types."""
     parts, types = [[cls]], [0]
     for number, text in enumerate(texts):
         parts += [text, [sep]]
@@ -255,7 +255,7 @@ def _joined(texts: list[np.ndarray], cls: int, sep: int) -> dict[str, np.ndarray
 
 
 def _cut_lengths(lengths: list[int], room: int) -> list[int]:
-    """The lengths after tokens were taken from the longer text, the second where they are alike."""
+    """Returns the lengths after tokens are cut one by one from the longer text, or the second if equal."""
     if len(lengths) == 1:
         return [min(lengths[0], room)]
     a, b = lengths

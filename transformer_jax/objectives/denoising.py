@@ -19,22 +19,23 @@ from transformer_jax.types import Drawing, Encoder, Example, TokenExample
 
 @dataclasses.dataclass(frozen=True)
 class Denoising(TokenObjective):
-    """Give back a text whose sentences were shuffled and whose spans were replaced by [MASK] (section 2.2).
+    """Restore a text whose sentences were shuffled and whose spans were replaced by [MASK] (section 2.2).
 
-    Text infilling: of n words, ``ceil(mask_rate * n)`` are cut out, in spans whose lengths are Poisson
-    numbers (the last one is cut to fit), each replaced by one [MASK]; spans of no words insert one. As in
-    the released fairseq code, words are counted, not tokens. Unlike there, spans never overlap, so that
-    exactly as many words are cut out, and all places for them are equally likely. Inserted masks
-    that would not fit ``max_length`` are left out.
+    Text infilling cuts ``ceil(mask_rate * n)`` of n words out, in spans that are each replaced by one [MASK].
+    The lengths of spans are Poisson numbers, of which the last is reduced to fit; a span of no words inserts
+    a [MASK]. As in the released fairseq code, lengths count words, not tokens. Unlike there, spans never
+    overlap, so that exactly this number of words is cut out, and all places for spans are equally likely.
+    Inserted masks that would not fit ``max_length`` are omitted.
 
-    The inputs are "bos noise eos" and the targets "bos text eos", as in fairseq and Hugging Face, where
-    the decoder starts from eos: ``model.decoder_start_id``. Texts that are too long are cut at line
-    borders, lines that are too long at words. Where a sentence ends: ``cutting.sentence_starts``.
+    The inputs are "bos noise eos" and the targets "bos text eos", as in fairseq and Hugging Face's code.
+    There the decoder starts from eos, which ``model.decoder_start_id`` sets. Texts that are too long are cut
+    at the ends of lines, and lines that are too long at the ends of words. ``cutting.sentence_starts``
+    defines sentences.
 
     Attributes:
-      mask_rate: share of the words that are cut out.
-      mean_span_length: words in a span, the mean of the Poisson distribution.
-      permute_sentences: bring the sentences of a piece into random order before words are cut out.
+      mask_rate: fraction of the words that are cut out.
+      mean_span_length: mean number of words in a span, of the Poisson distribution.
+      permute_sentences: shuffle the sentences of a piece before words are cut out.
     """
 
     PREDICTOR: ClassVar[str] = "reconstructions"
@@ -48,12 +49,12 @@ class Denoising(TokenObjective):
         super().__post_init__()
         if not 0 <= self.mask_rate <= 1:
             raise ValueError(f"mask_rate={self.mask_rate} must be from 0 to 1")
-        # The less, the more masks are inserted for a word that is cut out: e^-mean of the spans are empty.
+        # A fraction e^-mean of the spans is empty; a small mean would insert many masks.
         if not self.mean_span_length >= 1:
             raise ValueError(f"mean_span_length={self.mean_span_length} must be at least 1")
 
     def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
-        """The text's tokens, with their words and which of them begin a line or a sentence."""
+        """Returns the text's tokens, the number of each one's word, and which begin a line or a sentence."""
         text = example["inputs"]
         encoding = tokenizer.encode_with_places(text)
         return {
@@ -64,10 +65,11 @@ class Denoising(TokenObjective):
         }
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
-        """Noisy pieces, whose targets together are the text.
+        """Returns noisy pieces whose targets together are the text.
 
         Raises:
-          ValueError: ``max_length`` has no room for bos, a token and eos, or the tokenizer lacks a role.
+          ValueError: ``max_length`` has no room for bos, a token and eos, or the tokenizer lacks one of bos,
+            eos and mask.
         """
         check_room(context.max_length, 3)
         bos, eos, mask = (np.int32(context.tokenizer.id_of(role)) for role in ("bos", "eos", "mask"))
@@ -88,15 +90,15 @@ class Denoising(TokenObjective):
     def _infill(
         self, ids: np.ndarray, words: np.ndarray, mask: np.int32, most: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """The tokens with spans of words replaced by masks: at most ``most`` in all."""
-        bounds = np.append(np.flatnonzero(word_starts(words)), len(ids))  # of each word, in tokens
+        """Returns the tokens with spans of words replaced by masks; at most ``most`` tokens."""
+        bounds = np.append(np.flatnonzero(word_starts(words)), len(ids))  # borders of the words, in tokens
         num_words = len(bounds) - 1
         spans = span_lengths(int(np.ceil(self.mask_rate * num_words)), self.mean_span_length, rng)
-        # What is left to arrange: words that stay, and spans, each at any place among them.
+        # The remaining words and the spans are arranged in random order.
         is_span = np.zeros(num_words - spans.sum() + len(spans), bool)
         is_span[rng.choice(len(is_span), len(spans), replace=False)] = True
         lengths = np.ones(len(is_span), int)
-        lengths[is_span] = rng.permutation(spans)  # else the one that was cut to fit would be the last
+        lengths[is_span] = rng.permutation(spans)  # otherwise the span that was reduced would come last
         parts, inserted, word = [], [], 0
         for is_cut, length in zip(is_span, lengths, strict=True):
             if length == 0:
@@ -109,7 +111,7 @@ class Denoising(TokenObjective):
 
 
 def span_lengths(total: int, mean: float, rng: np.random.Generator) -> Int[np.ndarray, "spans"]:
-    """Poisson numbers, zeros among them, until they add up to ``total``; the last one is cut to fit."""
+    """Returns Poisson numbers, which may be 0, that add up to ``total``; the last is reduced to fit."""
     lengths, left = [], total
     while left > 0:
         lengths.append(min(int(rng.poisson(mean)), left))

@@ -1,4 +1,4 @@
-"""Images of any size brought to one size, on the host."""
+"""Crops and resizes images of any size to one size, on the host."""
 
 import dataclasses
 import functools
@@ -7,26 +7,26 @@ import math
 import numpy as np
 from jaxtyping import UInt8
 
-EVALUATED_SHARE = 0.875  # of the shorter side: the middle 224 pixels of 256, as is customary on ImageNet
-WIDEST = 4 / 3  # width / height of a crop, at most; 1 / WIDEST at least
+EVALUATED_SHARE = 0.875  # fraction of the shorter side: 224 of 256 pixels, as is customary on ImageNet
+WIDEST = 4 / 3  # the largest width / height of a crop; the smallest is 1 / WIDEST
 
-_TRIALS = 10  # crops that may fall outside, before the largest one in the middle is taken
+_TRIALS = 10  # random crops that are tried before the largest one in the middle is used
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 
 def centre_box(height: int, width: int, share: float = EVALUATED_SHARE) -> Box:
-    """The square in the middle whose side is ``share`` of the image's shorter one."""
+    """Returns the square in the middle whose side is ``share`` times the image's shorter side."""
     side = share * min(height, width)
     return _box((width - side) / 2, (height - side) / 2, side, side)
 
 
 def random_box(height: int, width: int, least_area: float, rng: np.random.Generator) -> Box:
-    """A random part of an image, as Szegedy et al. 2015 (section 6) trained on.
+    """Returns a random part of an image, as in the training of Szegedy et al. 2015 (section 6).
 
-    Its area is a share drawn uniformly from ``least_area`` to 1, its width over its height is log-uniform
-    from 3/4 to 4/3, and all places for it are equally likely. Where ten such parts in turn are higher or
-    wider than the image, it is the largest one in the middle whose shape is within these bounds.
+    Its area is a fraction drawn uniformly from ``least_area`` to 1, its width over its height is log-uniform
+    from 3/4 to 4/3, and all places for it are equally likely. If ten such parts are higher or wider than the
+    image, the largest part in the middle with a ratio within these bounds is returned.
     """
     for _ in range(_TRIALS):
         area = rng.uniform(least_area, 1.0) * height * width
@@ -47,23 +47,23 @@ def _box(left: int | float, top: int | float, width: int | float, height: int | 
 def resized(
     image: UInt8[np.ndarray, "height width channels"], box: Box, side: int
 ) -> UInt8[np.ndarray, "side side channels"]:
-    """The part ``box`` of an image as a square of ``side`` pixels, by bilinear interpolation.
+    """Returns the part ``box`` of an image as a square of ``side`` pixels, by bilinear interpolation.
 
-    Where it becomes smaller, each pixel is a weighted mean of all that it stands for, as Pillow's ``resize``
-    has it.
+    If the part becomes smaller, each new pixel is a weighted mean of all pixels that it covers, as in
+    Pillow's ``resize``.
     """
     return _resized(image, (side, side), _pillow().Resampling.BILINEAR, box)
 
 
 @dataclasses.dataclass(frozen=True)
 class Resizing:
-    """Images of any size as the processors of ``transformers`` bring them to a model's: resized, then cut.
+    """Resizes images of any size and crops them, as the image processors of ``transformers`` do.
 
     Attributes:
-      whole: height and width, in pixels, that a whole image gets; or one number, which its shorter side gets
-        while it keeps its proportions.
-      middle: height and width of the part in its middle that is taken.
-      resample: Pillow's number of the filter: 2 is bilinear, 3 bicubic.
+      whole: height and width in pixels that the whole image is resized to; or one number, the new length of
+        the shorter side, which keeps the image's proportions.
+      middle: height and width of the part in the middle that is kept.
+      resample: Pillow's number of the filter: 2 is bilinear, 3 is bicubic.
     """
 
     whole: tuple[int, int] | int
@@ -73,7 +73,7 @@ class Resizing:
     def __call__(
         self, image: UInt8[np.ndarray, "height width channels"]
     ) -> UInt8[np.ndarray, "new_height new_width channels"]:
-        """The image at its new size."""
+        """Returns the image resized and cropped."""
         if isinstance(self.whole, int):
             short = min(image.shape[:2])
             size = tuple(int(self.whole * side / short) for side in image.shape[:2])
@@ -85,9 +85,9 @@ class Resizing:
 
 
 def _resized(image: np.ndarray, size: tuple[int, int], resample: int, box: Box | None = None) -> np.ndarray:
-    """The part ``box`` of an image, or all of it, at a ``size`` of height and width."""
+    """Returns the part ``box`` of an image, by default all of it, resized to ``size`` (height, width)."""
     channels = image.shape[-1]
-    # Pillow has modes for 1, 3 and 4 channels, which are those that images are decoded to.
+    # Pillow has modes for 1, 3 and 4 channels, and decoded images have one of these numbers.
     picture = _pillow().fromarray(image[..., 0] if channels == 1 else image)
     found = np.asarray(picture.resize((size[1], size[0]), resample, box=box), np.uint8)
     return found[..., None] if channels == 1 else found
@@ -95,6 +95,6 @@ def _resized(image: np.ndarray, size: tuple[int, int], resample: int, box: Box |
 
 @functools.cache
 def _pillow():
-    import PIL.Image  # here, so that only those who have images wait for it
+    import PIL.Image  # imported here, because only programs with images need it
 
     return PIL.Image

@@ -1,4 +1,4 @@
-"""Losses over logits, one number a token; callers sum them and divide by the number of real tokens."""
+"""Losses over logits, one value per token; callers sum them and divide by the number of real tokens."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,13 @@ from transformer_jax.types import Batch, PyTree
 
 
 class TokenLosses(NamedTuple):
-    """Each token's loss to minimise and ``-log p(target)``, in nats, and whether it was the best guess."""
+    """Losses of the tokens of a batch.
+
+    Attributes:
+      loss: the loss that training minimizes, in nats.
+      nll: ``-log p(target)``, in nats.
+      is_correct: whether the target has the highest logit.
+    """
 
     loss: Float[Array, "B L"]
     nll: Float[Array, "B L"]
@@ -24,14 +30,14 @@ class TokenLosses(NamedTuple):
 def smoothed_cross_entropy(
     logits: Float[Array, "B L V"], targets: Int[Array, "B L"], label_smoothing: float
 ) -> TokenLosses:
-    """Cross-entropy against smoothed and against one-hot targets.
+    """Returns the cross-entropy against smoothed targets and against one-hot targets.
 
     Label smoothing (Szegedy et al. 2016, section 7; Vaswani et al. 2017, section 5.4) mixes the one-hot
     target with the uniform distribution: ``q = (1 - label_smoothing) * one_hot + label_smoothing / V``, and
-    the loss is ``-sum(q * log p)``; its least value is the entropy of ``q``, not 0.
+    the loss is ``-sum(q * log p)``. Its least value is the entropy of ``q``, not 0.
 
-    A target is a correct guess if no token has a higher logit. Everything is a reduction over V, so
-    the (B, L, V) log-probabilities are never stored.
+    A target counts as correct if no token has a higher logit. Everything is a reduction over V, so that the
+    (B, L, V) log-probabilities are never stored.
     """
     logits = logits.astype(jnp.float32)
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)
@@ -48,7 +54,7 @@ def smoothed_cross_entropy(
 def token_sums(
     losses: TokenLosses, weights: Float[Array, "B L"]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The loss over tokens of weight 1, summed, and the sums ``loss``, ``nll``, ``correct``, ``tokens``."""
+    """Returns the loss summed over tokens of weight 1, and ``loss``, ``nll``, ``correct`` and ``tokens``."""
     loss = jnp.sum(losses.loss * weights)
     sums = {
         "loss": loss,
@@ -60,19 +66,19 @@ def token_sums(
 
 
 def token_metrics(sums: dict[str, float]) -> dict[str, float]:
-    """Per token, from the sums of ``token_sums``: ``loss``, ``nll``, ``perplexity`` and ``accuracy``."""
+    """Returns ``loss``, ``nll``, ``perplexity`` and ``accuracy`` per token, given ``token_sums``' sums."""
     tokens = sums["tokens"]
     nll = sums["nll"] / tokens
     return {
         "loss": sums["loss"] / tokens,
         "nll": nll,
-        "perplexity": math.inf if nll >= 700 else math.exp(nll),  # e^700 ends float64; NaN stays
+        "perplexity": math.inf if nll >= 700 else math.exp(nll),  # e^710 overflows; NaN stays NaN
         "accuracy": sums["correct"] / tokens,
     }
 
 
 def target_weights(batch: Batch) -> Float[Array, "B L"]:
-    """1 at the targets that have a loss, which is all real ones unless ``targets_weights`` says less."""
+    """Returns 1 at targets that have a loss: real tokens whose ``targets_weights``, if given, is positive."""
     is_real = jnp.asarray(batch["targets_segments"]) > 0
     if "targets_weights" in batch:
         is_real &= jnp.asarray(batch["targets_weights"]) > 0
@@ -89,7 +95,13 @@ def target_sums(
     *,
     train: bool,
 ) -> tuple[jax.Array, Sums]:
-    """``token_sums`` of ``batch["targets"]``, each of which a model that gets these sides predicts."""
+    """Returns ``token_sums`` of ``batch["targets"]``, predicted by a model that reads the given sides.
+
+    Args:
+      apply, params, batch, rngs, train: see ``Objective.loss``.
+      sides: the sides of the batch that the model reads.
+      label_smoothing: see ``smoothed_cross_entropy``.
+    """
     targets = jnp.asarray(batch["targets"])
 
     def per_token(logits: Float[Array, "B L V"], tokens: slice) -> TokenLosses:

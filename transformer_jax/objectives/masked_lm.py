@@ -31,27 +31,26 @@ class _Span(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLM(Objective):
-    """Predict tokens that were chosen at random from a text in which most of them are masked.
+    """Predict randomly chosen tokens of a text, most of which are masked.
 
-    Of a piece with n tokens, ``max(1, round(mask_rate * n))`` are chosen (n counts [CLS] and [SEP], as in
-    the released BERT, but special tokens are never chosen). A chosen token becomes a random one with
-    probability ``random_rate``, stays with ``keep_rate``, else becomes [MASK]: section 3.1 and appendix A.1.
-    Random tokens are never special ones, which the release allows.
+    ``max(1, round(mask_rate * n))`` tokens of a piece of n tokens are chosen. As in the released BERT, n
+    counts [CLS] and [SEP], but special tokens are never chosen. A chosen token is replaced by a random token
+    with probability ``random_rate``, is kept with probability ``keep_rate``, and is replaced by [MASK]
+    otherwise (section 3.1 and appendix A.1). Unlike in the release, random tokens are never special ones.
 
-    With ``next_sentence`` a piece is "[CLS] a [SEP] b [SEP]" (types 0 and 1), where b follows a in the text
-    (label 0) or, with probability one half, is a span of another example (label 1). Then the text goes on
-    after a. Where a piece of one token is left, b is always of another example. Unlike the release, no
-    tenth of the pieces is kept short, and pieces are cut and masked anew at every visit.
+    If ``next_sentence`` is set, a piece is "[CLS] a [SEP] b [SEP]" with types 0 and 1. With probability one
+    half, b follows a in the text (label 0). Otherwise b is a span of another example (label 1), and the next
+    piece starts in the text after a. If only one token of the text is left, b is always of another example.
+    Unlike in the release, pieces are cut and masked anew at every visit, and none are shortened at random.
 
-    Texts are cut at line borders, lines that are too long at word borders.
+    Texts are cut at the ends of lines, and lines that are too long at the ends of words.
 
     Attributes:
-      mask_rate: share of the tokens that are chosen.
-      random_rate: share of the chosen ones that become a random token.
-      keep_rate: share of the chosen ones that stay as they are.
-      whole_words: choose all tokens of a word or none: words in random order, each that still fits the
-        number above, and the first one in any case.
-      next_sentence: learn whether b follows a, too; needs a model with the head "pretraining".
+      mask_rate: fraction of the tokens that are chosen.
+      random_rate: fraction of the chosen tokens that are replaced by a random token.
+      keep_rate: fraction of the chosen tokens that are kept.
+      whole_words: choose all tokens of a word or none, see ``choose_words``.
+      next_sentence: also predict whether b follows a; needs a model with the head "pretraining".
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "accuracy", "next_sentence_accuracy")
@@ -81,7 +80,7 @@ class MaskedLM(Objective):
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The one head that gives what the loss needs: "pretraining" with ``next_sentence``."""
+        """The head that can be trained: "pretraining" with ``next_sentence``, else "masked_tokens"."""
         return ("pretraining",) if self.next_sentence else ("masked_tokens",)
 
     @property
@@ -96,17 +95,18 @@ class MaskedLM(Objective):
         return {"next_sentence_accuracy": "it needs config.objective.next_sentence=True"}
 
     def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
-        """The text's tokens, with their words and which of them begin a line."""
+        """Returns the text's tokens, the number of each one's word, and which of them begin a line."""
         text = example["inputs"]
         encoding = tokenizer.encode_with_places(text)
         lines = line_starts(text, encoding)
         return {"inputs": encoding.ids, "_words": encoding.words, "_starts_line": lines}
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
-        """Masked pieces in which every token of the text occurs once, see the class.
+        """Returns masked pieces in which every token of the text occurs once, see the class.
 
         Raises:
-          ValueError: ``max_length`` has no room for special tokens and a text, or a role is missing.
+          ValueError: ``max_length`` has no room for special tokens and a text, or the tokenizer lacks a
+            special token.
         """
         special = special_ids(context.tokenizer)
         if self.next_sentence:
@@ -125,7 +125,7 @@ class MaskedLM(Objective):
         words, types = [np.array([-1])], [np.zeros(1, np.int32)]
         for number, span in enumerate(spans):
             targets += [span.ids, sep]
-            # Words of a and of b are counted from 0 each: even and odd numbers tell them apart.
+            # Words of a and b are both counted from 0. Even and odd numbers keep them apart.
             words += [span.words * len(spans) + number, np.array([-1])]
             types.append(np.full(len(span.ids) + 1, number, np.int32))
         original = np.concatenate(targets)
@@ -157,17 +157,16 @@ class MaskedLM(Objective):
     def loss(
         self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Sums]:
-        """Cross-entropy over the chosen tokens, summed, and that of next-sentence prediction.
+        """Returns the cross-entropy over the chosen tokens plus that of next-sentence prediction, summed.
 
-        The paper adds two means, of which one is over tokens and one over examples. A sum that adds up
-        over micro-batches can have terms of single examples only, so an example's next-sentence loss
-        counts once for each of its chosen tokens. Divided by ``tokens``, the number of chosen tokens, the
-        whole is the mean over chosen tokens plus the mean over examples in which an example weighs as
-        much as it has chosen tokens: the paper's loss where all have as many, as full pieces have.
+        The paper adds a mean over tokens and a mean over examples. Here the loss must be one sum that can be
+        added over micro-batches, and that is divided by ``tokens``, the number of chosen tokens. Therefore an
+        example's next-sentence loss is counted once for each of its chosen tokens. The result is the paper's
+        loss if all examples have the same number of chosen tokens, as full pieces do.
 
         Returns:
-          The sum, and ``loss``, ``nll`` and ``correct`` (of chosen tokens alone), ``tokens``, and with
-          next-sentence prediction ``next_sentence_correct`` and ``examples``.
+          The summed loss, and the sums ``loss``, ``tokens``, ``nll`` and ``correct``, of which the last two
+          are of chosen tokens only. Next-sentence prediction adds ``next_sentence_correct`` and ``examples``.
         """
         found = run_model(apply, params, side_arrays(batch, "inputs"), rngs, train=train)
         logits, next_logits = found if self.next_sentence else (found, None)
@@ -187,9 +186,9 @@ class MaskedLM(Objective):
         }
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """Per chosen token: ``loss`` (the whole), ``nll``, ``perplexity`` and ``accuracy``.
+        """Returns ``loss`` (of both tasks), ``nll``, ``perplexity`` and ``accuracy`` per chosen token.
 
-        With next-sentence prediction, ``next_sentence_accuracy`` per example besides.
+        Next-sentence prediction adds ``next_sentence_accuracy`` per example.
         """
         found = token_metrics(sums)
         if self.next_sentence:
@@ -200,10 +199,11 @@ class MaskedLM(Objective):
 def choose_words(
     words: Int[np.ndarray, "n"], may_be_chosen: Bool[np.ndarray, "n"], count: int, rng: np.random.Generator
 ) -> Bool[np.ndarray, "n"]:
-    """Chooses ``count`` tokens by whole words, in random order, leaving out words too long for the rest.
+    """Returns about ``count`` chosen tokens, of each word all or none.
 
-    The first word is chosen whatever its length. Words of one token each give exactly ``count`` tokens,
-    if there are as many, and each set of them is equally likely.
+    Goes through the words in random order and chooses each word that does not exceed ``count`` tokens in
+    total. The first word is chosen even if it is longer. If every word is one token, exactly ``count`` tokens
+    are chosen (or all, if there are fewer), and all sets of them are equally likely.
     """
     numbers, word_of = np.unique(words, return_inverse=True)
     sizes = np.bincount(word_of, weights=may_be_chosen, minlength=len(numbers)).astype(int)
@@ -219,7 +219,7 @@ def choose_words(
 
 
 def _starts(tokens: TokenExample) -> tuple[np.ndarray, np.ndarray]:
-    """Which tokens begin a line, and which a word."""
+    """Returns which tokens begin a line, and which begin a word."""
     return tokens["_starts_line"], word_starts(tokens["_words"])
 
 
@@ -228,7 +228,7 @@ def _span(tokens: TokenExample, start: int, stop: int) -> _Span:
 
 
 def _pairs(tokens: TokenExample, context: Drawing) -> list[tuple[_Span, _Span, int]]:
-    """Pairs (a, b, label) that go through the whole text."""
+    """Returns pairs (a, b, label) that together cover the whole text."""
     room = context.max_length - 3
     starts = (*_starts(tokens), np.ones(len(tokens["inputs"]), bool))
     found, start = [], 0
@@ -243,12 +243,12 @@ def _pairs(tokens: TokenExample, context: Drawing) -> list[tuple[_Span, _Span, i
         middle = int(context.rng.choice(borders)) if len(borders) else stop
         b = _random_span(context, room - (middle - start))
         found.append((_span(tokens, start, middle), b, RANDOM))
-        start = middle  # what would have followed is not lost
+        start = middle  # the text after a is used by the next pairs
     return found
 
 
 def _borders(start: int, stop: int, *starts: np.ndarray) -> np.ndarray:
-    """The places within a piece where a unit begins, of the largest unit that has any."""
+    """Returns the places within a piece where a unit begins, for the largest kind of unit that has any."""
     for begins in starts:
         places = np.flatnonzero(begins[start + 1 : stop])
         if len(places):
@@ -257,7 +257,7 @@ def _borders(start: int, stop: int, *starts: np.ndarray) -> np.ndarray:
 
 
 def _random_span(context: Drawing, most: int) -> _Span:
-    """At most ``most`` tokens of another example, from the beginning of one of its lines or words."""
+    """Returns at most ``most`` tokens of another example, starting at one of its lines or words."""
     other = context.draw_other()
     starts = _starts(other)
     borders = np.append(0, _borders(0, len(other["inputs"]), *starts))

@@ -1,4 +1,4 @@
-"""Answers as spans of a context, as BERT has them on SQuAD 1.1 (Devlin et al. 2019)."""
+"""Extractive question answering, as BERT on SQuAD 1.1 (Devlin et al. 2019)."""
 
 import dataclasses
 from typing import ClassVar, Literal, NamedTuple
@@ -13,26 +13,27 @@ from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.losses import smoothed_cross_entropy
 from transformer_jax.types import CUT, Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
-NO_PLACE = -1  # in _starts and _stops, of tokens that are not of the context
+NO_PLACE = -1  # in _starts and _stops, for tokens that are not in the context
 _NO_LOGIT = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionAnswering(Objective):
-    """Tell the first and the last token of the answer to a question in a context (section 4.2).
+    """Predict the first and the last token of the answer to a question in a context (section 4.2).
 
-    The tokens are "[CLS] question [SEP] context [SEP]", with types 0 and 1. What is longer than
-    ``max_length`` becomes several windows of the context, each with the question; one that does not hold
-    the whole answer has its answer at [CLS]. Of several answers the first one is learned. A question without
-    answers (SQuAD 2.0) is learned as one of [CLS], but is always answered: it counts as wrong.
+    The tokens are "[CLS] question [SEP] context [SEP]", with types 0 and 1. If they exceed ``max_length``,
+    the context is split into windows, each with the question. A window without the whole answer is trained
+    with [CLS] as its answer, and so is a question without answers (SQuAD 2.0). Evaluation never predicts
+    [CLS], so that such a question counts as wrong. If a question has several answers, training uses the first
+    one.
 
-    ``_starts`` and ``_stops`` say which characters of the context a token stands for (-1: it is no token of
-    the context), so that ``context[_starts[first] : _stops[last]]`` is the text of a span.
+    ``_starts`` and ``_stops`` are the characters of the context that each token covers, -1 for tokens outside
+    the context. Therefore ``context[_starts[first] : _stops[last]]`` is the text of a span.
 
     Attributes:
-      stride: tokens from the beginning of one window to that of the next.
-      max_question_length: tokens of the question that are kept, as in the released BERT; longer ones are
-        counted.
+      stride: number of tokens from the beginning of one window to the beginning of the next.
+      max_question_length: number of tokens to which longer questions are cut, as in the released BERT; these
+        questions are counted.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
@@ -71,13 +72,13 @@ class QuestionAnswering(Objective):
         return dataclasses.replace(self, max_question_length=length)
 
     def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
-        """Question and whole context, the first answer's tokens, and the characters of every token.
+        """Returns the question with the whole context, the span of the first answer, and tokens' characters.
 
-        Without answers the span is that of [CLS]. An answer that ends inside a token gets the whole token.
+        Without answers, the span is [CLS]. An answer that ends inside a token gets the whole token.
 
         Raises:
-          ValueError: the answer does not stand in the context where ``answer_starts`` says, or there is not
-            one of these for each answer.
+          ValueError: the answer is not in the context at ``answer_starts``, or the numbers of answers and
+            ``answer_starts`` differ.
         """
         whole = tokenizer.encode(example["inputs"])
         question = whole[: self.max_question_length]
@@ -97,10 +98,10 @@ class QuestionAnswering(Objective):
         } | ({CUT: np.array(len(whole) - len(question))} if len(question) < len(whole) else {})
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
-        """The example, or its windows from left to right until one reaches the end of the context.
+        """Returns the example, or its windows from left to right until one reaches the end of the context.
 
         Raises:
-          ValueError: question and special tokens leave no room for the context.
+          ValueError: the question and the special tokens leave no room for the context.
         """
         length = len(tokens["inputs"])
         if length <= context.max_length:
@@ -124,16 +125,16 @@ class QuestionAnswering(Objective):
             found.append({**tokens, **window, "answer_span": span.astype(np.int32)})
             if stop == end:
                 return found
-            start += min(self.stride, room)  # so that no token is left out
+            start += min(self.stride, room)  # a larger step would skip tokens
 
     def loss(
         self, apply: Apply, params: PyTree, batch: Batch, rngs: Rngs, *, train: bool
     ) -> tuple[jax.Array, Sums]:
-        """The mean of the first and the last token's cross-entropy over real tokens, summed over windows.
+        """Returns the mean cross-entropy of the first and the last token, summed over windows, in nats.
 
         Returns:
-          The sum, and the sums ``loss``, ``correct`` (windows with both ends right) and ``tokens``, which
-          is the number of windows.
+          The summed loss, and the sums ``loss``, ``correct`` (windows with both ends right) and ``tokens``,
+          which is the number of windows.
         """
         logits = run_model(apply, params, side_arrays(batch, "inputs"), rngs, train=train)
         is_real = jnp.asarray(batch["inputs_segments"]) > 0
@@ -146,12 +147,12 @@ class QuestionAnswering(Objective):
         return loss, {"loss": loss, "correct": correct, "tokens": jnp.sum(weights)}
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """Per window: ``loss`` and ``accuracy`` (both ends right). Scores of answers: ``squad_scores``."""
+        """Returns ``loss`` and ``accuracy`` (both ends right) per window; ``squad_scores`` scores answers."""
         return {"loss": sums["loss"] / sums["tokens"], "accuracy": sums["correct"] / sums["tokens"]}
 
 
 class Span(NamedTuple):
-    """A span of tokens, both ends in it, and its score; of several windows the highest score counts."""
+    """A span of tokens, from ``first`` to ``last`` inclusive, and its score."""
 
     first: int
     last: int
@@ -164,16 +165,16 @@ def best_span(
     allowed: Bool[np.ndarray, "L"],
     max_answer_tokens: int,
 ) -> Span:
-    """The span with the highest sum of its first token's start logit and its last token's end logit.
+    """Returns the span with the highest sum of its first token's start logit and its last token's end logit.
 
     Args:
-      start_logits: of each token to be the first.
-      end_logits: of each token to be the last.
-      allowed: which tokens may be an end: those of the context.
-      max_answer_tokens: tokens in the span, at most; BERT has 30.
+      start_logits: for each token, the logit of being the first.
+      end_logits: for each token, the logit of being the last.
+      allowed: which tokens may begin or end a span: those of the context.
+      max_answer_tokens: the largest number of tokens in a span; 30 in the released BERT.
 
     Raises:
-      ValueError: no token is allowed, or no span may have a token.
+      ValueError: no token is allowed, or ``max_answer_tokens`` is below 1.
     """
     if not allowed.any() or max_answer_tokens < 1:
         raise ValueError(f"no span can be chosen: {int(allowed.sum())} tokens allowed, {max_answer_tokens=}")
@@ -187,7 +188,7 @@ def best_span(
 
 
 def _answer_span(example: Example, starts: np.ndarray, stops: np.ndarray, before: int) -> np.ndarray:
-    """First and last token of the first answer, after the tokens ``before`` the context."""
+    """Returns the first and the last token of the first answer; the context starts at token ``before``."""
     if len(example["answers"]) != len(example["answer_starts"]):
         raise ValueError(
             "question_answering needs the place of each answer in its context: "

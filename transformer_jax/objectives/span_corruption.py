@@ -14,20 +14,20 @@ from transformer_jax.types import Drawing, Encoder, Example, TokenExample
 
 @dataclasses.dataclass(frozen=True)
 class SpanCorruption(TokenObjective):
-    """Give back the spans of a text that were cut out of it (section 3.1.4).
+    """Predict the spans that were cut out of a text (section 3.1.4).
 
-    Each span is replaced by a sentinel of its own, and the targets are the spans, each after its
-    sentinel: "Thank you <X> me to your party <Y> week" gives "<X> for inviting <Y> last". The paper's
-    Table 3 has one more sentinel before eos. The released preprocessing, whose spans begin after and
-    end with the text as here, never writes it, and neither do we. Both sides end in eos.
+    Each span is replaced by a sentinel of its own, and the targets are the spans, each after its sentinel.
+    For example, the targets of "Thank you <X> me to your party <Y> week" are "<X> for inviting <Y> last". The
+    paper's Table 3 has one more sentinel before eos, but the released preprocessing does not write it, and
+    neither does this class. Both sides end in eos.
 
-    A text is cut into pieces as long as the inputs made of them still fit ``max_length``: with the
-    defaults, 568 tokens become 512. The first border is drawn anew at every visit. Unlike the release,
-    short texts are not joined: packed batches do that.
+    A text is cut into pieces that are as long as their inputs fit ``max_length``: with the defaults, 568
+    tokens become 512. The first border is drawn anew at every visit. Unlike in the release, short texts are
+    not joined; packed batches do that.
 
     Attributes:
-      noise_density: share of the tokens that are cut out.
-      mean_span_length: tokens in a span, on average.
+      noise_density: fraction of the tokens that are cut out.
+      mean_span_length: mean number of tokens in a span.
     """
 
     name: Literal["span_corruption"] = "span_corruption"
@@ -42,11 +42,11 @@ class SpanCorruption(TokenObjective):
             raise ValueError(f"mean_span_length={self.mean_span_length} must be at least 1")
 
     def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
-        """The text's tokens."""
+        """Returns the text's tokens."""
         return {"inputs": tokenizer.encode(example["inputs"])}
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
-        """Corrupted pieces that together hold every token of the text once.
+        """Returns corrupted pieces that together contain every token of the text once.
 
         Raises:
           ValueError: the tokenizer has fewer sentinels than a full piece has spans, or ``max_length``
@@ -74,9 +74,9 @@ class SpanCorruption(TokenObjective):
 
 
 def noise_counts(length: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
-    """How many of ``length`` tokens (two at least) are noise, and how many spans they make up.
+    """Returns how many of ``length`` tokens (at least two) are noise, and how many spans they form.
 
-    Both are rounded, and at least 1; at least one token is none, and no span is without text before it.
+    Both numbers are rounded and at least 1. At least one token is text, and there is text before every span.
     """
     tokens = min(max(round(length * noise_density), 1), length - 1)
     spans = max(round(tokens / mean_span_length), 1)
@@ -86,9 +86,9 @@ def noise_counts(length: int, noise_density: float, mean_span_length: float) -> 
 def noise_mask(
     length: int, noise_density: float, mean_span_length: float, rng: np.random.Generator
 ) -> Bool[np.ndarray, "n"]:
-    """Which tokens are noise: text and spans in turn, text first, all ways to do so equally likely.
+    """Returns which tokens are noise: text and spans alternate, text first, with random lengths.
 
-    A single token is text, as in the released code.
+    All divisions into as many parts are equally likely. A single token is text, as in the released code.
     """
     if length < 2:
         return np.zeros(length, bool)
@@ -101,7 +101,7 @@ def noise_mask(
 
 @functools.cache
 def raw_length(max_length: int, noise_density: float, mean_span_length: float) -> int:
-    """The most tokens from which both sides, with sentinels and eos, are at most ``max_length``."""
+    """Returns the largest length of a text whose sides, with sentinels and eos, fit ``max_length``."""
     length = 2
     while True:
         tokens, spans = noise_counts(length + 1, noise_density, mean_span_length)
@@ -111,13 +111,13 @@ def raw_length(max_length: int, noise_density: float, mean_span_length: float) -
 
 
 def _split(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """Positive numbers that add up to ``total``, all ways to do so equally likely."""
+    """Returns random positive integers that add up to ``total``; all such lists are equally likely."""
     borders = 1 + np.sort(rng.choice(total - 1, parts - 1, replace=False))
     return np.diff(borders, prepend=0, append=total)
 
 
 def _with_sentinels(ids: np.ndarray, is_cut: np.ndarray, sentinels: np.ndarray) -> np.ndarray:
-    """The tokens without those that are cut; the n-th run of them is replaced by the n-th sentinel."""
+    """Returns the tokens with the n-th run of cut tokens replaced by the n-th sentinel."""
     begins = is_cut & ~np.append(False, is_cut[:-1])
     found = ids.copy()
     found[begins] = sentinels[: begins.sum()]

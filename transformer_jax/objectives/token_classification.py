@@ -1,4 +1,4 @@
-"""Classes of the words of a text, as in BERT's named-entity recognition (Devlin et al. 2019)."""
+"""Classification of the words of a text, as in BERT's named-entity recognition (Devlin et al. 2019)."""
 
 import dataclasses
 from typing import ClassVar, Literal
@@ -17,10 +17,11 @@ from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, Toke
 
 @dataclasses.dataclass(frozen=True)
 class TokenClassification(LabelledObjective):
-    """Tell the class of each word, at the first of its tokens (section 5.3).
+    """Predict the class of each word at the first of its tokens (section 5.3).
 
-    ``inputs`` of an example is a list of words and ``labels`` a list as long. The words are tokenized
-    joined by spaces. A text that is too long is cut between words: every word has its loss once.
+    ``inputs`` of an example is a list of words, and ``labels`` a list of the same length. The words are
+    joined by spaces and tokenized. A text that is too long is cut between words, so that each word has one
+    loss.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
@@ -33,11 +34,11 @@ class TokenClassification(LabelledObjective):
     name: Literal["token_classification"] = "token_classification"
 
     def encode(self, example: Example, tokenizer: Encoder) -> TokenExample:
-        """The tokens, the number of each one's word, and the words' label ids at their first tokens.
+        """Returns the tokens, the number of each one's word, and the words' label ids at their first tokens.
 
         Raises:
-          ValueError: there are not as many labels as words, a label is unknown, or a word is blank or
-            otherwise nothing to the tokenizer.
+          ValueError: the numbers of words and labels differ, a label is unknown, or a word has no tokens, for
+            example because it is blank.
         """
         words, labels = example["inputs"], example["labels"]
         if len(words) != len(labels):
@@ -45,7 +46,7 @@ class TokenClassification(LabelledObjective):
         ids_of_labels = np.array([label_id(label, self.labels) for label in labels], np.int32)
         encoding = tokenizer.encode_with_places(" ".join(words))
         stops = np.cumsum([len(word) + 1 for word in words]) - 1
-        # By the last character: a token may begin with the space before its word.
+        # The last character decides, because a token may begin with the space before its word.
         word_of = np.searchsorted(stops, encoding.stops, side="left").astype(np.int32)
         missing = sorted(set(range(len(words))) - set(word_of.tolist()))
         if missing:
@@ -61,10 +62,11 @@ class TokenClassification(LabelledObjective):
         }
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
-        """ "[CLS] words [SEP]", as many as it takes for all words.
+        """Returns pieces "[CLS] words [SEP]" that together contain all words.
 
         Raises:
-          ValueError: ``max_length`` has no room for [CLS], a token and [SEP], or there is no such token.
+          ValueError: ``max_length`` has no room for [CLS], a token and [SEP], or the tokenizer lacks one of
+            these special tokens.
         """
         check_room(context.max_length, 3)
         ends = {"inputs": [context.tokenizer.id_of(role) for role in ("cls", "sep")]}
@@ -91,5 +93,5 @@ class TokenClassification(LabelledObjective):
         return loss, {"loss": loss, "correct": jnp.sum(is_correct), "tokens": jnp.sum(weights)}
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """Per word: ``loss`` and ``accuracy``."""
+        """Returns ``loss`` and ``accuracy`` per word."""
         return {"loss": sums["loss"] / sums["tokens"], "accuracy": sums["correct"] / sums["tokens"]}

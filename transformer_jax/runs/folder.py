@@ -123,7 +123,7 @@ def load_config(workdir: str | os.PathLike[str]) -> Experiment:
     except FileNotFoundError:
         if has_checkpoints(workdir):
             raise ConfigError(
-                f"{workdir} has checkpoints but no {CONFIG_FILE}, which describes them: put the file back"
+                f"{workdir} has checkpoints but no {CONFIG_FILE}, which describes them: put it back"
             ) from None
         raise ConfigError(f"{workdir} holds no run: it has no {CONFIG_FILE}") from None
     except json.JSONDecodeError as error:

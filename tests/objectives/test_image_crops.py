@@ -126,7 +126,7 @@ def test_training_images_are_random_parts_mirrored_or_not():
     [
         ({"image_size": -1}, "image_size=-1 must not be negative"),
         ({"least_area": 0.0}, "least_area=0.0 must be above 0"),
-        ({"image_size": 32, "crop_padding": 4}, "set it to 0 for image_size=32"),
+        ({"image_size": 32, "crop_padding": 4}, "set it to 0, or set image_size=32 to 0"),
     ],
 )
 def test_bad_fields_are_refused(fields, message):

@@ -24,26 +24,50 @@ class Description(NamedTuple):
     problem_type: str  # of the classes, as transformers names it; "" if it is not given
 
 
-def family_in(content: Mapping[str, Any], where: str | os.PathLike[str]) -> Family:
+def family_in(content: Mapping[str, Any], where: str | os.PathLike[str], name: str = "") -> Family:
     """Returns the family of a model, given the ``content`` of its ``config.json``, which is in ``where``.
 
+    Several families may read checkpoints with one ``model_type``. The result is the one called ``name``; or
+    else the one whose class ``architectures`` names; or else the first in ``FAMILIES``.
+
     Raises:
-      ConfigError: ``FAMILIES`` does not have it.
+      ConfigError: no family reads such checkpoints, or the one called ``name`` does not.
     """
-    known = {f.checkpoint.model_type: f for f in FAMILIES.values() if f.checkpoint is not None}
+    known: dict[str, dict[str, tuple[str, ...]]] = {}  # by model_type: the classes of each family
+    for key, family in FAMILIES.items():
+        if family.checkpoint is not None:
+            own = {family.checkpoint.model_type: tuple(family.checkpoint.architectures.values())}
+            for model_type, classes in {**own, **family.checkpoint.also}.items():
+                known.setdefault(model_type, {})[key] = classes
     model_type = content.get("model_type")
     if not isinstance(model_type, str) or model_type not in known:
         raise ConfigError(f"{where} has model_type={model_type!r}, which is none of {', '.join(known)}")
-    return known[model_type]
+    candidates = known[model_type]
+    if name:
+        if name not in candidates:
+            raise ConfigError(
+                f"{where} has model_type={model_type!r}, which family={name!r} does not read; use "
+                + " or ".join(map(repr, candidates))
+            )
+        return FAMILIES[name]
+    claimed = content.get("architectures") or ()
+    named = [key for key, classes in candidates.items() if not set(classes).isdisjoint(claimed)]
+    return FAMILIES[(named or list(candidates))[0]]
 
 
-def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.Path) -> Description:
+def describe(
+    content: Mapping[str, Any],
+    names: frozenset[str],
+    folder: pathlib.Path,
+    family: Family | None = None,
+) -> Description:
     """Returns the model of a checkpoint.
 
     Args:
       content: of ``config.json``.
       names: of all tensors; they determine the head, or else ``architectures`` does.
       folder: for errors.
+      family: of the model; by default the result of ``family_in``.
 
     Raises:
       ConfigError: the family is unknown, the model differs from the family of this library, or a key is
@@ -51,7 +75,7 @@ def describe(content: Mapping[str, Any], names: frozenset[str], folder: pathlib.
     """
     where = folder / CONFIG_FILE
     content = {key: value for key, value in content.items() if value is not None}
-    family = family_in(content, where)
+    family = family_in(content, where) if family is None else family
     checkpoint = family.checkpoint
     assert checkpoint is not None
     for key, value in checkpoint.required.items():
@@ -168,7 +192,7 @@ def _check_read_back(family: Family, config: TransformerConfig, content: Mapping
     names.update(dict(checkpoint.heads)[config.head])
     where = f"transformers has no model like this one of the family {family.name}"
     try:
-        found = describe(content, frozenset(names), pathlib.Path()).config
+        found = describe(content, frozenset(names), pathlib.Path(), family).config
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     differing = [

@@ -29,6 +29,7 @@ class CheckpointFolder:
     Args:
       path: the folder.
       name: what errors call it; by default its path.
+      family: the name of the model's family; by default as ``family_in`` finds it.
 
     Attributes:
       path: as given.
@@ -36,13 +37,14 @@ class CheckpointFolder:
       family: the model's family.
 
     Raises:
-      ConfigError: ``config.json`` is missing, is not a JSON object, or has an unknown ``model_type``.
+      ConfigError: ``config.json`` is missing, is not a JSON object, or has a ``model_type`` that the
+        family does not read.
     """
 
-    def __init__(self, path: str | os.PathLike[str], name: str = ""):
+    def __init__(self, path: str | os.PathLike[str], name: str = "", family: str = ""):
         self.path = pathlib.Path(path)
         self.content: Mapping[str, Any] = read_config(self.path)
-        self.family: Family = family_in(self.content, name or self.path / CONFIG_FILE)
+        self.family: Family = family_in(self.content, name or self.path / CONFIG_FILE, family)
         self._read: dict[str, Any] = {}
 
     @property
@@ -73,7 +75,7 @@ class CheckpointFolder:
           ConfigError: a key is missing or broken, or the model differs from the family of this library.
           WeightsError: as for ``tensors``.
         """
-        return describe(self.content, frozenset(self.tensors.shapes), self.path)
+        return describe(self.content, frozenset(self.tensors.shapes), self.path, self.family)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:

@@ -35,6 +35,7 @@ _NOT_FETCHED = ["*/*"]  # subfolders have the model for other programs, or check
 def open_checkpoint(
     name_or_path: str | os.PathLike[str],
     *,
+    family: str = "",
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -43,6 +44,7 @@ def open_checkpoint(
 
     Args:
       name_or_path: a folder, or a name on the hub.
+      family: the name of the model's family, if several read such checkpoints; see ``config_json.family_in``.
       revision: a branch, tag or commit on the hub; by default its main branch.
       token: of a user of the hub, or False for none; by default the stored one.
       cache_dir: the folder for fetched files; by default that of ``huggingface_hub``.
@@ -55,8 +57,8 @@ def open_checkpoint(
     """
     local = _local_folder(name_or_path, revision)
     if local is not None:
-        return CheckpointFolder(local)
-    return _fetch(os.fspath(name_or_path), {"revision": revision, "token": token}, cache_dir)
+        return CheckpointFolder(local, family=family)
+    return _fetch(os.fspath(name_or_path), {"revision": revision, "token": token}, cache_dir, family)
 
 
 def find_folder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
@@ -85,11 +87,13 @@ def _local_folder(name_or_path: str | os.PathLike[str], revision: str | None) ->
     return pathlib.Path(spec.origin).parent / "model"
 
 
-def _fetch(name: str, asked: dict[str, Any], cache_dir: str | os.PathLike[str] | None) -> CheckpointFolder:
+def _fetch(
+    name: str, asked: dict[str, Any], cache_dir: str | os.PathLike[str] | None, family: str
+) -> CheckpointFolder:
     """Fetches ``config.json`` and, if the family is known, all other files that are read."""
     cached = {**asked, "cache_dir": cache_dir}
     config = _ask(name, lambda: huggingface_hub.hf_hub_download(name, CONFIG_FILE, **cached))
-    folder = CheckpointFolder(pathlib.Path(config).parent, name)
+    folder = CheckpointFolder(pathlib.Path(config).parent, name, family)
     snapshot = _ask(
         name,
         lambda: huggingface_hub.snapshot_download(
@@ -97,7 +101,7 @@ def _fetch(name: str, asked: dict[str, Any], cache_dir: str | os.PathLike[str] |
         ),
     )
     if pathlib.Path(snapshot) != folder.path:  # a newer commit
-        folder = CheckpointFolder(snapshot, name)
+        folder = CheckpointFolder(snapshot, name, family)
     for file in module_files(folder):
         _ask(name, functools.partial(huggingface_hub.hf_hub_download, name, file, **cached))
     if not any(folder.path.glob(_WEIGHTS)):  # only then is another request needed

@@ -41,12 +41,13 @@ def from_pretrained(
     mesh: Mesh | None = None,
     rules: partitioning.Rules = partitioning.DEFAULT_RULES,
     seed: int = 0,
+    family: str = "",
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     **changes: Any,
 ) -> Pretrained:
-    """Reads a checkpoint of BERT, GPT-2, T5, BART, MarianMT or ViT.
+    """Reads a checkpoint of one of the families in ``FAMILIES``, such as BERT or T5.
 
     In this library image models take pixels from -1 to 1. If ``preprocessor_config.json`` has another mean or
     standard deviation, the patch embedding is changed so that the model's outputs stay the same.
@@ -56,6 +57,7 @@ def from_pretrained(
       mesh: the devices of the parameters; by default the first device. They are sharded as they are read.
       rules: the table from logical to mesh axes.
       seed: for initializing the parts of a head that the checkpoint does not have.
+      family: a name in ``FAMILIES``, if several read such checkpoints: "t5_encoder" for the encoder of a T5.
       revision, token, cache_dir: of a name on the hub; see ``hub.open_checkpoint``.
       changes: other values for fields of ``TransformerConfig``, except those that determine the shapes of
         parameters. With another ``head`` or ``num_labels``, the parts that the checkpoint lacks are
@@ -69,7 +71,7 @@ def from_pretrained(
       WeightsError: the tensors are missing, broken, pickled, or not those that ``config.json`` describes.
       DataError: the tokenizer is broken.
     """
-    folder = open_checkpoint(name_or_path, revision=revision, token=token, cache_dir=cache_dir)
+    folder = open_checkpoint(name_or_path, family=family, revision=revision, token=token, cache_dir=cache_dir)
     return read_model(folder, mesh=mesh, rules=rules, seed=seed, **changes)
 
 

@@ -166,6 +166,12 @@ TINY_MODELS = {
         spreads={"shared.weight": 1.0, "lm_head.weight": 0.3},
         eos_scale=1.8,
     ),
+    "t5_encoder": TinyModel(
+        "T5EncoderModel",
+        _T5 | dict(d_model=8, d_kv=3, d_ff=12, num_heads=2, feed_forward_proj="gated-gelu"),
+        ("last_hidden_state",),
+        seed=10,
+    ),
     "bart": TinyModel(
         "BartForConditionalGeneration",
         _BART,
@@ -233,6 +239,8 @@ def draw_inputs(tiny: TinyModel, config: Any, rng: np.random.Generator) -> dict[
         return {"pixel_values": rng.uniform(-1, 1, shape).astype(np.float32)}
     if not tiny.decodes:
         inputs = _texts(rng, BERT_LENGTHS, 0)
+        if not hasattr(config, "type_vocab_size"):
+            return inputs
         mask = inputs["attention_mask"]
         second = np.arange(mask.shape[1])[None, :] >= np.array(BERT_LENGTHS)[:, None] // 2
         return inputs | {"token_type_ids": (mask * second).astype(np.int32)}

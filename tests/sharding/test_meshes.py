@@ -45,7 +45,8 @@ def optimizations(are_on):
 
 
 def test_there_is_a_model_of_every_family():
-    assert {name.split()[0] for name in MODELS} == set(families.FAMILIES)
+    untrained = {"t5_encoder"}  # it has no head to train; its stack is that of t5
+    assert {name.split()[0] for name in MODELS} == set(families.FAMILIES) - untrained
 
 
 def marked(name, sizes):

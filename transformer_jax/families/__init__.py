@@ -4,7 +4,7 @@ To add a family, write its file and add a line to ``FAMILIES``.
 This folder may import models/ (for ``TransformerConfig``).
 """
 
-from transformer_jax.families import bart, bert, gpt2, marian, t5, transformer, vit
+from transformer_jax.families import bart, bert, gpt2, marian, t5, t5_encoder, transformer, vit
 from transformer_jax.families.base import Checkpoint, Family, Tensor
 from transformer_jax.models import TransformerConfig
 
@@ -14,6 +14,7 @@ FAMILIES: dict[str, Family] = {
     "bert": bert.FAMILY,
     "gpt2": gpt2.FAMILY,
     "t5": t5.FAMILY,
+    "t5_encoder": t5_encoder.FAMILY,
     "bart": bart.FAMILY,
     "vit": vit.FAMILY,
 }
@@ -36,6 +37,7 @@ __all__ = [
     "gpt2",
     "marian",
     "t5",
+    "t5_encoder",
     "transformer",
     "vit",
 ]

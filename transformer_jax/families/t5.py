@@ -69,7 +69,7 @@ DEFAULTS: dict[str, Any] = dict(
 )
 
 
-def _stack(stack: str, sublayers: tuple[tuple[str, str], ...]) -> tuple[Tensor, ...]:
+def stack_tensors(stack: str, sublayers: tuple[tuple[str, str], ...]) -> tuple[Tensor, ...]:
     """Returns the tensors of the encoder or decoder; ``sublayers`` names its attentions, ours and theirs."""
     tensors = [
         Tensor(
@@ -103,12 +103,12 @@ def _stack(stack: str, sublayers: tuple[tuple[str, str], ...]) -> tuple[Tensor, 
     )
 
 
-_SELF = ("self_attention", "SelfAttention")
+SELF_ATTENTION = ("self_attention", "SelfAttention")
 
 TENSORS = (
     Tensor("embedding/embedding", "shared.weight"),
-    *_stack("encoder", (_SELF,)),
-    *_stack("decoder", (_SELF, ("context_attention", "EncDecAttention"))),
+    *stack_tensors("encoder", (SELF_ATTENTION,)),
+    *stack_tensors("decoder", (SELF_ATTENTION, ("context_attention", "EncDecAttention"))),
     Tensor("logits/projection/kernel", "lm_head.weight", Linear(), when=("share_embeddings", "inputs")),
 )
 
@@ -120,32 +120,43 @@ _FEEDFORWARDS = {
 }
 
 
-def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+def read_stack(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of the encoder, which the decoder shares."""
     activation = config.get("feed_forward_proj", "relu")
     if activation not in list(_FEEDFORWARDS):  # a list, because the value may be unhashable
         raise ValueError(f"feed_forward_proj={activation!r} must be one of {', '.join(_FEEDFORWARDS)}")
     for key, value in _FEEDFORWARDS[activation].items():
         if config.get(key, value) != value:
             raise ValueError(f"{key}={config[key]!r} contradicts feed_forward_proj={activation!r}")
+    return dict(
+        value_size=config["d_kv"],
+        activation={"relu": "relu", "gated-gelu": "gated_gelu_tanh"}[activation],
+        attention_dropout=config.get("dropout_rate", 0.1),
+        feedforward_dropout=config.get("dropout_rate", 0.1),
+    )
+
+
+def write_stack(config: TransformerConfig) -> dict[str, Any]:
+    """Returns the keys for the fields of ``read_stack``."""
+    return dict(feed_forward_proj="gated-gelu" if config.activation == "gated_gelu_tanh" else "relu")
+
+
+def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
     # transformers 5 writes tie_word_embeddings=true for version 1.1 too, but only that has lm_head.weight.
     is_scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
     is_tied = "lm_head.weight" not in names or is_scaled
     # transformers, too, starts decoding with padding by default.
     start = config.get("decoder_start_token_id", config.get("pad_token_id", DEFAULTS["pad_id"]))
     return dict(
-        value_size=config["d_kv"],
+        **read_stack(config),
         num_decoder_layers=config.get("num_decoder_layers") or config["num_layers"],
-        activation={"relu": "relu", "gated-gelu": "gated_gelu_tanh"}[activation],
         share_embeddings="all" if is_tied else "inputs",
         embedding_scale="logits" if is_scaled else "none",
-        attention_dropout=config.get("dropout_rate", 0.1),
-        feedforward_dropout=config.get("dropout_rate", 0.1),
         decoder_start_id=start,
     )
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    is_gated = config.activation == "gated_gelu_tanh"
     if (config.share_embeddings == "all") != (config.embedding_scale == "logits"):
         raise ValueError(
             "transformers ties embeddings and scales logits by one key, tie_word_embeddings, so that "
@@ -153,12 +164,28 @@ def _write(config: TransformerConfig) -> dict[str, Any]:
             f"share_embeddings={config.share_embeddings!r} and embedding_scale={config.embedding_scale!r}"
         )
     return dict(
-        feed_forward_proj="gated-gelu" if is_gated else "relu",
+        **write_stack(config),
         num_decoder_layers=config.num_decoder_layers,
         tie_word_embeddings=config.embedding_scale == "logits",
         is_encoder_decoder=True,
     )
 
+
+FIELDS = (
+    ("vocab_size", "vocab_size"),
+    ("d_model", "d_model"),
+    ("num_heads", "num_heads"),
+    ("key_size", "d_kv"),
+    ("d_feedforward", "d_ff"),
+    ("num_encoder_layers", "num_layers"),
+    ("norm_epsilon", "layer_norm_epsilon"),
+    ("dropout", "dropout_rate"),
+    ("pad_id", "pad_token_id"),
+    ("eos_id", "eos_token_id"),
+    ("max_length", "n_positions"),
+    ("relative_buckets", "relative_attention_num_buckets"),
+    ("relative_max_distance", "relative_attention_max_distance"),
+)
 
 FAMILY = Family(
     "t5",
@@ -167,22 +194,7 @@ FAMILY = Family(
     DEFAULTS,
     Checkpoint(
         model_type="t5",
-        fields=(
-            ("vocab_size", "vocab_size"),
-            ("d_model", "d_model"),
-            ("num_heads", "num_heads"),
-            ("key_size", "d_kv"),
-            ("d_feedforward", "d_ff"),
-            ("num_encoder_layers", "num_layers"),
-            ("norm_epsilon", "layer_norm_epsilon"),
-            ("dropout", "dropout_rate"),
-            ("pad_id", "pad_token_id"),
-            ("eos_id", "eos_token_id"),
-            ("decoder_start_id", "decoder_start_token_id"),
-            ("max_length", "n_positions"),
-            ("relative_buckets", "relative_attention_num_buckets"),
-            ("relative_max_distance", "relative_attention_max_distance"),
-        ),
+        fields=(*FIELDS, ("decoder_start_id", "decoder_start_token_id")),
         read=_read,
         write=_write,
         tensors=TENSORS,
@@ -193,6 +205,7 @@ FAMILY = Family(
         },
         ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
         architectures={"tokens": "T5ForConditionalGeneration"},
+        also={"mt5": ("MT5ForConditionalGeneration",)},
     ),
     vocab_size=VOCAB_SIZE,
 )

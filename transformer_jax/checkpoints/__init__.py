@@ -1,4 +1,4 @@
-"""Training state and position in the data, written and read back whole.
+"""Training checkpoints: the state and the position in the data, written atomically.
 
 It may import types and config alone.
 """

@@ -1,9 +1,9 @@
-"""Checkpoints of {training state, place in the data}: whole or not there, read onto any devices.
+"""Writes and reads checkpoints of {training state, position in the data}, atomically and for any devices.
 
-``DIRECTORY/STEP/`` holds one checkpoint: ``state`` (every leaf under the names that lead to it,
-such as ``params/encoder/...``) and ``data`` (JSON: each process's place in the data, and the
-metrics). Orbax writes it in the background and, last of all, ``commit_success.txt``; without that
-file it does not count.
+``DIRECTORY/STEP/`` holds one checkpoint: ``state`` (every leaf under its path, such as
+``params/encoder/...``) and ``data`` (JSON: the position of each process in the data, and the metrics). Orbax
+writes it in the background. The last file that it writes is ``commit_success.txt``; a checkpoint without it
+is incomplete and is ignored.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ DAMAGED_SUFFIX = ".damaged"
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When to write a checkpoint and which to keep: the latest ones and, besides, the best ones.
+    """Sets when checkpoints are written and which are kept: the latest ones and the best ones.
 
     Raises:
       ValueError: a number out of range.
@@ -51,7 +51,7 @@ class CheckpointConfig:
 
     every_steps: int = 1000
     keep_latest: int = 3  # averaging the last N for evaluation needs at least N here
-    keep_best: int = 1  # by best_metric; 0 keeps none for being good
+    keep_best: int = 1  # number of best ones by best_metric; 0 for none
     best_metric: str = "loss"
     best_mode: Literal["min", "max"] = "min"
 
@@ -65,23 +65,24 @@ class CheckpointConfig:
 
 
 class Skipped(NamedTuple):
-    """A newer checkpoint that could not be read, and why."""
+    """A newer checkpoint that could not be read, and the reason."""
 
     step: int
     reason: str
 
 
 class Restored(NamedTuple):
-    """A training state as it was saved at ``step``, and the place in the data.
+    """A training state as it was saved at ``step``, and the position in the data.
 
-    What this process has saved with it or, where another number of processes did, the first of them.
+    ``data_state`` is the one that this process saved or, if another number of processes saved the checkpoint,
+    that of the first process.
     """
 
     step: int
     state: PyTree
     data_state: dict[str, Any]
     metrics: dict[str, float]
-    skipped: tuple[Skipped, ...]  # newer ones that are half-written or damaged, newest first
+    skipped: tuple[Skipped, ...]  # newer checkpoints that are incomplete or damaged, newest first
 
 
 class RestoredParams(NamedTuple):
@@ -89,22 +90,22 @@ class RestoredParams(NamedTuple):
 
     steps: tuple[int, ...]  # newest first
     params: PyTree
-    data_state: dict[str, Any]  # the first process's place in the data, of the newest
+    data_state: dict[str, Any]  # of the newest checkpoint, saved by the first process
     skipped: tuple[Skipped, ...]
 
 
 class Checkpointer:
     """Writes, prunes and reads the checkpoints of one directory; a context manager.
 
-    Every process of a run makes one and calls the same methods in the same order. Reading needs no
-    knowledge of the devices that wrote, and changes nothing; nothing exists before the first save.
-    Leaves of a state are arrays; typed PRNG keys are stored as their raw data.
+    Every process of a run creates one and calls the same methods in the same order. Checkpoints can be read
+    onto other devices than they were written from, and reading changes no file. The directory is created by
+    the first save. Leaves of a state are arrays; typed PRNG keys are stored as their raw data.
     """
 
     def __init__(self, directory: str | os.PathLike[str], config: CheckpointConfig) -> None:
         self.config = config
         path = os.fspath(directory)
-        # A relative path would fail in Orbax's background thread only.
+        # With a relative path Orbax would fail, and only in its background thread.
         self.directory = epath.Path(path if "://" in path else os.path.abspath(path))
         self._manager: ocp.CheckpointManager | None = None
         self._metrics: dict[int, dict[str, float]] = {}  # of the steps here, once we write
@@ -120,32 +121,32 @@ class Checkpointer:
         except CheckpointError as failure:
             if error is None:
                 raise
-            _log.error("%s", failure)  # it must not hide the error that is on its way
+            _log.error("%s", failure)  # do not hide the error that is being raised
 
     def is_due(self, step: int) -> bool:
-        """Whether ``config.every_steps`` divides ``step``."""
+        """Returns whether ``config.every_steps`` divides ``step``."""
         return step % self.config.every_steps == 0
 
     def steps(self) -> list[int]:
-        """The steps with a committed checkpoint, oldest first; not one that is being written."""
+        """Returns the steps with a committed checkpoint, oldest first, without one that is being written."""
         return [step for step, committed in files.find_steps(self.directory).items() if committed]
 
     def half_written_steps(self) -> list[int]:
-        """The steps with a checkpoint that was never committed; the next ``save`` removes them."""
+        """Returns the steps with a checkpoint that was never committed; the next ``save`` deletes these."""
         found = files.find_steps(self.directory)
         return [step for step, committed in found.items() if not committed and step != self._writing]
 
     def averageable_steps(self) -> list[int]:
-        """The newest step and those on schedule, oldest first: the same however often a run was stopped."""
+        """Returns the newest step and the scheduled ones, oldest first; interruptions do not change them."""
         steps = self.steps()
         return [step for step in steps if self.is_due(step) or step == steps[-1]]
 
     def latest_step(self) -> int | None:
-        """The newest step with a committed checkpoint."""
+        """Returns the newest step with a committed checkpoint, or None."""
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step with the best ``best_metric`` (the newest of equals); None without scores."""
+        """Returns the step with the best ``best_metric`` (the newest of equal ones), or None."""
         ranked = self._rank(self._read_metrics())
         return ranked[0] if ranked else None
 
@@ -156,19 +157,19 @@ class Checkpointer:
         data_state: Mapping[str, Any],
         metrics: Mapping[str, SupportsFloat] | None = None,
     ) -> None:
-        """Copies the state to the host and returns; the rest is written in the background.
+        """Copies the state to the host and returns; a background thread writes it to disk.
 
-        The caller may donate the state's arrays at once. A save waits for the one before.
+        The caller may donate the arrays of the state at once. A save waits until the previous one is
+        finished.
 
         Args:
-          step: updates made so far; above all steps saved before.
+          step: the number of updates so far; higher than all saved steps.
           state: a pytree of arrays.
-          data_state: the place in the data, the same for all processes; JSON values only.
-          metrics: of this step, if it was evaluated.
+          data_state: the position in the data; JSON values only.
+          metrics: metrics of this step if it was evaluated.
 
         Raises:
-          CheckpointError: this or the previous checkpoint could not be written, or the step is not
-            above the saved ones.
+          CheckpointError: this or the previous checkpoint could not be written, or a saved step is not lower.
           ValueError: ``data_state`` is not JSON, or ``metrics`` lacks ``config.best_metric``.
         """
         scores = {name: float(value) for name, value in (metrics or {}).items()}
@@ -197,10 +198,10 @@ class Checkpointer:
             raise self._write_failed(error) from error
 
     def wait(self) -> None:
-        """Returns when the last save is on disk.
+        """Waits until the last save is on disk.
 
         Raises:
-          CheckpointError: it could not be written; the earlier ones are whole.
+          CheckpointError: it could not be written; the earlier checkpoints are intact.
         """
         if self._manager is None or self._writing is None:
             return
@@ -215,7 +216,7 @@ class Checkpointer:
         """Waits for the last save and ends the background threads.
 
         Raises:
-          CheckpointError: as ``wait``.
+          CheckpointError: see ``wait``.
         """
         self.wait()
         if self._manager is not None:
@@ -226,16 +227,15 @@ class Checkpointer:
         """Reads a state as it was saved, to the bit, onto the devices of the template.
 
         Args:
-          template: the state as ``jax.ShapeDtypeStruct``s; their ``sharding`` says where each array
-            goes (the first local device without one).
-          step: which checkpoint; by default the newest that is whole. Newer ones that are
-            half-written or damaged are warned about and returned in ``skipped``; the next ``save``
-            removes half-written ones and renames damaged ones to ``STEP.damaged``.
+          template: the state as ``jax.ShapeDtypeStruct``s with the ``sharding`` of each array; an array
+            without a sharding is put on the first local device.
+          step: the step of the checkpoint; by default the newest intact one. Newer ones that are incomplete
+            or damaged cause a warning and are returned in ``skipped``. The next ``save`` deletes incomplete
+            ones and renames damaged ones to ``STEP.damaged``.
 
         Raises:
-          CheckpointError: there is no whole checkpoint, or the step asked for is not there or damaged.
-          CheckpointMismatchError: names, shapes or dtypes differ from the template's; it lists
-            them.
+          CheckpointError: there is no intact checkpoint, or the one of ``step`` is missing or damaged.
+          CheckpointMismatchError: names, shapes or dtypes differ from the template; the message lists them.
         """
         found, state, data, skipped = self._read_newest(template, (), step)
         processes, index = data["processes"], jax.process_index()
@@ -244,32 +244,33 @@ class Checkpointer:
         return Restored(found, state, own, data["metrics"], skipped)
 
     def restore_params(self, template: PyTree, step: int | None = None) -> RestoredParams:
-        """Reads the field ``params`` of a state only, as evaluation does; see ``restore``.
+        """Reads only the field ``params`` of a state, which is enough for evaluation; see ``restore``.
 
         Args:
           template: the parameters as ``jax.ShapeDtypeStruct``s.
-          step: as for ``restore``.
+          step: see ``restore``.
 
         Raises:
-          CheckpointError: as ``restore``.
+          CheckpointError: see ``restore``.
         """
         found, params, data, skipped = self._read_newest(template, (PARAMS,), step)
         return RestoredParams((found,), params, data["processes"][0], skipped)
 
     def average(self, template: PyTree, last: int, or_fewer: bool = False) -> RestoredParams:
-        """The float32 mean of the last whole checkpoints' parameters (section 6.1 of the paper).
+        """Returns the float32 mean of the parameters of the last checkpoints (Vaswani et al. 2017, section
+        6.1).
 
-        Those are the newest one and, before it, those saved at multiples of ``every_steps``. Newer ones
-        that are half-written or damaged are warned about and returned in ``skipped``.
+        These are the newest one and the ones before it that were saved at multiples of ``every_steps``.
+        Incomplete or damaged ones cause a warning and are returned in ``skipped``.
 
         Args:
           template: the parameters as ``jax.ShapeDtypeStruct``s.
-          last: how many checkpoints, at least 1.
-          or_fewer: take those of the last ``last`` that are there and whole, if there is one; without
-            it, damaged ones are made up for by older ones.
+          last: the number of checkpoints, at least 1.
+          or_fewer: average the intact ones among the last ``last``; at least one is needed. If False, older
+            checkpoints replace damaged ones.
 
         Raises:
-          CheckpointError: too few are there and whole; the message says how many.
+          CheckpointError: there are too few intact checkpoints; the message says how many there are.
         """
         if last < 1:
             raise ValueError(f"{last=} checkpoints cannot be averaged: it must be at least 1")
@@ -344,7 +345,7 @@ class Checkpointer:
         return metrics
 
     def _rank(self, metrics: Mapping[int, Mapping[str, float]]) -> list[int]:
-        """Scored steps, best first and the newest of equals first; NaN is no score."""
+        """Returns the scored steps, best first, the newest of equal ones first; NaN is not a score."""
         sign, name = 1 if self.config.best_mode == "min" else -1, self.config.best_metric
         scores = {step: sign * each[name] for step, each in metrics.items() if name in each}
         scores = {step: score for step, score in scores.items() if not np.isnan(score)}

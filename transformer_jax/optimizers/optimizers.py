@@ -14,41 +14,42 @@ import optax
 from transformer_jax.config import check_types
 from transformer_jax.types import PyTree
 
-# Parameters with these names are never decayed, whatever their rank: a bias of attention is
-# (H, K), and a scanned stack gives each bias and scale one more dimension.
+# Parameters with these names are never decayed. Their rank does not identify them: a bias of attention is
+# (H, K), and a scanned stack adds a dimension to each bias and scale.
 UNDECAYED_NAMES = ("bias", "scale")
 _STACKS = ("encoder", "decoder")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Which optimizer, and the learning rate of each of its updates.
+    """Describes the optimizer and its learning-rate schedule.
 
-    The defaults are the paper's (Vaswani et al. 2017, section 5.3), except ``peak_rate``: take
-    ``paper_peak_rate(d_model, warmup_steps)`` for equation 3.
+    The defaults are those of Vaswani et al. 2017, section 5.3, except ``peak_rate``; for equation 3 use
+    ``paper_peak_rate(d_model, warmup_steps)``.
 
-    ``adafactor`` (Shazeer and Stern 2018) multiplies the rate by each parameter's root mean square
-    and has that paper's own constants: ``b1``, ``b2`` and ``epsilon`` are not for it.
+    ``adafactor`` (Shazeer and Stern 2018) multiplies the learning rate by each parameter's root mean square.
+    It uses the constants of its paper and ignores ``b1``, ``b2`` and ``epsilon``, which must keep their
+    defaults.
 
     Raises:
-      ValueError: a value out of range, or one the chosen optimizer or schedule would ignore.
+      ValueError: a value is out of range, or the chosen optimizer or schedule would ignore it.
     """
 
     name: Literal["adam", "adamw", "adafactor"] = "adam"
     schedule: Literal["inverse_square_root", "cosine", "linear", "constant"] = "inverse_square_root"
-    peak_rate: float = 1e-3  # the rate of update number warmup_steps
-    warmup_steps: int = 4000  # updates; the rate rises linearly over them
-    warmup_start_factor: float = 0.0  # where it rises from / peak rate; 1: it does not rise, as in T5
+    peak_rate: float = 1e-3  # the learning rate at update warmup_steps
+    warmup_steps: int = 4000  # number of updates over which the learning rate rises linearly
+    warmup_start_factor: float = 0.0  # first rate / peak rate; 1 means no rise, as in T5
     end_rate_factor: float = 0.0  # cosine, linear: last rate / peak rate
     b1: float = 0.9
     b2: float = 0.98
     epsilon: float = 1e-9
-    weight_decay: float = 0.0  # adamw: subtracts rate * weight_decay * parameter
-    clip_norm: float = 0.0  # largest global norm of the gradients; 0 does not clip
-    # Regular expressions; a parameter that one of them matches at its path's start, as "embedding|encoder/",
-    # stays as it is.
+    weight_decay: float = 0.0  # adamw: each update subtracts rate * weight_decay * parameter
+    clip_norm: float = 0.0  # maximum global norm of the gradients; 0 for no clipping
+    # Regular expressions, such as "embedding|encoder/". A parameter is not trained if one of them matches the
+    # start of its path.
     frozen: tuple[str, ...] = ()
-    layer_decay: float = 1.0  # of the rate, for each layer further from the output
+    layer_decay: float = 1.0  # factor of the learning rate for each layer further from the output
 
     def __post_init__(self) -> None:
         check_types(self, "optimizer")
@@ -95,11 +96,13 @@ class OptimizerConfig:
 
 
 def fine_tuning(peak_rate: float, num_steps: int, epsilon: float = 1e-6) -> OptimizerConfig:
-    """What BERT is fine-tuned with (Devlin et al. 2019, sections A.2 and A.3, and the released code).
+    """Returns the settings for fine-tuning BERT (Devlin et al. 2019, sections A.2 and A.3, and released
+    code).
 
-    AdamW with decay 0.01, gradients clipped to norm 1; the rate rises over a tenth of the updates and falls
-    linearly to 0. ``epsilon`` is the release's; PyTorch's AdamW has 1e-8. As in PyTorch, and unlike the
-    release, moments are corrected for their start at 0, and the fall begins where the rise ends.
+    AdamW with weight decay 0.01 and gradients clipped to norm 1. The learning rate rises over a tenth of the
+    updates and then falls linearly to 0. The default of ``epsilon`` is that of the released code; PyTorch's
+    AdamW has 1e-8. As in PyTorch and unlike in the released code, moments are bias-corrected, and the rate
+    falls from its peak.
     """
     return OptimizerConfig(
         name="adamw",
@@ -114,9 +117,9 @@ def fine_tuning(peak_rate: float, num_steps: int, epsilon: float = 1e-6) -> Opti
 
 
 def paper_peak_rate(d_model: int, warmup_steps: int) -> float:
-    """The ``peak_rate`` that makes ``inverse_square_root`` equation 3 of Vaswani et al. 2017.
+    """Returns the ``peak_rate`` with which ``inverse_square_root`` is equation 3 of Vaswani et al. 2017.
 
-    The equation's rate at update ``n``, ``d_model**-0.5 * min(n**-0.5, n * warmup_steps**-1.5)``,
+    The rate of that equation at update ``n``, ``d_model**-0.5 * min(n**-0.5, n * warmup_steps**-1.5)``,
     peaks at ``n == warmup_steps`` with ``(d_model * warmup_steps)**-0.5``.
 
     Raises:
@@ -128,24 +131,24 @@ def paper_peak_rate(d_model: int, warmup_steps: int) -> float:
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Builds the function from the count of updates made so far to the rate of the next update.
+    """Returns a function from the number of updates so far to the learning rate of the next update.
 
-    Update number ``n = count + 1`` counts from 1, so the first update (``count`` 0) already moves,
-    by ``peak_rate / warmup_steps``, and update number ``warmup_steps`` is made at ``peak_rate``. With
-    ``warmup_start_factor`` f, the rate up to there is ``peak_rate * (f + (1 - f) * n / warmup_steps)``.
-    For ``n > warmup_steps`` the rate is ``peak_rate`` times:
+    Updates are counted from 1: ``n = count + 1``. The first update (``count`` 0) has the rate
+    ``peak_rate / warmup_steps``, and update ``warmup_steps`` has ``peak_rate``. With ``warmup_start_factor``
+    f, the rate of the warm-up is ``peak_rate * (f + (1 - f) * n / warmup_steps)``. For ``n > warmup_steps``
+    the rate is ``peak_rate`` times:
 
     * ``inverse_square_root``: ``sqrt(max(warmup_steps, 1) / n)``;
-    * ``linear``, ``cosine``: from 1 down to ``end_rate_factor`` at ``n == num_steps``, along a
-      straight line or half a cosine wave, and constant from there on;
+    * ``linear``, ``cosine``: from 1 down to ``end_rate_factor`` at ``n == num_steps``, along a straight line
+      or half a cosine wave, and constant afterwards;
     * ``constant``: 1.
 
     Args:
-      config: schedule, peak and warm-up.
-      num_steps: updates in the whole training; only ``linear`` and ``cosine`` depend on it.
+      config: the schedule, its peak and warm-up.
+      num_steps: number of updates of the training; only ``linear`` and ``cosine`` depend on it.
 
     Raises:
-      ValueError: ``num_steps`` below 1, or a warm-up that leaves ``linear`` or ``cosine`` no step.
+      ValueError: ``num_steps`` is below 1, or the warm-up leaves no update for ``linear`` or ``cosine``.
     """
     if num_steps < 1:
         raise ValueError(f"{num_steps=} must be at least 1")
@@ -176,17 +179,18 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Builds the optimizer: clipping (if any), then Adam, AdamW or Adafactor at the scheduled rate.
+    """Returns the optimizer: clipping if configured, then Adam, AdamW or Adafactor with the schedule.
 
-    * ``adam``: Kingma and Ba 2015, with both bias corrections.
-    * ``adamw``: Loshchilov and Hutter 2019; see ``decay_mask`` for what is decayed.
-    * ``adafactor``: Shazeer and Stern 2018, without momentum; factored as optax does, over the two
-      largest axes where both have 128 at least; each layer of a scanned stack by itself.
+    * ``adam``: Kingma and Ba 2015, with bias correction of both moments.
+    * ``adamw``: Loshchilov and Hutter 2019; ``decay_mask`` says which parameters are decayed.
+    * ``adafactor``: Shazeer and Stern 2018, without momentum. As in optax, second moments are factored over
+      the two largest axes if both have at least 128 elements. Each layer of a scanned stack is treated
+      separately.
 
-    The count of updates lives in the optimizer's state, so a restored state continues its schedule.
+    The number of updates is part of the optimizer's state, so a restored state continues its schedule.
 
     Raises:
-      ValueError: as ``make_schedule``.
+      ValueError: see ``make_schedule``.
     """
     schedule = make_schedule(config, num_steps)
     builders: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -208,16 +212,16 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     if config.frozen:
         kinds: dict[Any, Any] = {"trained": optimizer, "frozen": optax.set_to_zero()}
         optimizer = optax.partition(kinds, cast(Any, partial(_trained_or_frozen, patterns=config.frozen)))
-    if config.layer_decay < 1:  # around the partition: frozen layers count
+    if config.layer_decay < 1:  # outside the partition, so that frozen layers count
         optimizer = optax.chain(optimizer, scale_by_depth(config.layer_decay))
     return optimizer
 
 
 def _per_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same of each layer of a scanned stack by itself: Adafactor takes means over a whole parameter."""
+    """Applies Adafactor, which takes means over a whole parameter, to each layer of a scanned stack."""
 
     def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
-        """Over the layers; there are none where a model is not scanned or has one stack alone."""
+        """Maps over the layers; the tree is empty if the stack is not scanned or does not exist."""
         return lambda tree, *more: (jax.vmap(function) if jax.tree.leaves(tree) else function)(tree, *more)
 
     layers = optax.GradientTransformation(mapped(optimizer.init), mapped(optimizer.update))
@@ -231,15 +235,15 @@ def _per_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
 
 
 def _path(path: tuple[Any, ...]) -> str:
-    """The names of a parameter, such as ``encoder/layer_0/feedforward/hidden/kernel``."""
+    """Returns the path of a parameter, such as ``encoder/layer_0/feedforward/hidden/kernel``."""
     return "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
 def _trained_or_frozen(params: PyTree, patterns: tuple[str, ...]) -> PyTree:
-    """Which of the two each parameter is.
+    """Labels each parameter "trained" or "frozen".
 
     Raises:
-      ValueError: a pattern matches none, or all parameters are frozen.
+      ValueError: a pattern matches no parameter, or all parameters are frozen.
     """
     paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in patterns:
@@ -255,11 +259,11 @@ def _trained_or_frozen(params: PyTree, patterns: tuple[str, ...]) -> PyTree:
 
 
 def scale_by_depth(decay: float) -> optax.GradientTransformation:
-    """Multiplies each update by ``decay`` to the number of layers between it and its stack's output.
+    """Multiplies each update by ``decay`` to the power of its distance from the output of its stack.
 
-    Layer-wise decay of the rate (Howard and Ruder 2018, section 3.2; Clark et al. 2020, appendix B): of N
-    layers the last has ``decay ** 1``, the first ``decay ** N``, embeddings ``decay ** (N + 1)``, heads and
-    final norms 1. An encoder and a decoder are counted each by itself.
+    This is layer-wise decay of the learning rate (Howard and Ruder 2018, section 3.2; Clark et al. 2020,
+    appendix B). The last of N layers has the factor ``decay ** 1``, the first ``decay ** N``, embeddings
+    ``decay ** (N + 1)``, heads and final norms 1. The layers of encoder and decoder are counted separately.
     """
 
     def update(updates: PyTree) -> PyTree:
@@ -273,7 +277,7 @@ def scale_by_depth(decay: float) -> optax.GradientTransformation:
 
 
 def _layer_counts(leaves: list[tuple[str, Any]]) -> dict[str, int]:
-    """The number of layers of each stack."""
+    """Returns the number of layers of each stack."""
     counts: dict[str, int] = {}
     for path, leaf in leaves:
         stack, *rest = path.split("/")
@@ -299,10 +303,10 @@ def _depth_factor(path: str, leaf: Any, counts: dict[str, int], decay: float) ->
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """A pytree of bools like ``params``: whether weight decay applies to each parameter.
+    """Returns a pytree of bools like ``params``: whether weight decay applies to each parameter.
 
-    It applies to matrices (kernels and embeddings), not to a parameter called ``bias`` or ``scale``
-    nor to anything with fewer than two dimensions.
+    It applies to kernels and embeddings, but not to parameters called ``bias`` or ``scale`` and not to
+    parameters with fewer than two dimensions.
     """
 
     def is_decayed(path: tuple[Any, ...], parameter: Any) -> bool:

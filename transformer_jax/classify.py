@@ -1,16 +1,17 @@
-"""Tells the classes of texts or images: each line of standard input gives a label and its probability.
+"""Classifies texts or images: prints a label and its probability for each line of standard input.
 
     echo "What a lovely film." | python -m transformer_jax.classify --workdir=runs/sst2
     python -m transformer_jax.classify --model=textattack/bert-base-uncased-SST-2 --top=2 < reviews.txt
     ls photos/*.jpg | python -m transformer_jax.classify --model=google/vit-base-patch16-224
 
 The model is an encoder trained to classify: a folder in the format of Hugging Face transformers, a name on
-the hub, or the folder of a run trained here. What is printed is parted by tabs; with --top=2 a line has the
-two most probable labels: label, probability, label, probability. With --pairs each line that is read holds
-two texts, parted by a tab.
+the hub, or the folder of a run. The output is separated by tabs; with --top=2 a line has the two most
+probable
+labels: label, probability, label, probability. With --pairs each input line has two texts, separated by a
+  tab.
 
-Of a model of images a line is the path of a file. An image is brought to the model's size as the folder's
-preprocessor_config.json says, or as the run is evaluated.
+For a model of images each input line is the path of a file. Images are resized to the model's size as the
+folder's preprocessor_config.json says, or as in the evaluation of the run.
 """
 
 import dataclasses
@@ -29,11 +30,11 @@ from transformer_jax.runs.loading import load_model
 
 
 def parse_pair(line: str) -> tuple[str, str]:
-    """The two texts of a line; raises ValueError unless there is one tab."""
+    """Returns the two texts of a line; raises ValueError unless it has exactly one tab."""
     parts = line.split("\t")
     if len(parts) != 2:
         raise ValueError(
-            f"with --pairs a line is two texts parted by a tab, but it has {len(parts) - 1} tabs"
+            f"with --pairs a line is two texts separated by a tab, but it has {len(parts) - 1} tabs"
         )
     return parts[0], parts[1]
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     prepare_process()
     with reported_errors():
         loaded = load_model(FLAGS.model, FLAGS.workdir, FLAGS.from_checkpoint, FLAGS.average_last)
-        loaded.classify([])  # a model of another kind is told before a line is read
+        loaded.classify([])  # a model of another kind is an error before a line is read
         if loaded.config.image_shape:
             _classify_images(loaded)
         else:
@@ -91,6 +92,6 @@ FLAGS = flags.FLAGS
 if __name__ == "__main__":
     define_model_flags()
     flags.DEFINE_integer("top", 1, "How many labels of each line to print.", lower_bound=1)
-    flags.DEFINE_bool("pairs", False, "Each line holds two texts, parted by a tab.")
+    flags.DEFINE_bool("pairs", False, "Each line holds two texts, separated by a tab.")
     flags.DEFINE_integer("batch_size", BATCH_SIZE, "Lines computed at once.", lower_bound=1)
     app.run(main)

@@ -1,15 +1,15 @@
-"""Turns texts into vectors: each line of standard input gives one, a JSON list on a line of its own.
+"""Computes embeddings of texts: prints one for each line of standard input, a JSON list on a line.
 
     echo "A man sleeps." | python -m transformer_jax.embed --model=sentence-transformers/all-MiniLM-L6-v2
     python -m transformer_jax.embed --workdir=runs/bert --output=vectors.npy < texts.txt
 
 The model is an encoder of text, such as BERT: a folder in the format of Hugging Face transformers, a name on
-the hub, or the folder of a run trained here. A folder of sentence-transformers says how its vectors are made:
-as the mean over a text's tokens or from the first one, scaled to length 1 or not, and how long a text may be.
-Of other models a vector is the mean, of length 1, so that the product of two says how alike their texts are;
---normalize and --nonormalize decide it in either case. A text that is too long is an error: --cut takes its
-beginning, as sentence-transformers does, and says for how many. --output=FILE.npy writes one float32 array
-(texts, numbers) for numpy.load.
+the hub, or the folder of a run. A folder of sentence-transformers configures its embeddings: the mean over a
+text's tokens or the output for the first one, scaled to length 1 or not, and the maximum length of a text.
+For other models an embedding is the mean, scaled to length 1, so that the product of two embeddings is the
+similarity of their texts. --normalize and --nonormalize override this. A text that is too long is an error;
+--cut truncates it, as sentence-transformers does, and the program prints how many texts it has truncated.
+--output=FILE.npy writes one float32 array (texts, numbers) for numpy.load.
 """
 
 import io
@@ -40,9 +40,9 @@ def main(argv: Sequence[str]) -> None:
         if output is not None and not output.endswith(".npy"):
             raise ConfigError(f"--output={output} must end in .npy")
         if output is not None:
-            check_writable(output)  # not when hours of vectors are there
+            check_writable(output)  # before the work of hours, not after it
         loaded = load_model(FLAGS.model, FLAGS.workdir, FLAGS.from_checkpoint, FLAGS.average_last)
-        found = [loaded.embed([])]  # a model of another kind is told before a line is read
+        found = [loaded.embed([])]  # a model of another kind is an error before a line is read
 
         pooling = loaded.pooling or PLAIN
         most = longest(loaded.config, pooling)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
                 found.append(vectors)
                 return
             for vector in vectors:
-                # The shortest digits that give the same float32 again.
+                # The shortest decimal number that parses to the same float32.
                 print(json.dumps([float(str(number)) for number in vector]))
 
         work_on_lines(check, embed)

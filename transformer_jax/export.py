@@ -3,9 +3,12 @@
     python -m transformer_jax.export --workdir=runs/bert path/to/folder
     python -m transformer_jax.pretrained verify path/to/folder        # where PyTorch is, to see both agree
 
-The folder has config.json, safetensors and the tokenizer, and gives the same logits there. The model must be
-one that transformers has: BERT, GPT-2, T5, BART, MarianMT or ViT. What no such folder can say is that a
-language model that was trained here has an end of text before every document, so before prompts too.
+The folder has config.json, safetensors and the tokenizer, and transformers computes the same logits from it.
+The
+model must be one that transformers has: BERT, GPT-2, T5, BART, MarianMT or ViT. One thing cannot be written
+  to
+such a folder: language models of this project are trained with an end-of-text token before every document, so
+their prompts need this token too.
 """
 
 from collections.abc import Sequence

@@ -242,7 +242,7 @@ SAMPLE: dict[str, Any] = {**GREEDY, "rng": jax.random.key(0)}
         (sample, {**SAMPLE, "temperature": 0.0}, "use greedy_search"),
         (sample, {**SAMPLE, "temperature": float("nan")}, "temperature=nan must be positive"),
         (sample, {**SAMPLE, "top_k": 0}, "top_k=0 must be at least 1"),
-        (sample, {**SAMPLE, "top_k": 6}, "top_k=6 is more than the vocabulary has tokens: 5"),
+        (sample, {**SAMPLE, "top_k": 6}, "top_k=6 exceeds the vocabulary of 5"),
         (sample, {**SAMPLE, "top_p": 0.0}, "top_p=0.0 must be above 0"),
         (sample, {**SAMPLE, "top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
         (sample, {**SAMPLE, "row_ids": jnp.arange(4)}, "row_ids has 4 rows, but start_ids has 3"),

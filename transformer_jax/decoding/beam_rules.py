@@ -1,4 +1,4 @@
-"""What papers and libraries do otherwise in beam search: how lengths are weighed, and when it stops."""
+"""The rules of beam search in which papers and libraries differ: length normalization and stopping."""
 
 import dataclasses
 
@@ -8,17 +8,19 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class BeamRule:
-    """How beam search ranks outputs of several lengths, when it stops, and what the limit makes of the rest.
+    """Defines how beam search ranks outputs of different lengths, and when it stops.
 
     Attributes:
-      weighing: what log P is divided by for a score, p being the length penalty: "wu" for
+      weighing: the divisor of log P in a score, where p is the length penalty: "wu" for
         ``((5 + length) / 6) ** p`` (Wu et al. 2016, equation 14, without coverage), "power" for
-        ``length ** p``. A length is in tokens, with eos and without prompt or start token.
-      early_stopping: when a text is done. True: as soon as as many hypotheses ended as there are beams.
-        False: when that is so and the most probable live one, ended as it stands, would not score above the
-        worst of them. "never": the same, but for a positive penalty with the score that it would have if it
-        reached the limit at no loss, so that nothing better is to come.
-      unfinished_compete: at the limit what did not end is ranked among what ended, by score; else after it.
+        ``length ** p``. The length is in tokens, with eos and without prompt or start token.
+      early_stopping: when the search for a text stops, in every case not before ``beam_size`` hypotheses have
+        ended. True: at once. False: when the most probable live hypothesis, scored as it stands, does not
+        score above the worst ended one. "never": the same, but if the penalty is positive, the live
+        hypothesis is scored as if it reached the limit with the log P that it has, so that no better output
+        is missed.
+      unfinished_compete: whether hypotheses that reach the limit are ranked by score among the ended ones, or
+        after all of them.
     """
 
     weighing: str = "wu"
@@ -32,7 +34,7 @@ class BeamRule:
             raise ValueError(f"early_stopping={self.early_stopping!r} must be True, False or 'never'")
 
     def score(self, log_probs: jax.Array, length: jax.Array, length_penalty: float) -> jax.Array:
-        """The scores of hypotheses of ``length`` tokens."""
+        """Returns the scores of hypotheses of ``length`` tokens."""
         tokens = length.astype(jnp.float32)
         if self.weighing == "power":
             return log_probs / tokens**length_penalty
@@ -41,13 +43,13 @@ class BeamRule:
     def is_settled(
         self, live: jax.Array, ended: jax.Array, length: jax.Array, limit: jax.Array, length_penalty: float
     ) -> jax.Array | bool:
-        """Whether one text is done, as many of its hypotheses having ended as there are beams.
+        """Returns whether the search for a text stops, if ``beam_size`` of its hypotheses have ended.
 
         Args:
-          live: log P of those that go on, best first.
-          ended: scores of those that ended.
-          length: in tokens, of those that go on.
-          limit: of the text, in tokens.
+          live: log P of the live hypotheses, best first.
+          ended: scores of the ended hypotheses.
+          length: number of tokens of the live hypotheses.
+          limit: maximum number of tokens of the text.
           length_penalty: as for ``score``.
         """
         if self.early_stopping is True:
@@ -56,7 +58,7 @@ class BeamRule:
         return ~(self.score(live[0], reached, length_penalty) > ended.min())
 
 
-# Of the papers and of runs; it stops as fairseq does.
+# The rule of the papers and of runs. It stops as fairseq does.
 WU_RULE = BeamRule()
-# Of generate() in Hugging Face transformers, as it is without arguments.
+# The default rule of generate() in Hugging Face transformers.
 TRANSFORMERS_RULE = BeamRule("power", early_stopping=False, unfinished_compete=True)

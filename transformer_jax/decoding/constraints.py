@@ -1,7 +1,7 @@
-"""What may come next whatever a model says: tokens that are banned, forced, or would repeat something.
+"""Constraints on the next token: tokens that are banned, forced, or would repeat an n-gram.
 
-As the ``LogitsProcessor`` classes of Hugging Face ``transformers``: the other tokens keep the probability
-that they have beside those which may not come, and a forced token has the probability 1.
+They are those of the ``LogitsProcessor`` classes of Hugging Face ``transformers``. Allowed tokens keep their
+probabilities, which are not renormalized by default. A forced token has the probability 1.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ from jaxtyping import Float, Int
 
 
 class Given(NamedTuple):
-    """What stands before the outputs, and how long these may be; N rows.
+    """Contains what precedes the outputs, and their limits; N rows.
 
     Attributes:
-      tokens: prompts or start tokens, at the end of their rows.
-      lengths: of them, in tokens.
-      limits: of the outputs, in tokens.
+      tokens: prompts, or start tokens with the prompts of decoders, padded on the left.
+      lengths: numbers of these tokens, without padding.
+      limits: maximum numbers of tokens of the outputs.
     """
 
     tokens: Int[jax.Array, "N P"]
@@ -29,17 +29,19 @@ class Given(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Constraints:
-    """Rules for the next token.
+    """Forbids or forces tokens.
 
     Attributes:
-      banned_ids: tokens that never come.
-      no_repeat_ngram_size: no so many tokens come in the same order twice, what was given counted; 0 is off.
-      min_new_tokens: of an output, without eos, which does not come before.
-      min_length: the same, what was given counted: a prompt, or the one start token of a decoder that has an
-        encoder.
-      forced_bos_id: the token after a start token (or a prompt of one token); None is off.
-      forced_eos_id: the last token at the limit; None is off.
-      renormalize: the probabilities of what may come sum to 1 again.
+      banned_ids: tokens that never occur in an output.
+      no_repeat_ngram_size: no n-gram of this size occurs twice, in what precedes an output and the output
+        together; 0 is off.
+      min_new_tokens: minimum number of tokens of an output, without eos, which is forbidden before.
+      min_length: the same, but what precedes the output counts too: a prompt, or the start token of a decoder
+        that has an encoder, with its prompt.
+      forced_bos_id: the token after a start token without a prompt, or after a prompt of one token; None is
+        off.
+      forced_eos_id: the last token of an output that reaches its limit; None is off.
+      renormalize: whether the probabilities of the allowed tokens sum to 1 again.
     """
 
     banned_ids: tuple[int, ...] = ()
@@ -56,7 +58,7 @@ class Constraints:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
 
     def check(self, vocab_size: int) -> None:
-        """Raises ValueError for a token that a model with so many tokens does not have."""
+        """Raises ValueError if a token is not one of a model with ``vocab_size`` tokens."""
         forced = {"forced_bos_id": self.forced_bos_id, "forced_eos_id": self.forced_eos_id}
         named = [("banned_ids", token) for token in self.banned_ids]
         for name, token in [*named, *((name, token) for name, token in forced.items() if token is not None)]:
@@ -71,13 +73,13 @@ class Constraints:
         given: Given,
         eos_id: int,
     ) -> Float[jax.Array, "N V"]:
-        """The logits with ``-inf`` for what may not come.
+        """Returns the logits with ``-inf`` for forbidden tokens.
 
         Args:
           logits: of the next tokens.
-          tokens: of the outputs so far, of which the first ``position`` count.
-          position: of the next token.
-          given: what stands before the outputs.
+          tokens: the outputs so far, of which the first ``position`` tokens count.
+          position: of the next token in the output.
+          given: what precedes the outputs.
           eos_id: the token that ends a text.
         """
         allowed = logits
@@ -98,7 +100,7 @@ class Constraints:
             allowed = _force(allowed, logits, self.forced_eos_id, position == given.limits - 1)
         if self.renormalize:
             before, after = (jax.nn.logsumexp(array, axis=-1, keepdims=True) for array in (logits, allowed))
-            allowed += jnp.where(after > -jnp.inf, before - after, 0.0)  # as much as all had together
+            allowed += jnp.where(after > -jnp.inf, before - after, 0.0)  # the sum of all probabilities stays
         return allowed
 
 
@@ -106,7 +108,8 @@ UNCONSTRAINED = Constraints()
 
 
 def _force(allowed: jax.Array, logits: jax.Array, token: int, where: jax.Array) -> jax.Array:
-    """One token alone in the rows ``where``, with the logit of probability 1 beside ``logits``."""
+    """Returns the logits with ``token`` as the only allowed one in the rows ``where``, with the probability
+    1."""
     certain = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     only = jnp.where(jnp.arange(logits.shape[-1])[None, :] == token, certain, -jnp.inf)
     return jnp.where(where[:, None], only, allowed)
@@ -115,9 +118,10 @@ def _force(allowed: jax.Array, logits: jax.Array, token: int, where: jax.Array) 
 def _would_repeat(
     tokens: jax.Array, position: jax.Array, given: Given, size: int, vocab_size: int
 ) -> jax.Array:
-    """(N, V): which next tokens complete ``size`` tokens that have come before."""
+    """Returns (N, V), whether a next token completes an n-gram of ``size`` tokens that has occurred
+    before."""
     num_rows, width = given.tokens.shape
-    # At both sides room for a window that begins before the first token, or ends behind the last.
+    # Windows may begin before the first token and end after the last one.
     edge = jnp.full((num_rows, size), -1, jnp.int32)
     texts = jnp.concatenate([edge, given.tokens, tokens, edge], axis=1)
     end = size + width + position

@@ -1,4 +1,4 @@
-"""Drawing one next token from the logits of a model."""
+"""Draws one next token from the logits of a model."""
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +19,19 @@ def draw_tokens(
     """Draws a token for each row, in this order of operations:
 
     1. logits are divided by ``temperature``;
-    2. exactly the ``top_k`` most probable tokens stay, of equal ones those with lower ids;
-    3. of these, renormalised, the smallest set of most probable ones stays whose mass is at least ``top_p``
-       (nucleus sampling, Holtzman et al. 2020, section 3.1), ties as before;
-    4. one is drawn from what is left, renormalised.
+    2. exactly the ``top_k`` most probable tokens are kept, of equal ones those with lower ids;
+    3. their probabilities are renormalized, and the smallest set of most probable tokens is kept whose mass
+       is at least ``top_p`` (nucleus sampling, Holtzman et al. 2020, section 3.1), ties as before;
+    4. one of the kept tokens is drawn from their renormalized distribution.
 
-    A draw depends on ``rng``, the row's id, the position and the row's logits, not on other rows.
+    A draw depends on ``rng``, the row's id, the position and the row's logits, but not on other rows.
 
     Args:
-      logits: ``-inf`` for a token that must not come.
+      logits: ``-inf`` for a forbidden token.
       rng: a JAX random key.
       row_ids: the number of each row.
       position: of the token in its text.
-      temperature: above 0; below 1 sharpens, above 1 flattens.
+      temperature: above 0; below 1 sharpens the distribution, above 1 flattens it.
       top_k, top_p: 1 to V, and above 0 up to 1; None keeps all.
 
     Raises:
@@ -53,12 +53,13 @@ def draw_tokens(
 def _truncate(
     logits: jax.Array, temperature: float, top_k: int | None, top_p: float | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Steps 1 to 3 of ``draw_tokens``: unnormalised log-probabilities and token ids of what stays."""
+    """Returns unnormalized log-probabilities and ids of the tokens that steps 1 to 3 of ``draw_tokens``
+    keep."""
     vocab_size = logits.shape[-1]
     if top_k is not None and top_k > vocab_size:
-        raise ValueError(f"{top_k=} is more than the vocabulary has tokens: {vocab_size}")
+        raise ValueError(f"{top_k=} exceeds the vocabulary of {vocab_size} tokens; use at most that")
     best = jnp.max(logits, axis=-1, keepdims=True)
-    # The best token is put at 0 before the division, so that no temperature overflows.
+    # The best logit is shifted to 0 before the division, so that no temperature overflows.
     scaled = jnp.where(logits > -jnp.inf, logits - best, -jnp.inf) / temperature
     if top_k is None and (top_p is None or top_p == 1):
         return scaled, jnp.broadcast_to(jnp.arange(vocab_size)[None, :], scaled.shape)

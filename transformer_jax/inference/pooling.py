@@ -1,4 +1,4 @@
-"""How the vectors of a text's tokens become one of the text."""
+"""Pools an encoder's outputs for the tokens of a text into one embedding of the text."""
 
 import dataclasses
 
@@ -13,13 +13,13 @@ POOLING_MODES = ("mean", "cls")
 
 @dataclasses.dataclass(frozen=True)
 class Pooling:
-    """What is done with an encoder's vectors; by default as where no folder says it.
+    """Configures pooling; the default values are for models whose folder does not configure it.
 
     Attributes:
-      mode: "mean" over all tokens, special ones included, or "cls", the first one.
-      normalize: to the length 1.
-      max_length: tokens of a text, special ones included, where it is less than the model takes; or 0.
-      unknown: what the folder asks for that is not known here, so that there are no vectors; or "".
+      mode: "mean" over all tokens, special tokens included, or "cls", the first token.
+      normalize: whether to scale embeddings to length 1.
+      max_length: maximum number of tokens of a text, special tokens included; 0 means as the model.
+      unknown: a setting of the folder that is not supported, so that embedding texts is an error; else "".
     """
 
     mode: str = "mean"
@@ -29,7 +29,7 @@ class Pooling:
 
 
 def pooled(vectors: Float[Array, "B L D"], is_real: Bool[Array, "B L"], mode: str) -> Float[Array, "B D"]:
-    """One vector for each text, float32: ``mode`` of those of its tokens."""
+    """Returns one float32 embedding for each text, pooled from those of its tokens by ``mode``."""
     vectors = vectors.astype(jnp.float32)
     if mode == "cls":
         return vectors[:, 0]
@@ -38,7 +38,7 @@ def pooled(vectors: Float[Array, "B L D"], is_real: Bool[Array, "B L"], mode: st
 
 
 def check_known(pooling: Pooling) -> None:
-    """Raises ConfigError for one of which there are no vectors here."""
+    """Raises ConfigError if the pooling is not supported."""
     if pooling.unknown:
         raise ConfigError(
             "this model's vectors are made by sentence-transformers in a way that is not known here, where "

@@ -1,4 +1,4 @@
-"""Vectors of texts, from an encoder alone."""
+"""Computes embeddings of texts with an encoder-only model."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from transformer_jax.models import TransformerConfig, build
 from transformer_jax.objectives.classification import encode_texts
 from transformer_jax.types import PyTree
 
-PLAIN = Pooling()  # of a folder that says nothing of it
+PLAIN = Pooling()  # of a folder that does not configure it
 
 
 def embed_texts(
@@ -31,26 +31,24 @@ def embed_texts(
     normalize: bool | None = None,
     cut: bool = False,
 ) -> Float32[np.ndarray, "N D"]:
-    """A vector for each text: by default the mean of an encoder's vectors over its tokens.
+    """Returns an embedding for each text: by default the mean of the encoder's output over its tokens.
 
-    As in sentence-transformers (Reimers and Gurevych 2019, arXiv:1908.10084, section 3, "MEAN").
+    This is what sentence-transformers does (Reimers and Gurevych 2019, arXiv:1908.10084, section 3, "MEAN").
 
     Args:
-      config: of the model, an encoder alone; its head is not used.
+      config: of an encoder-only model; its head is not used.
       params: of the model.
       tokenizer: of the model.
       texts: any number.
-      pooling: what is done with the vectors of a text's tokens.
-      batch_size: texts at once.
-      normalize: to the length 1, so that a product of two vectors is the cosine of their angle; None is what
-        ``pooling`` says.
-      cut: take the beginning of a text that is too long, with its special tokens, as sentence-transformers
-        does.
+      pooling: how the outputs for a text's tokens become one embedding.
+      batch_size: maximum number of texts that are computed at once.
+      normalize: whether to scale embeddings to length 1, so that the product of two is the cosine of their
+        angle; None means as ``pooling`` says.
+      cut: whether to truncate a text that is too long, as sentence-transformers does; special tokens stay.
 
     Raises:
-      ConfigError: the model is no encoder of text alone, or has no tokenizer, or pools in a way that is not
-        known.
-      ValueError: a text is longer than the model or ``pooling`` takes; the message names it.
+      ConfigError: the model is no encoder-only model of text, has no tokenizer, or pools in an unsupported
+      way. ValueError: a text is longer than the model or ``pooling`` takes. The message names it.
     """
     check_embeds(config, pooling)
     found = checked_tokenizer(tokenizer)
@@ -66,7 +64,7 @@ def embed_texts(
 
 
 def check_embeds(config: TransformerConfig, pooling: Pooling = PLAIN) -> None:
-    """Raises ConfigError unless the model is an encoder of text alone, pooled as is known here."""
+    """Raises ConfigError unless the model is an encoder-only model of text with a supported pooling."""
     if config.image_shape or not config.is_encoder_only:
         kind = "a decoder alone" if config.is_decoder_only else "an encoder with a decoder"
         kind = "one of images" if config.image_shape else kind
@@ -85,11 +83,11 @@ def vector_tokens(
     *,
     cut: bool = False,
 ) -> dict[str, np.ndarray]:
-    """The tokens of a text as its vector is made from them, and their types where the model has types.
+    """Returns the tokens of a text for the encoder, with types if the model has them.
 
     Raises:
-      ValueError: there are more than ``longest`` and they are not to be cut, or others than the model has;
-        the message has the text's ``number``, from 1 on.
+      ValueError: there are more than ``longest`` and ``cut`` is not set, or the model does not have a token.
+        The message has the text's ``number``, which counts from 1.
     """
     tokens = encode_texts(tokenizer, text)
     count, most = len(tokens["inputs"]), longest(config, pooling)
@@ -107,13 +105,13 @@ def vector_tokens(
 
 
 def longest(config: TransformerConfig, pooling: Pooling) -> int:
-    """Tokens of a text, at most, special ones included."""
+    """Returns the maximum number of tokens of a text, special tokens included."""
     return pooling.max_length or config.max_length
 
 
 @functools.lru_cache(maxsize=8)
 def _vectors(config: TransformerConfig, mode: str) -> Callable[..., Any]:
-    """The compiled function from parameters and arguments to vectors of texts."""
+    """Returns the compiled function from parameters and arguments to embeddings of texts."""
     model = build(dataclasses.replace(config, head="none", num_labels=0))
 
     def vectors(params: PyTree, arguments: dict[str, jax.Array]) -> jax.Array:

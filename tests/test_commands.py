@@ -279,7 +279,8 @@ def test_classify_prints_labels_and_probabilities(command, folders):
     status, out, err = finish(process, "w5\tw6\nw9\n")
     ((name, value), *_) = model.classify(("w5", "w6"))
     assert out == f"{name}\t{value:.4f}\n"
-    assert status == 1 and "line 2 of standard input: with --pairs a line is two texts separated by a tab" in err
+    assert status == 1
+    assert "line 2 of standard input: with --pairs a line is two texts separated by a tab" in err
 
 
 @pytest.mark.slow

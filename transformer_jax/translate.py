@@ -2,10 +2,10 @@
 
     echo "A man sleeps." | python -m transformer_jax.translate --workdir=runs/multi30k
 
-Each input line gives one output line, in order; a blank line stays blank. Beam search by default, as the
-run's config says; ``--beam_size=1`` is greedy, ``--temperature=1 --top_p=0.9`` samples.
-``--from_checkpoint`` takes a step, "latest" or "best"; ``--average_last=5`` averages the parameters of the
-last five checkpoints.
+Each input line gives one output line, in order; a blank line stays blank. The run's config has the settings,
+by default beam search. ``--beam_size=1`` is greedy search, and ``--temperature=1 --top_p=0.9`` samples.
+``--from_checkpoint`` is a step, "latest" or "best". ``--average_last=5`` averages the parameters of the last
+five checkpoints.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from transformer_jax.cli.flags import (
     work_on_lines,
 )
 from transformer_jax.cli.process import prepare_process
-from transformer_jax.evaluation.translator import Translator
+from transformer_jax.evaluation.translator import translator
 from transformer_jax.reporting.progress import say
 from transformer_jax.runs.loading import load_run
 from transformer_jax.sharding import partitioning
@@ -35,13 +35,13 @@ def main(argv: Sequence[str]) -> None:
         run = load_run(FLAGS.workdir, FLAGS.from_checkpoint, FLAGS.average_last, mesh)
         say(f"parameters of step {', '.join(map(str, run.steps))}")
         settings = decoding_from_flags(run.experiment.evaluate)
-        translator = Translator(run.experiment.model, run.tokenizer, settings, mesh)
+        generator = translator(run.experiment.model, run.tokenizer, settings, mesh)
 
         def translate(lines: list[str], first_number: int) -> None:
-            for translation in translator.translate(run.params, lines, first_number):
+            for translation in generator.generate(run.params, lines, first_number):
                 print(translation.replace("\n", " "))
 
-        work_on_lines(translator.check, translate)
+        work_on_lines(generator.tokens, translate)
 
 
 FLAGS = flags.FLAGS

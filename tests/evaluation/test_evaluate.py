@@ -13,7 +13,7 @@ from transformer_jax.config import ConfigError
 from transformer_jax.data import count_cut, evaluation_batches, load_source
 from transformer_jax.evaluation import PREDICTORS, score_texts, scoring, translations
 from transformer_jax.evaluation.predictions import Outputs
-from transformer_jax.evaluation.translator import Translator
+from transformer_jax.inference.generation import TextGenerator
 from transformer_jax.models import build
 from transformer_jax.objectives import Classification, Seq2Seq, TokenClassification
 from transformer_jax.runs.experiment import make_transform
@@ -92,19 +92,19 @@ def test_a_loss_that_is_no_number_is_one_error(objective, loss):
         scoring.evaluate_loss(lambda *_: sums, objective, {}, [{}, {}])
 
 
-class Oracle(Translator):
-    """Translates by turning the words round, which is what the corpus does."""
+class Oracle(TextGenerator):
+    """Translates by reversing the words, as the corpus does."""
 
     def __init__(self, *settings):
         pass
 
-    def translate(self, params, texts, first_number=0):
+    def generate(self, params, texts, first_number=0, decoder_prompt=None):
         return [" ".join(text.split()[::-1]) for text in texts]
 
 
 def test_translations_meet_their_own_references(setting, tmp_path, monkeypatch, capsys):
     experiment, tokenizer, params, _ = setting
-    monkeypatch.setattr(translations, "Translator", Oracle)
+    monkeypatch.setattr(translations, "translator", Oracle)
     run = TrainedRun(experiment, tokenizer, params, (6, 4))
     evaluation = scoring.evaluate_run(run, make_mesh(MeshConfig()))
     scoring.report(evaluation, str(tmp_path))
@@ -155,7 +155,7 @@ def test_only_what_is_trained_on_is_changed_at_random(setting, monkeypatch):
         assert not any(own in text for text in (evaluated if split == "train" else trained))
 
     monkeypatch.setattr(Recording, "asked", asked := [])
-    monkeypatch.setattr(translations, "Translator", Oracle)
+    monkeypatch.setattr(translations, "translator", Oracle)
     scoring.evaluate_run(TrainedRun(experiment, tokenizer, params, (6,)), mesh)
     assert [is_training for is_training, _ in asked] == [False] * SIZES["test"]
 

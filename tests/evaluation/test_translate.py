@@ -17,7 +17,7 @@ from tests.tiny_training import tiny_experiment, write_corpus
 from transformer_jax.checkpoints.files import CheckpointError
 from transformer_jax.config import ConfigError
 from transformer_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
-from transformer_jax.evaluation.translator import Translator
+from transformer_jax.evaluation.translator import translator as translator_of
 from transformer_jax.reporting.progress import read_metrics
 from transformer_jax.runs.experiment import EvaluateConfig
 from transformer_jax.runs.loading import load_run
@@ -61,8 +61,8 @@ def test_greedy_translation_equals_decoding_without_cache_batch_or_padding(parts
         for side in ("encoder", "decoder"):
             layer = jax.tree.map(lambda leaf: leaf[None], params[side]["layer_0"])
             params = params | {side: {"layers": layer}}
-    translator = Translator(config, tokenizer, EvaluateConfig(beam_size=1, extra_length=8, batch_size=4))
-    assert translator.translate(params, TEXTS) == expected
+    translator = translator_of(config, tokenizer, EvaluateConfig(beam_size=1, extra_length=8, batch_size=4))
+    assert translator.generate(params, TEXTS) == expected
     assert len(set(expected)) > 3  # or nothing was tested
 
 
@@ -80,8 +80,8 @@ def test_another_tokenizers_special_tokens_are_used(parts, tmp_path):
     other = Tokenizer.load(tmp_path / "other.json")
     config = dataclasses.replace(config, pad_id=1, decoder_start_id=2)
     expected = [plain_greedy(config, other, params, text, 8) for text in SHORT_TEXTS if text]
-    translator = Translator(config, other, EvaluateConfig(beam_size=1, extra_length=8, batch_size=4))
-    assert translator.translate(params, [text for text in SHORT_TEXTS if text]) == expected
+    translator = translator_of(config, other, EvaluateConfig(beam_size=1, extra_length=8, batch_size=4))
+    assert translator.generate(params, [text for text in SHORT_TEXTS if text]) == expected
     assert len(set(expected)) > 1
 
 
@@ -114,7 +114,7 @@ def test_beam_search_has_the_size_and_the_penalty_of_its_settings(parts):
         expected = [
             plain_beam(config, tokenizer, params, text, settings) if text else "" for text in SHORT_TEXTS
         ]
-        assert Translator(config, tokenizer, settings).translate(params, SHORT_TEXTS) == expected
+        assert translator_of(config, tokenizer, settings).generate(params, SHORT_TEXTS) == expected
         found[beam_size, length_penalty] = expected
     assert len(set(map(tuple, found.values()))) == 3  # or a setting that is ignored would go unnoticed
 
@@ -123,37 +123,37 @@ def test_beam_search_has_the_size_and_the_penalty_of_its_settings(parts):
 def test_a_translation_does_not_depend_on_its_batch_or_mesh(parts):
     config, tokenizer, params = parts
     settings = EvaluateConfig(beam_size=3, extra_length=8, batch_size=8)
-    together = Translator(config, tokenizer, settings).translate(params, TEXTS)
-    alone = Translator(config, tokenizer, settings)
-    assert together == [alone.translate(params, [text])[0] for text in TEXTS]
-    meshed = Translator(config, tokenizer, settings, make_mesh(MeshConfig()))
-    assert together == meshed.translate(params, TEXTS)
+    together = translator_of(config, tokenizer, settings).generate(params, TEXTS)
+    alone = translator_of(config, tokenizer, settings)
+    assert together == [alone.generate(params, [text])[0] for text in TEXTS]
+    meshed = translator_of(config, tokenizer, settings, make_mesh(MeshConfig()))
+    assert together == meshed.generate(params, TEXTS)
 
 
 @pytest.mark.slow
 def test_sampling_is_reproducible_and_a_cold_one_is_greedy(parts):
     config, tokenizer, params = parts
     common = dict(extra_length=8, batch_size=4)
-    greedy = Translator(config, tokenizer, EvaluateConfig(beam_size=1, **common)).translate(params, TEXTS)
-    cold = Translator(config, tokenizer, EvaluateConfig(temperature=1e-4, **common))
-    assert cold.translate(params, TEXTS) == greedy
-    warm = Translator(config, tokenizer, EvaluateConfig(temperature=1.0, top_k=50, top_p=0.95, **common))
-    drawn = warm.translate(params, TEXTS)
+    greedy = translator_of(config, tokenizer, EvaluateConfig(beam_size=1, **common)).generate(params, TEXTS)
+    cold = translator_of(config, tokenizer, EvaluateConfig(temperature=1e-4, **common))
+    assert cold.generate(params, TEXTS) == greedy
+    warm = translator_of(config, tokenizer, EvaluateConfig(temperature=1.0, top_k=50, top_p=0.95, **common))
+    drawn = warm.generate(params, TEXTS)
     assert drawn != greedy
     for one_choice in (dict(top_k=1), dict(top_p=1e-6)):
         narrow = EvaluateConfig(temperature=1.0, **one_choice, **common)
-        assert Translator(config, tokenizer, narrow).translate(params, TEXTS[3:5]) == greedy[3:5]
+        assert translator_of(config, tokenizer, narrow).generate(params, TEXTS[3:5]) == greedy[3:5]
     # A text's draws depend on its number, not on the texts beside it.
-    assert warm.translate(params, TEXTS[2:4], first_number=2) == drawn[2:4]
+    assert warm.generate(params, TEXTS[2:4], first_number=2) == drawn[2:4]
     other = EvaluateConfig(temperature=1.0, top_k=50, top_p=0.95, seed=1, **common)
-    assert Translator(config, tokenizer, other).translate(params, TEXTS) != drawn
+    assert translator_of(config, tokenizer, other).generate(params, TEXTS) != drawn
 
 
 def test_compiled_once_for_each_shape(parts):
     config, tokenizer, params = parts
-    translator = Translator(config, tokenizer, EvaluateConfig(beam_size=2, extra_length=4, batch_size=4))
-    assert compilations(lambda: translator.translate(params, ["red"] * 4)) > 0
-    assert compilations(lambda: translator.translate(params, ["blue", "old", "new", "small"])) == 0
+    translator = translator_of(config, tokenizer, EvaluateConfig(beam_size=2, extra_length=4, batch_size=4))
+    assert compilations(lambda: translator.generate(params, ["red"] * 4)) > 0
+    assert compilations(lambda: translator.generate(params, ["blue", "old", "new", "small"])) == 0
 
 
 def test_tokens_without_a_text_never_come(parts):
@@ -164,15 +164,15 @@ def test_tokens_without_a_text_never_come(parts):
     rows = jnp.concatenate([100 * jnp.ones((70, 16)), -100 * jnp.ones((70, 16))])
     wide_params = params | {"embedding": {"embedding": jnp.concatenate([table, rows])}}
     for settings in (dict(beam_size=2), dict(temperature=1.0)):
-        translator = Translator(wide, tokenizer, EvaluateConfig(extra_length=8, **settings))
-        assert len(translator.translate(wide_params, TEXTS)) == len(TEXTS)
+        translator = translator_of(wide, tokenizer, EvaluateConfig(extra_length=8, **settings))
+        assert len(translator.generate(wide_params, TEXTS)) == len(TEXTS)
 
 
 def test_a_text_longer_than_the_model_is_named(parts):
     config, tokenizer, params = parts
-    translator = Translator(config, tokenizer, EvaluateConfig())
+    translator = translator_of(config, tokenizer, EvaluateConfig())
     with pytest.raises(ValueError, match=r"text 2 has 61 tokens, the model takes 48.*'xxxx"):
-        translator.translate(params, ["red", "x" * 60])
+        translator.generate(params, ["red", "x" * 60])
 
 
 def test_a_decoder_alone_does_not_translate(parts):
@@ -181,7 +181,7 @@ def test_a_decoder_alone_does_not_translate(parts):
     with pytest.raises(
         ConfigError, match=r"an encoder and a decoder: for others .*transformer_jax\.generate"
     ):
-        Translator(alone, tokenizer, EvaluateConfig())
+        translator_of(alone, tokenizer, EvaluateConfig())
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_a_run_without_a_checkpoint_is_named(run, tmp_path):
         (("latest", 9), CheckpointError, "cannot average the last 9"),
         (("newest", None), ConfigError, "'newest' must be 'latest', 'best' or a step"),
         (("5", None), CheckpointError, "5"),
-        (("6", 2), ConfigError, "--from_checkpoint=latest only"),
+        (("6", 2), ConfigError, "--average_last=2 requires --from_checkpoint=latest"),
     ],
 )
 def test_checkpoints_that_are_not_there(run, arguments, error, message):

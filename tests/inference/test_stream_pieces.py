@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_jax.data import TokenizerConfig, train_tokenizer
-from transformer_jax.inference.texts import text_pieces
+from transformer_jax.inference.generation import text_pieces
 
 
 @pytest.fixture(scope="module", params=["byte", "bpe", "unigram"])

@@ -19,13 +19,9 @@ from transformer_jax.data import TokenizerConfig, train_tokenizer
 from transformer_jax.decoding.settings import DecodingSettings
 from transformer_jax.families import FAMILIES, bert, gpt2
 from transformer_jax.inference.defaults import GenerationDefaults
+from transformer_jax.inference.generation import TextGenerator, generate_texts, stream_text
 from transformer_jax.inference.model import Pretrained
-from transformer_jax.inference.texts import (
-    class_probabilities,
-    generate_texts,
-    given_tokens,
-    stream_text,
-)
+from transformer_jax.inference.texts import class_probabilities
 from transformer_jax.inference.vectors import embed_texts
 from transformer_jax.objectives import CausalLM, Classification
 from transformer_jax.pretrained.reading import from_pretrained
@@ -115,9 +111,9 @@ def test_sampling_depends_on_seed_and_number_and_streams_alike(loaded):
 
 def test_an_empty_prompt_begins_a_text(loaded):
     model = loaded("gpt2")
-    assert given_tokens(model.config, model.tokenizer, "", 1).tolist() == [66]
+    assert TextGenerator(model.config, model.tokenizer).tokens("", 1).tolist() == [66]
     assert model.generate("") == model.generate("<|endoftext|>") != ""
-    assert given_tokens(model.config, model.tokenizer, "", 1, (66,)).tolist() == [66]
+    assert TextGenerator(model.config, model.tokenizer, prompt_start=(66,)).tokens("", 1).tolist() == [66]
 
 
 def test_what_a_decoder_and_an_encoder_are_given(loaded):
@@ -128,9 +124,32 @@ def test_what_a_decoder_and_an_encoder_are_given(loaded):
         ("t5", "", [1]),
     ):
         model = loaded(name)
-        assert given_tokens(model.config, model.tokenizer, text, 1).tolist() == expected
+        assert TextGenerator(model.config, model.tokenizer).tokens(text, 1).tolist() == expected
     model = loaded("gpt2")
-    assert given_tokens(model.config, model.tokenizer, "w5", 1, (66,)).tolist() == [66, 5]
+    assert TextGenerator(model.config, model.tokenizer, prompt_start=(66,)).tokens("w5", 1).tolist() == [
+        66,
+        5,
+    ]
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_outputs_continue_the_decoder_prompt(loaded, name):
+    model = loaded(name)
+    alone = model.generate("w5 w6 w7", max_new_tokens=6)
+    first, *rest = alone.split()
+    assert model.generate("w5 w6 w7", decoder_prompt=first, max_new_tokens=5).split() == rest != []
+    several = model.generate(["w5 w6 w7", "w9"], decoder_prompt=[first, ""], max_new_tokens=5)
+    assert several[0].split() == rest and several[1] == model.generate("w9", max_new_tokens=5)
+    assert "".join(model.stream("w5 w6 w7", decoder_prompt=first, max_new_tokens=5)).split() == rest
+
+
+def test_an_output_may_be_some_tokens_longer_than_its_source(loaded):
+    model = loaded("bart")
+    short, long = model.generate(["w5", "w5 w6 w7 w8"], extra_length=1)  # each source with its eos
+    assert len(short.split()) <= 3 and len(long.split()) <= 6
+    assert [short, long] == [
+        model.generate(text, max_new_tokens=limit) for text, limit in (("w5", 3), ("w5 w6 w7 w8", 6))
+    ]
 
 
 def test_a_second_call_compiles_nothing(loaded):
@@ -288,6 +307,9 @@ def test_texts_longer_than_the_model_are_named(loaded):
         ("vit", lambda m: m.embed("w5"), "one of images: vectors of texts need"),
         ("bert_sequence", lambda m: m.classify([np.zeros((2, 2, 3), np.uint8)]), "input 1 is an array"),
         ("gpt2", lambda m: m.generate("w5", num_beams=4, temperature=1.0), "a beam of 4 searches, temp"),
+        ("gpt2", lambda m: m.generate("w5", num_beams=4, beam_size=3), "are two names of one setting"),
+        ("gpt2", lambda m: m.generate("w5", decoder_prompt="w6"), "continues the sequence itself"),
+        ("bart", lambda m: m.generate("w5", decoder_prompt=["w6", "w7"]), "2 decoder prompts do not fit 1"),
         ("gpt2", lambda m: m.generate("w5", max_new_tokens=0), "max_new_tokens=0 must be at least 1"),
         ("gpt2", lambda m: m.generate("w5", top_k=5), "for sampling: set temperature above 0"),
     ],

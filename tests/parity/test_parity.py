@@ -282,7 +282,7 @@ def generated(ours, sequences, **options):
 @pytest.mark.parametrize("name", DECODING_MODELS)
 def test_a_folder_generates_as_there_where_nothing_else_is_said(name, num_beams, result):
     arrays = expected(name)
-    found = generated(loaded(name), sequences_of(name, arrays), num_beams=num_beams, max_new_tokens=12)
+    found = generated(loaded(name), sequences_of(name, arrays), beam_size=num_beams, max_new_tokens=12)
     assert found == best_of(arrays, result)
 
 

@@ -41,7 +41,7 @@ SUMMARIES = {
 
 
 # Flags of ``generate`` for what a caller may choose.
-CHOICES = ["beam_size", *inspect.signature(GenerationDefaults.chosen).parameters]
+CHOICES = list(inspect.signature(GenerationDefaults.chosen).parameters)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_what_the_file_says_is_what_generate_does(read, capsys):
 def test_what_a_caller_says_wins(read):
     defaults = read(SUMMARIES)
     settings, rules, max_new_tokens = defaults.chosen(
-        max_new_tokens=30, min_new_tokens=0, num_beams=2, length_penalty=0.5, early_stopping="never"
+        max_new_tokens=30, min_new_tokens=0, beam_size=2, length_penalty=0.5, early_stopping="never"
     )
     assert (settings.beam_size, settings.length_penalty) == (2, 0.5)
     assert (rules.beams.early_stopping, rules.max_length, max_new_tokens) == ("never", None, 30)
@@ -89,7 +89,7 @@ def test_sampling_by_the_file(read):
     assert (drawn.temperature, drawn.top_k, drawn.top_p, drawn.beam_size) == (0.6, 50, 0.9, 1)
     assert defaults.chosen(top_k=7).settings.top_k == 7
     assert defaults.chosen(temperature=0.0).settings.top_p == 1.0
-    searched = defaults.chosen(num_beams=3).settings
+    searched = defaults.chosen(beam_size=3).settings
     assert (searched.temperature, searched.beam_size) == (0.0, 3)
     # Without do_sample these numbers wait for a caller who samples.
     defaults = read({"temperature": 0.6, "top_k": 5}, "gpt2")
@@ -212,7 +212,8 @@ def test_the_lines_before_a_prompt_that_leaves_no_room_are_worked_on(tmp_path, m
     word_tokenizer("gpt2", tmp_path)
     model = from_pretrained(tmp_path)
     lines = b"w5\nw5 w6 w7\nw5 w6 w7 w8\nw9\n"
-    monkeypatch.setattr(generate, "FLAGS", types.SimpleNamespace(**dict.fromkeys(CHOICES), batch_size=2))
+    choices = dict.fromkeys([*CHOICES, "decoder_prompt"])
+    monkeypatch.setattr(generate, "FLAGS", types.SimpleNamespace(**choices, batch_size=2))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
     message = "line 3 of standard input: text 3 has 4 tokens, and max_length=4 leaves no room"
     with pytest.raises(ValueError, match=message):

@@ -108,6 +108,11 @@ class Generator:
         self._begin = jax.jit(self._begin_row, static_argnums=2)
         self._next = jax.jit(self._next_token)
 
+    @property
+    def decoder_prompt(self) -> tuple[int, ...]:
+        """The tokens that outputs of an encoder-decoder continue by default."""
+        return self._rules.decoder_prompt
+
     def generate(
         self,
         params: PyTree,

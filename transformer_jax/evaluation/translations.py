@@ -11,7 +11,8 @@ from sacrebleu.metrics.chrf import CHRF
 from transformer_jax.data import Source
 from transformer_jax.decoding.settings import DecodingSettings
 from transformer_jax.evaluation.predictions import Outputs
-from transformer_jax.evaluation.translator import Translator
+from transformer_jax.evaluation.translator import translator
+from transformer_jax.inference.generation import TextGenerator
 from transformer_jax.runs.experiment import EvaluateConfig
 from transformer_jax.runs.loading import TrainedRun
 from transformer_jax.types import PyTree
@@ -43,20 +44,20 @@ def score_texts(hypotheses: Sequence[str], references: Sequence[str]) -> dict[st
 
 
 def translate_source(
-    translator: Translator, params: PyTree, source: Source
+    generator: TextGenerator, params: PyTree, source: Source
 ) -> tuple[list[str], list[str], list[str]]:
     """Returns the inputs, translations and references of a whole source, in order."""
     examples = source.read(range(len(source)))
     inputs = [example["inputs"] for example in examples]
-    return inputs, translator.translate(params, inputs), [example["targets"] for example in examples]
+    return inputs, generator.generate(params, inputs), [example["targets"] for example in examples]
 
 
 def translations(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Source) -> Outputs:
     """Returns the translations of a split and their scores."""
     experiment = run.experiment
     most = experiment.data.max_length if experiment.objective.may_cut else None
-    translator = Translator(experiment.model, run.tokenizer, settings, mesh, most)
-    inputs, hypotheses, references = translate_source(translator, run.params, source)
+    generator = translator(experiment.model, run.tokenizer, settings, mesh, most)
+    inputs, hypotheses, references = translate_source(generator, run.params, source)
     decoding = {field.name: getattr(settings, field.name) for field in dataclasses.fields(DecodingSettings)}
     if settings.temperature == 0:
         decoding = {name: decoding[name] for name in ("beam_size", "length_penalty")}

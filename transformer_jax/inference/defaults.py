@@ -1,4 +1,4 @@
-"""What ``generate`` does where a caller does not say."""
+"""The settings of ``generate`` that a caller leaves out."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ MAX_NEW_TOKENS = 128
 
 
 class Chosen(NamedTuple):
-    """How to generate, complete; see ``inference.generate_texts``."""
+    """Complete settings of ``TextGenerator``."""
 
     settings: DecodingSettings
     rules: TextRules
@@ -19,18 +19,21 @@ class Chosen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GenerationDefaults:
-    """What ``generate`` does where a caller does not say: as made, what it does for a run of this project.
+    """The settings of ``generate`` that a caller leaves out. The default values are those of this project's
+    runs.
 
     Attributes:
-      num_beams, length_penalty: of searching.
-      rules: what else there is to say of searching, and of what may come.
-      max_new_tokens: of an output, eos included.
-      do_sample: whether to draw.
-      temperature, top_k, top_p: of drawing, whoever asks for it; see ``generation.DecodingSettings``.
-      content: keys of ``generation_config.json`` as they were read, to be written again; {} is no file.
+      beam_size: of beam search; 1 is greedy search. ``transformers`` calls it ``num_beams``.
+      length_penalty: of beam search.
+      rules: further rules of search, and which tokens are forbidden or forced.
+      max_new_tokens: maximum number of tokens of an output, eos included.
+      do_sample: whether to sample.
+      temperature, top_k, top_p: of sampling, also if only the caller asks for it; see ``DecodingSettings``.
+      content: the keys that were read from ``generation_config.json``, to be written again; {} if there was
+        no file.
     """
 
-    num_beams: int = 1
+    beam_size: int = 1
     length_penalty: float = 0.6
     rules: TextRules = OWN_RULES
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -45,7 +48,7 @@ class GenerationDefaults:
         *,
         max_new_tokens: int | None = None,
         min_new_tokens: int | None = None,
-        num_beams: int | None = None,
+        beam_size: int | None = None,
         length_penalty: float | None = None,
         early_stopping: bool | str | None = None,
         no_repeat_ngram_size: int | None = None,
@@ -54,21 +57,22 @@ class GenerationDefaults:
         top_p: float | None = None,
         seed: int | None = None,
     ) -> Chosen:
-        """These with what a caller says, who does not say what is None.
+        """Returns these settings with those of a caller that are not None.
 
-        Beams without a temperature search, and a temperature without beams draws, whatever is the default.
+        If the caller gives a beam size above 1 and no temperature, the result is a search; if a temperature
+        and no beam size, the result samples; whatever the defaults are.
 
         Raises:
-          ValueError: a value is outside its range, or one is for sampling and nothing is sampled.
+          ValueError: a value is outside its range, or it is for sampling and the result does not sample.
         """
-        searches = num_beams is not None and num_beams > 1
+        searches = beam_size is not None and beam_size > 1
         if temperature is None:
             temperature = self.temperature if self.do_sample and not searches else 0.0
         draws = temperature > 0
-        if num_beams is None:
-            num_beams = 1 if draws else self.num_beams
+        if beam_size is None:
+            beam_size = 1 if draws else self.beam_size
         settings = DecodingSettings(
-            num_beams,
+            beam_size,
             self.length_penalty if length_penalty is None else length_penalty,
             temperature,
             (self.top_k if draws else 0) if top_k is None else top_k,

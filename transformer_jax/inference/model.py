@@ -1,4 +1,4 @@
-"""A model with its parameters and tokenizer, and what can be done with it."""
+"""A model with its parameters and tokenizer, and methods to use it on texts and images."""
 
 import dataclasses
 import os
@@ -10,15 +10,10 @@ import numpy as np
 from transformer_jax.data import Tokenizer
 from transformer_jax.families import Family
 from transformer_jax.inference.defaults import RUN_DEFAULTS, GenerationDefaults
+from transformer_jax.inference.generation import TextGenerator, stream_text
 from transformer_jax.inference.images import Sizing
 from transformer_jax.inference.pooling import Pooling
-from transformer_jax.inference.texts import (
-    BATCH_SIZE,
-    Classified,
-    class_probabilities,
-    generate_texts,
-    stream_text,
-)
+from transformer_jax.inference.texts import BATCH_SIZE, Classified, class_probabilities
 from transformer_jax.inference.vectors import PLAIN, embed_texts
 from transformer_jax.models import Model, TransformerConfig, build
 from transformer_jax.types import PyTree
@@ -26,7 +21,7 @@ from transformer_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model with its parameters, ready for use.
+    """Holds a model with its parameters, ready for use.
 
     Attributes:
       family: of which it is.
@@ -62,8 +57,11 @@ class Pretrained:
         self,
         texts: str | Sequence[str],
         *,
+        decoder_prompt: str | Sequence[str] | None = None,
         max_new_tokens: int | None = None,
+        extra_length: int | None = None,
         min_new_tokens: int | None = None,
+        beam_size: int | None = None,
         num_beams: int | None = None,
         length_penalty: float | None = None,
         early_stopping: bool | str | None = None,
@@ -74,32 +72,44 @@ class Pretrained:
         seed: int = 0,
         batch_size: int = BATCH_SIZE,
     ) -> Any:
-        """The text for each source, or the continuation of each prompt; see ``generate_texts``.
+        """Generates a text for each source, or continues each prompt; see ``TextGenerator``.
 
-        What is None is as ``generation`` has it: for a checkpoint as its ``generation_config.json`` says, and
-        where that says nothing as ``transformers`` has it, but for ``max_new_tokens``, which is 128, not 20.
-        So the 50 most probable tokens of a checkpoint are drawn from; ``top_k=0`` is all, as runs have it.
+        ``generation`` has the value of every argument that is None. For a checkpoint of ``transformers``
+        these are the values of its ``generation_config.json``, then the defaults of ``transformers``. There
+        are two
+        differences: ``max_new_tokens`` is 128 by default, not 20, and only runs sample from all tokens
+        (``top_k=0``) by default, while checkpoints sample from 50.
 
         Args:
           texts: several, or one, which gives one result. ``<mask>`` in them is the special token.
-          max_new_tokens: of an output, at most, eos included.
-          min_new_tokens: of an output, at least, without eos.
-          num_beams: of beam search; 1 is greedy.
+          decoder_prompt: of an encoder-decoder, the text that every output continues, or one for each source.
+            Special tokens in it are recognized, such as Whisper's tasks or mBART's languages.
+          max_new_tokens: maximum number of tokens of an output, eos included.
+          extra_length: maximum number of tokens of an output beyond those of its source or prompt. If only
+            this is given, it replaces the default of ``max_new_tokens``.
+          min_new_tokens: minimum number of tokens of an output, without eos.
+          beam_size: of beam search; 1 is greedy search.
+          num_beams: the name of ``beam_size`` in ``transformers``.
           length_penalty: of beam search. For a checkpoint of ``transformers`` log P is divided by the length
-            to this power (1.0), for a run by Wu et al. 2016, equation 14 (0.6); 0 is none.
+            to this power (1.0 by default); for a run, see Wu et al. 2016, equation 14 (0.6). 0 is no penalty.
           early_stopping: of beam search; see ``BeamRule``.
-          no_repeat_ngram_size: no so many tokens come in the same order twice; 0 is off.
+          no_repeat_ngram_size: no sequence of this many tokens occurs twice; 0 is off.
           temperature: above 0 samples.
-          top_k, top_p, seed: of sampling; see ``generation.DecodingSettings``.
-          batch_size: texts at once.
+          top_k, top_p, seed: of sampling; see ``DecodingSettings``.
+          batch_size: maximum number of texts that are decoded at once.
 
         Returns:
           A list of texts, or for one text a text.
+
+        Raises:
+          ValueError: as ``TextGenerator``; or ``beam_size`` and ``num_beams`` differ.
         """
+        if beam_size is not None and num_beams is not None and beam_size != num_beams:
+            raise ValueError(f"{beam_size=} and {num_beams=} are two names of one setting: give one of them")
         chosen = self.generation.chosen(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
-            num_beams=num_beams,
+            beam_size=num_beams if beam_size is None else beam_size,
             length_penalty=length_penalty,
             early_stopping=early_stopping,
             no_repeat_ngram_size=no_repeat_ngram_size,
@@ -108,32 +118,36 @@ class Pretrained:
             top_p=top_p,
             seed=seed,
         )
-        many = [texts] if isinstance(texts, str) else texts
-        found = generate_texts(
-            *self._parts,
-            many,
+        has_own_limit = extra_length is not None and max_new_tokens is None
+        generator = TextGenerator(
+            self.config,
+            self.tokenizer,
             chosen.settings,
-            max_new_tokens=chosen.max_new_tokens,
             rules=chosen.rules,
+            max_new_tokens=None if has_own_limit else chosen.max_new_tokens,
+            extra_length=extra_length,
             batch_size=batch_size,
             prompt_start=self.prompt_start,
         )
-        return found[0] if isinstance(texts, str) else found
+        many = [texts] if isinstance(texts, str) else texts
+        outputs = generator.generate(self.params, many, decoder_prompt=decoder_prompt)
+        return outputs[0] if isinstance(texts, str) else outputs
 
     def stream(
         self,
         text: str,
         *,
+        decoder_prompt: str | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
     ) -> Iterator[str]:
-        """What ``generate(text, num_beams=1)`` gives, greedily or drawn, in pieces as they come."""
+        """Yields the text of ``generate(text, beam_size=1)`` piece by piece."""
         chosen = self.generation.chosen(
             max_new_tokens=max_new_tokens,
-            num_beams=1,
+            beam_size=1,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -146,6 +160,7 @@ class Pretrained:
             max_new_tokens=chosen.max_new_tokens,
             rules=chosen.rules,
             prompt_start=self.prompt_start,
+            decoder_prompt=decoder_prompt,
         )
 
     def classify(
@@ -154,13 +169,13 @@ class Pretrained:
         *,
         batch_size: int = BATCH_SIZE,
     ) -> list[Any]:
-        """Classes as ``(name, probability)``, the most probable first: such a list for each input.
+        """Returns for each input a list of classes as ``(name, probability)``, the most probable first.
 
         Args:
           inputs: a list, or one, which gives one result. An input is a text, a pair (tuple) of texts, or an
             image: uint8 (height, width, channels), or the path of its file. An array of four dimensions is
             several images.
-          batch_size: of them at once.
+          batch_size: maximum number of inputs that are computed at once.
         """
         is_image = isinstance(inputs, np.ndarray) and inputs.ndim == 3
         is_one = isinstance(inputs, str | tuple | os.PathLike) or is_image
@@ -182,14 +197,14 @@ class Pretrained:
         cut: bool = False,
         batch_size: int = BATCH_SIZE,
     ) -> np.ndarray:
-        """Vectors (N, D) of texts, or (D,) of one; see ``embed_texts``.
+        """Returns the embeddings (N, D) of texts, or (D,) of one text; see ``embed_texts``.
 
         Args:
-          texts: several, or one, which gives one vector.
-          normalize: to the length 1; by default what the folder says, and yes where it says nothing.
-          cut: take the beginning of a text with more tokens than the folder, or the model, allows; otherwise
-            it is an error.
-          batch_size: texts at once.
+          texts: several, or one, which gives one embedding.
+          normalize: whether to scale embeddings to length 1; by default as the folder says, else True.
+          cut: whether to truncate a text with more tokens than the folder or the model allows; otherwise such
+            a text is an error.
+          batch_size: maximum number of texts that are computed at once.
         """
         many = [texts] if isinstance(texts, str) else texts
         found = embed_texts(

@@ -151,7 +151,7 @@ def _defaults(present: Mapping[str, Any], content: Mapping[str, Any], vocab_size
     max_length = present.get("max_length") if "max_new_tokens" not in present else None
     do_sample = present.get("do_sample", False) and present.get("num_beams", 1) == 1
     return GenerationDefaults(
-        num_beams=present.get("num_beams", 1),
+        beam_size=present.get("num_beams", 1),
         length_penalty=float(present.get("length_penalty", 1.0)),
         rules=TextRules(beams, constraints, max_length),
         max_new_tokens=present.get(

@@ -111,7 +111,7 @@ def test_a_written_model_generates_the_same_there(name, num_beams, tmp_path, loa
     }
     again = from_pretrained(tmp_path)
     plain = dataclasses.replace(again, generation=GenerationDefaults(length_penalty=1.0, rules=PLAIN))
-    found = generated(plain, sequences_of(name, arrays), num_beams=num_beams, max_new_tokens=theirs.LIMIT)
+    found = generated(plain, sequences_of(name, arrays), beam_size=num_beams, max_new_tokens=theirs.LIMIT)
     assert found == best_of(result, "there")
 
 

@@ -1,4 +1,4 @@
-"""The Multi30k experiment on the real corpus, in ``$TRANSFORMER_JAX_DATA`` (the README says from where)."""
+"""The Multi30k experiment on the real corpus, in ``$TRANSFORMER_JAX_DATA`` (docs/data.md says from where)."""
 
 import dataclasses
 import math

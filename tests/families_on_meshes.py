@@ -75,8 +75,8 @@ def family_experiment(name: str, mesh: MeshConfig, **changes: Any) -> Experiment
     if isinstance(objective, Seq2Seq):
         features += (("targets", "1"),)
     if isinstance(objective, Classification):
-        features = (("images" if model.image_shape else "inputs", "0"), ("labels", "1"))
-    kind = "tfds" if model.image_shape else "tsv"
+        features = (("images" if not model.front_end.has_tokens else "inputs", "0"), ("labels", "1"))
+    kind = "tfds" if not model.front_end.has_tokens else "tsv"
     files = dict.fromkeys(("train", "validation", "test"), ("nowhere",))
     return Experiment(
         model=dataclasses.replace(model, **changes),
@@ -98,7 +98,7 @@ def family_batch(name: str, step: int) -> dict[str, np.ndarray]:
     model, objective = MODELS[name]
     rng = np.random.default_rng(step)
     labels = rng.integers(0, NUM_LABELS, ROWS, np.int32)
-    if model.image_shape:
+    if not model.front_end.has_tokens:
         return {"images": rng.integers(0, 256, (ROWS, *IMAGE_SHAPE)).astype(np.uint8), "labels": labels}
     batch: dict[str, np.ndarray] = {}
     for side in ("inputs",) if isinstance(objective, Classification) else ("inputs", "targets"):

@@ -16,16 +16,15 @@ folder's preprocessor_config.json says, or as in the evaluation of the run.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 from absl import app, flags
 
 from transformer_jax.cli.flags import define_model_flags, reported_errors, work_on_lines
 from transformer_jax.cli.process import prepare_process
 from transformer_jax.config import ConfigError
-from transformer_jax.inference.images import model_image
 from transformer_jax.inference.model import Pretrained
-from transformer_jax.inference.texts import BATCH_SIZE, Classified, encoder_tokens
+from transformer_jax.inference.texts import BATCH_SIZE, encoded_input
 from transformer_jax.runs.loading import load_model
 
 
@@ -46,43 +45,32 @@ def main(argv: Sequence[str]) -> None:
     with reported_errors():
         loaded = load_model(FLAGS.model, FLAGS.workdir, FLAGS.from_checkpoint, FLAGS.average_last)
         loaded.classify([])  # a model of another kind is an error before a line is read
-        if loaded.config.image_shape:
-            _classify_images(loaded)
-        else:
-            _classify_texts(loaded)
+        if FLAGS.pairs and not loaded.config.front_end.has_tokens:
+            raise ConfigError(
+                f"--pairs is for texts, but this is a model of {loaded.config.front_end.UNIT}: a line is the "
+                "path of one"
+            )
+        _classify_lines(loaded)
 
 
-def _classify_texts(loaded: Pretrained) -> None:
-    def parsed(line: str) -> Classified:
-        return parse_pair(line) if FLAGS.pairs else line
-
-    def check(line: str, number: int) -> None:
-        assert loaded.tokenizer is not None
-        encoder_tokens(loaded.config, loaded.tokenizer, parsed(line), number)
-
-    def classify(lines: list[str], first_number: int) -> None:
-        _print_classes(loaded, [parsed(line) for line in lines])
-
-    work_on_lines(check, classify)
-
-
-def _classify_images(loaded: Pretrained) -> None:
-    if FLAGS.pairs:
-        raise ConfigError("--pairs is for texts, but this is a model of images: a line is the path of one")
-    images: list[np.ndarray] = []  # of the lines that wait: a file is read once
+def _classify_lines(loaded: Pretrained) -> None:
+    front_end = loaded.config.front_end
     of_model_size = dataclasses.replace(loaded, sizing=None)
+    inputs: list[Any] = []  # of the lines that wait; the file of an image is read once
 
     def check(line: str, number: int) -> None:
-        images.append(model_image(loaded.config, line, number, loaded.sizing))
+        given = parse_pair(line) if FLAGS.pairs else line
+        arrays = encoded_input(loaded.config, loaded.tokenizer, given, number, loaded.sizing)
+        inputs.append(given if front_end.has_tokens else arrays[front_end.FEATURE])
 
     def classify(lines: list[str], first_number: int) -> None:
-        _print_classes(of_model_size, images)
-        images.clear()
+        _print_classes(of_model_size, inputs)
+        inputs.clear()
 
     work_on_lines(check, classify)
 
 
-def _print_classes(loaded: Pretrained, inputs: Sequence[Classified]) -> None:
+def _print_classes(loaded: Pretrained, inputs: Sequence[Any]) -> None:
     for row in loaded.classify(inputs, batch_size=FLAGS.batch_size):
         print("\t".join(f"{name}\t{probability:.4f}" for name, probability in row[: FLAGS.top]))
 

@@ -5,7 +5,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -25,7 +25,8 @@ def read_section(cls: type[Section], values: Any, section: str) -> Section:
     Args:
       cls: the dataclass that reads the section.
       values: the section, a ``ConfigDict`` or a dict; nested dataclasses are dicts too. Values that went
-        through JSON are accepted: a list for a tuple, 1 for 1.0.
+        through JSON are accepted: a list for a tuple, 1 for 1.0. A field whose type is
+        ``Annotated[Base, REGISTRY]`` is a dict too; its key ``kind`` names the dataclass in the registry.
       section: the name of the section, for error messages.
 
     Raises:
@@ -34,7 +35,7 @@ def read_section(cls: type[Section], values: Any, section: str) -> Section:
     """
     if not isinstance(values, Mapping | ConfigDict):
         raise ConfigError(f"config.{section} must be a section of keys, not {values!r}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     found = dict(values.items())
     fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     check_keys(found, fields, f"config.{section}")
@@ -77,6 +78,8 @@ def _from_plain(value: Any, hint: Any, section: str) -> Any:
     options = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
     for option in options:
         items = typing.get_args(option)
+        if typing.get_origin(option) is Annotated:
+            return _read_kind(items[1], value, section)
         if dataclasses.is_dataclass(option) and (value is not None or len(options) == 1):
             return read_section(option, value, section)  # type: ignore[arg-type]
         if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
@@ -87,6 +90,14 @@ def _from_plain(value: Any, hint: Any, section: str) -> Any:
         if option is float and type(value) is int and int not in options:
             return float(value)
     return value
+
+
+def _read_kind(registry: Mapping[str, type], values: Any, section: str) -> Any:
+    """Reads a section whose key ``kind`` says which dataclass of a registry it is."""
+    kind = values.get("kind") if isinstance(values, Mapping | ConfigDict) else None
+    if not isinstance(kind, str) or kind not in registry:
+        raise ConfigError(f"config.{section}.kind={kind!r} is unknown: {nearest(kind, registry)}")
+    return read_section(registry[kind], values, section)
 
 
 def _check_type(value: Any, hint: Any, where: str) -> None:
@@ -113,6 +124,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return value in arguments
+    if origin is Annotated:
+        return _fits(value, arguments[0])
     if origin in _UNIONS:
         return any(_fits(value, argument) for argument in arguments)
     if origin is tuple:

@@ -223,7 +223,7 @@ def test_a_slash_in_what_follows_the_colon():
     config_flags.DEFINE_config_file("config", flag_values=flags)
     flags(["", f"--config={FOLDER / 'vit_imagenet.py'}:Ti/16"])
     config = read_experiment(flags.config)
-    assert (config.model.d_model, config.model.patch_size) == (192, 16)
+    assert (config.model.d_model, config.model.front_end.patch_size) == (192, 16)
 
 
 def sections_of(cls, prefix):

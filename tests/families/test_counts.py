@@ -102,8 +102,8 @@ def test_parameter_count(name, variant):
         other = next(known for known in PUBLISHED["vit"] if known.startswith(f"{size}/"))
         base = families.vit.config(other)
         published = PUBLISHED["vit"][other]
-        published += 3 * config.d_model * (int(patch) ** 2 - base.patch_size**2)
-        published += config.d_model * ((224 // int(patch)) ** 2 - (224 // base.patch_size) ** 2)
+        published += 3 * config.d_model * (int(patch) ** 2 - base.front_end.patch_size**2)
+        published += config.d_model * ((224 // int(patch)) ** 2 - (224 // base.front_end.patch_size) ** 2)
     else:
         published = PUBLISHED[name][variant]  # a variant without an expected count fails here
     assert count(config) == published + uncounted(config)

@@ -1,5 +1,6 @@
 """Images of any size, as arrays and as files: as the folder of their model, or their run, says."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -62,7 +63,7 @@ def exact():
 
 def test_probabilities_of_images(rng):
     model = from_pretrained(STORED / "vit")
-    images = rng.integers(0, 256, (3, *model.config.image_shape), dtype=np.uint8)
+    images = rng.integers(0, 256, (3, *model.config.front_end.input_shape), dtype=np.uint8)
     pixels = jnp.asarray((images / 127.5 - 1).astype(np.float32))
     logits = np.asarray(jax.jit(model.model.apply)({"params": model.params}, images=pixels), np.float64)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -218,11 +219,15 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path):
 
 
 def run_program(loaded, lines, monkeypatch, **changes):
-    flags = types.SimpleNamespace(**dict(pairs=False, top=2, batch_size=2) | changes)
+    origin = dict.fromkeys(("model", "workdir", "from_checkpoint", "average_last"))
+    flags = types.SimpleNamespace(**origin, **dict(pairs=False, top=2, batch_size=2) | changes)
     monkeypatch.setattr(classify, "FLAGS", flags)
     content = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=content, isatty=lambda: False))
-    classify._classify_images(loaded)
+    monkeypatch.setattr(classify, "prepare_process", lambda: None)
+    monkeypatch.setattr(classify, "reported_errors", contextlib.nullcontext)
+    monkeypatch.setattr(classify, "load_model", lambda *_: loaded)
+    classify.main(["classify"])
 
 
 @pytest.mark.parametrize("content", [PLAIN, DEIT])

@@ -41,7 +41,7 @@ def loaded(tmp_path_factory):
     @functools.cache
     def load(name):
         found = from_pretrained(STORED / name)
-        if found.config.image_shape:
+        if not found.config.front_end.has_tokens:
             return found
         return dataclasses.replace(found, tokenizer=word_tokenizer(name, tmp_path_factory.mktemp(name)))
 

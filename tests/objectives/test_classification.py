@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.objectives.toy import ToyTokenizer, draw, floats, log_softmax, padded
+from transformer_jax.models.front_ends.patches import scaled_pixels
 from transformer_jax.objectives.classification import Classification
 
 A = " ".join(f"a{i:02d}" for i in range(30))
@@ -203,7 +204,7 @@ def test_f1_and_matthews_correlation_where_one_class_is_all_there_is():
     assert (always["accuracy"], always["f1"], always["matthews"]) == (1, 1, 0)
 
 
-def test_images_reach_the_model_from_minus_one_to_one(rng):
+def test_images_reach_the_model_as_they_are_and_become_minus_one_to_one_there():
     images = np.array([[[[0], [51]], [[204], [255]]]], np.uint8)
     seen = {}
 
@@ -214,8 +215,8 @@ def test_images_reach_the_model_from_minus_one_to_one(rng):
     loss, _ = Classification().loss(
         apply, {}, {"images": images, "labels": np.array([1], np.int32)}, {}, train=False
     )
-    assert set(seen) == {"images", "train", "rngs"} and seen["images"].dtype == jnp.float32
-    np.testing.assert_allclose(seen["images"].ravel(), [-1, -0.6, 0.6, 1], atol=1e-6)
+    assert set(seen) == {"images", "train", "rngs"} and seen["images"].dtype == jnp.uint8
+    np.testing.assert_allclose(scaled_pixels(seen["images"]).ravel(), [-1, -0.6, 0.6, 1], atol=1e-6)
     np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from experiments import bert_mlm, gpt2_openwebtext, t5_c4, vit_imagenet, wmt14_en_de
 from transformer_jax import families
+from transformer_jax.config import read_section
 from transformer_jax.models import TransformerConfig, abstract_params, build
+from transformer_jax.models.front_ends import Patches
 from transformer_jax.planning.costs import read_work, total
 from transformer_jax.planning.hlo import read_program
 from transformer_jax.planning.model_flops import decode_flops, model_flops
@@ -62,12 +64,13 @@ CONFIGS = {
 
 def small(config: Any) -> TransformerConfig:
     """The experiment's model, so small that it compiles at once, without what is drawn."""
-    model = TransformerConfig(**config.model.to_dict())
+    model = read_section(TransformerConfig, config.model, "model")
     sizes: dict[str, Any] = dict(d_model=48, num_heads=4, key_size=12, value_size=12, d_feedforward=96)
     sizes |= {"num_encoder_layers": min(2, model.num_encoder_layers), "dtype": "float32"}
     sizes |= {"num_decoder_layers": min(2, model.num_decoder_layers)}
-    if model.image_shape:
-        sizes |= {"image_shape": (32, 32, 3), "patch_size": 8, "max_length": 17, "num_labels": 10}
+    if isinstance(model.front_end, Patches):
+        front_end = Patches(image_shape=(32, 32, 3), patch_size=8)
+        sizes |= {"front_end": front_end, "max_length": 17, "num_labels": 10}
     else:
         sizes |= {"vocab_size": 200, "max_length": 64, "pad_id": 0, "eos_id": 1, "decoder_start_id": 1}
     return dataclasses.replace(model, **sizes)
@@ -78,8 +81,8 @@ def test_forward_products_are_those_that_are_compiled(name: str) -> None:
     config = small(CONFIGS[name])
     sides = ("inputs",) if config.is_decoder_only or config.is_encoder_only else ("inputs", "targets")
     arguments: dict[str, jax.ShapeDtypeStruct] = tokens(3, 16, *sides)
-    if config.image_shape:
-        arguments = {"images": jax.ShapeDtypeStruct((3, *config.image_shape), jnp.float32)}
+    if config.front_end.FEATURE == "images":
+        arguments = {"images": jax.ShapeDtypeStruct((3, *config.front_end.input_shape), jnp.float32)}
     params = unbox(abstract_params(config))
     apply = jax.jit(lambda params, arguments: build(config).apply({"params": params}, **arguments))
     program = read_program(apply.lower(params, arguments).compile().as_text())

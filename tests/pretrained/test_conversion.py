@@ -103,10 +103,14 @@ def test_images_of_another_size_from_a_run(vit_run):
 def test_what_else_differs_of_images_is_named(vit_run):
     images = vit_run.parent / "images"
     experiment = starting_from(tiny_vit(images, side=32), vit_run)
-    coarse = dataclasses.replace(experiment.model, patch_size=8, max_length=17)
-    with pytest.raises(ConfigError, match=r"another shape:\n  config.model.patch_size: 4 there, 8 here$"):
+    coarse = dataclasses.replace(
+        experiment.model, front_end=experiment.model.front_end.changed(patch_size=8), max_length=17
+    )
+    with pytest.raises(ConfigError, match=r"shape:\n  config.model.front_end.patch_size: 4 there, 8 here$"):
         check_origin(dataclasses.replace(experiment, model=coarse))
-    coloured = dataclasses.replace(experiment.model, image_shape=(32, 32, 3))
+    coloured = dataclasses.replace(
+        experiment.model, front_end=experiment.model.front_end.changed(image_shape=(32, 32, 3))
+    )
     with pytest.raises(ConfigError, match=r"image_shape: \(16, 16, 1\) there, \(32, 32, 3\) here"):
         check_origin(dataclasses.replace(experiment, model=coloured))
 

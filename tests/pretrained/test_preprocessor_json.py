@@ -12,7 +12,7 @@ import pytest
 
 from tests.parity.test_fixtures import STORED
 from transformer_jax.config import ConfigError
-from transformer_jax.objectives.classification import scale_pixels
+from transformer_jax.models.front_ends.patches import scaled_pixels
 from transformer_jax.pretrained.reading import from_pretrained
 from transformer_jax.pretrained.saving import save_pretrained
 from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
@@ -85,7 +85,7 @@ def test_another_mean_and_deviation_of_pixels_change_nothing_that_is_told(
     mean, std = (np.array(changes.get(key, 0.5)) for key in ("image_mean", "image_std"))
     theirs = ((images / 255 - mean) / std).astype(np.float32)
     wanted = jax.jit(plain.model.apply)({"params": plain.params}, images=jnp.asarray(theirs))
-    found = jax.jit(ours.model.apply)({"params": ours.params}, images=scale_pixels(jnp.asarray(images)))
+    found = jax.jit(ours.model.apply)({"params": ours.params}, images=scaled_pixels(jnp.asarray(images)))
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
     others = from_pretrained(STORED / "vit", mesh=mesh).params
     assert jax.tree.map(lambda leaf: leaf.sharding, ours.params) == jax.tree.map(
@@ -138,7 +138,7 @@ def test_the_advice_gives_the_pixels_of_the_file_that_is_refused(
     images = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     theirs = jnp.asarray(pixels(images.astype(np.float64)), jnp.float32)
     wanted = jax.jit(plain.model.apply)({"params": plain.params}, images=theirs)
-    found = jax.jit(ours.model.apply)({"params": ours.params}, images=scale_pixels(jnp.asarray(images)))
+    found = jax.jit(ours.model.apply)({"params": ours.params}, images=scaled_pixels(jnp.asarray(images)))
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -195,5 +195,5 @@ def test_what_is_written_makes_of_pixels_what_is_made_of_them_here(tmp_path):
     images = np.arange(0, 256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     theirs = (images * written["rescale_factor"] - written["image_mean"]) / written["image_std"]
     # Numbers up to 1, in float32.
-    np.testing.assert_allclose(scale_pixels(jnp.asarray(images)), theirs, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scaled_pixels(jnp.asarray(images)), theirs, rtol=0, atol=1e-6)
     assert from_pretrained(tmp_path).config == from_pretrained(STORED / "vit").config

@@ -207,13 +207,13 @@ def test_sides_of_images_and_patches_may_be_two_numbers(tmp_path):
 
     change_config(folder, image_size=[32, 16])
     change_tensors(folder, cut)
-    assert from_pretrained(folder).config.image_shape == (32, 16, 3)
+    assert from_pretrained(folder).config.front_end.input_shape == (32, 16, 3)
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("bert_masked_lm", (32, 32, 3), r"image_shape=\(32, 32, 3\) does not fit .* a model of texts"),
+        ("bert_masked_lm", (32, 32, 3), r"image_shape=\(32, 32, 3\) does not fit .* a model of tokens"),
         ("vit", (), r"image_shape=\(\) does not fit .* of \(32, 32, 3\): it must be a tuple \(height, width"),
         ("vit", (64, 64), r"image_shape=\(64, 64\) does not fit"),
         ("vit", (64.0, 64.0, 3), r"image_shape=\(64.0, 64.0, 3\) does not fit"),
@@ -221,7 +221,7 @@ def test_sides_of_images_and_patches_may_be_two_numbers(tmp_path):
         (
             "vit",
             (32, 32, 1),
-            r"image_shape=\(32, 32, 1\) and patch_size=8 may differ .* height and width only",
+            r"image_shape=\(32, 32, 1\), patch_size=8\) does not fit .*: only the height and width of images",
         ),
     ],
 )
@@ -342,8 +342,10 @@ def test_images_of_another_size_interpolate_positions():
     np.testing.assert_allclose(finer[1:], wanted.reshape(64, -1), rtol=1e-5, atol=1e-6)
     logits = jax.jit(larger.model.apply)({"params": larger.params}, images=jnp.zeros((1, 64, 64, 3)))
     assert logits.shape == (1, 5) and bool(jnp.isfinite(logits).all())
-    with pytest.raises(ConfigError, match=r"height and width only"):
+    with pytest.raises(ConfigError, match=r"only the height and width of images may differ"):
         from_pretrained(STORED / "vit", image_shape=(64, 64, 1))
+    with pytest.raises(ConfigError, match=r"only the height and width of images may differ"):
+        from_pretrained(STORED / "vit", patch_size=4)
     with pytest.raises(ValueError, match=r"\(64, 64, 3\) do not fit a model of \(32, 32, 3\)"):
         jax.jit(stored.model.apply)({"params": stored.params}, images=jnp.zeros((1, 64, 64, 3)))
 

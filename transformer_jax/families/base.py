@@ -7,6 +7,7 @@ from typing import Any
 from transformer_jax.config import ConfigError, nearest
 from transformer_jax.families.layouts import LINEAR, SAME, Layout, Linear, Vector
 from transformer_jax.models import TransformerConfig
+from transformer_jax.models.front_ends import FrontEnd, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Family:
 
         Args:
           variant: a key of ``variants``; it may be left out if there is only one.
-          changes: any fields of ``TransformerConfig``, such as ``vocab_size`` or ``max_length``.
+          changes: any fields of ``TransformerConfig`` or of its front end, such as ``vocab_size``.
 
         Raises:
           ConfigError: the variant or a field is unknown, or the fields contradict each other.
@@ -118,16 +119,28 @@ class Family:
 
     def differing(self, config: TransformerConfig) -> list[str]:
         """Returns the names of the fixed fields that have another value in ``config``."""
-        return [name for name, value in self.fixed.items() if getattr(config, name) != value]
+        return [name for name, value in self.fixed.items() if not _is_alike(getattr(config, name), value)]
+
+
+def _is_alike(value: Any, fixed: Any) -> bool:
+    return fixed.is_alike(value) if isinstance(fixed, FrontEnd) else value == fixed
 
 
 def make_config(fields: Mapping[str, Any]) -> TransformerConfig:
-    """Returns the config with these fields; raises ConfigError if there is no field of a name."""
+    """Returns the config with these fields, those of its front end among them.
+
+    Raises:
+      ConfigError: neither has a field of a name, or a value does not fit.
+    """
     known = [field.name for field in dataclasses.fields(TransformerConfig)]
+    front_end = fields.get("front_end", Tokens())
+    inner = [field.name for field in dataclasses.fields(front_end) if field.name != "kind"]
     for name in fields:
-        if name not in known:
-            raise ConfigError(f"TransformerConfig has no field {name}: {nearest(name, known)}")
-    return TransformerConfig(**fields)
+        if name not in known and name not in inner:
+            raise ConfigError(f"TransformerConfig has no field {name}: {nearest(name, [*known, *inner])}")
+    changes = {name: fields[name] for name in inner if name in fields}
+    own = {name: value for name, value in fields.items() if name not in changes}
+    return TransformerConfig(**{**own, "front_end": front_end.changed(**changes)})
 
 
 def heads(count: int, d_model: int) -> dict[str, Any]:

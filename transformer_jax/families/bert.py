@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformer_jax.families.base import Checkpoint, Family, Tensor, attention, heads, layer_norm, linear
+from transformer_jax.models.front_ends import Tokens
 
 VOCAB_SIZE = 30_522  # of the released uncased models
 
@@ -35,7 +36,7 @@ FIXED: dict[str, Any] = dict(
     embedding_scale="none",
     logits_bias=True,
     num_token_types=2,
-    image_shape=(),
+    front_end=Tokens(),
 )
 
 DEFAULTS: dict[str, Any] = dict(

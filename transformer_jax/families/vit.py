@@ -6,6 +6,7 @@ from typing import Any
 from transformer_jax.families.base import Checkpoint, Family, Tensor, attention, heads, layer_norm, linear
 from transformer_jax.families.layouts import Convolution, Leading
 from transformer_jax.models import TransformerConfig
+from transformer_jax.models.front_ends import Patches
 
 PATCH_SIZES = (14, 16, 32)
 
@@ -28,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 FIXED: dict[str, Any] = dict(
+    front_end=Patches(),
     vocab_size=0,
     num_decoder_layers=0,
     positions="learned",
@@ -98,9 +100,11 @@ def _sides(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    height, width, channels = config.image_shape
+    patches = config.front_end
+    assert isinstance(patches, Patches)  # or it would be another family's
+    height, width, channels = patches.image_shape
     size = height if height == width else [height, width]
-    return dict(image_size=size, patch_size=config.patch_size, num_channels=channels)
+    return dict(image_size=size, patch_size=patches.patch_size, num_channels=channels)
 
 
 def _derived(fields: Mapping[str, Any]) -> dict[str, Any]:

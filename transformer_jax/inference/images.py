@@ -26,7 +26,7 @@ def model_image(config: TransformerConfig, image: Any, number: int, sizing: Sizi
       DataError: the file is missing or broken, or is no image.
       ValueError: it is neither, or an image that the model does not take.
     """
-    shape = config.image_shape
+    shape = config.front_end.input_shape
     if isinstance(image, str | os.PathLike):
         image = read_image(image, shape[2])
     is_image = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3

@@ -17,7 +17,7 @@ from transformer_jax.data import Tokenizer, batches_by_length, pad_batch
 from transformer_jax.inference.images import Sizing, model_image
 from transformer_jax.models import TransformerConfig, build
 from transformer_jax.models.heads import task_of
-from transformer_jax.objectives.classification import encode_texts, scale_pixels
+from transformer_jax.objectives.classification import encode_texts
 from transformer_jax.types import PyTree
 
 BATCH_SIZE = 32
@@ -76,15 +76,12 @@ def class_probabilities(
         raise ConfigError(
             "this model gives one number for an input, and no classes: model.apply has it, as its logits"
         )
-    if config.image_shape:
-        encoded = [
-            {"images": model_image(config, image, number, sizing)} for number, image in enumerate(inputs, 1)
-        ]
-        lengths = [1] * len(encoded)
-    else:
-        known = checked_tokenizer(tokenizer)
-        encoded = [encoder_tokens(config, known, text, number) for number, text in enumerate(inputs, 1)]
-        lengths = [len(tokens["inputs"]) for tokens in encoded]
+    if config.front_end.has_tokens:
+        checked_tokenizer(tokenizer)
+    encoded = [
+        encoded_input(config, tokenizer, given, number, sizing) for number, given in enumerate(inputs, 1)
+    ]
+    lengths = [len(arrays["inputs"]) if config.front_end.has_tokens else 1 for arrays in encoded]
     batches = batches_by_length(lengths, batch_size, config.max_length)
     results = np.zeros((len(encoded), config.num_labels), np.float32)
     for rows, length, chunk in batches:
@@ -92,6 +89,29 @@ def class_probabilities(
         found = _classes(config, problem_type == "multi_label_classification")(params, batch)
         results[chunk] = np.asarray(found)[: len(chunk)]
     return results
+
+
+def encoded_input(
+    config: TransformerConfig,
+    tokenizer: Tokenizer | None,
+    given: Any,
+    number: int,
+    sizing: Sizing | None = None,
+) -> dict[str, np.ndarray]:
+    """Returns the arrays of an input that a user has, as the model's front end reads it.
+
+    Args:
+      config: the model's config.
+      tokenizer: the model's tokenizer, if it has one.
+      given: a text, a pair of texts, an image, or whatever else the front end reads.
+      number: of the input, from 1 on, for messages.
+      sizing: brings an image to the size of the model.
+
+    Raises:
+      ConfigError: the front end needs a tokenizer, and there is none.
+      ValueError: the input is not what the front end reads; the message has its ``number``.
+    """
+    return ENCODERS[config.front_end.FEATURE](config, tokenizer, given, number, sizing)
 
 
 def encoder_tokens(
@@ -113,6 +133,17 @@ def encoder_tokens(
     if not config.num_token_types:
         del tokens["inputs_types"]
     return tokens
+
+
+# How inputs that users have become arrays, by the feature that a front end reads.
+ENCODERS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
+    "inputs": lambda config, tokenizer, given, number, sizing: encoder_tokens(
+        config, checked_tokenizer(tokenizer), given, number
+    ),
+    "images": lambda config, tokenizer, given, number, sizing: {
+        "images": model_image(config, given, number, sizing)
+    },
+}
 
 
 def _text_and_second(text: Any, number: int) -> tuple[str, str | None]:
@@ -139,8 +170,6 @@ def _classes(config: TransformerConfig, are_independent: bool) -> Callable[..., 
     model = build(config)
 
     def probabilities(params: PyTree, arguments: dict[str, jax.Array]) -> jax.Array:
-        if "images" in arguments:
-            arguments = {"images": scale_pixels(arguments["images"])}
         logits = cast(Any, model.apply)({"params": params}, **arguments)
         return jax.nn.sigmoid(logits) if are_independent else jax.nn.softmax(logits, axis=-1)
 

@@ -65,9 +65,9 @@ def embed_texts(
 
 def check_embeds(config: TransformerConfig, pooling: Pooling = PLAIN) -> None:
     """Raises ConfigError unless the model is an encoder-only model of text with a supported pooling."""
-    if config.image_shape or not config.is_encoder_only:
+    if not config.front_end.has_tokens or not config.is_encoder_only:
         kind = "a decoder alone" if config.is_decoder_only else "an encoder with a decoder"
-        kind = "one of images" if config.image_shape else kind
+        kind = kind if config.front_end.has_tokens else f"one of {config.front_end.UNIT}"
         raise ConfigError(
             f"this model is {kind}: vectors of texts need an encoder of text alone, such as BERT"
         )

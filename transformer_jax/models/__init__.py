@@ -27,11 +27,10 @@ def build(config: TransformerConfig) -> Model:
 
 def example_inputs(config: TransformerConfig) -> dict[str, Array]:
     """The smallest arguments that ``build(config).init`` and ``.apply`` take."""
-    if config.image_shape:
-        return {"images": jnp.zeros((1, *config.image_shape), jnp.float32)}
-    tokens = jnp.full((1, min(2, config.max_length)), config.eos_id, jnp.int32)
-    has_both = not config.is_encoder_only and not config.is_decoder_only
-    return {"inputs": tokens, "targets": tokens} if has_both else {"inputs": tokens}
+    inputs = config.front_end.example_inputs(config)
+    if config.is_encoder_only or config.is_decoder_only:
+        return inputs
+    return inputs | {"targets": jnp.full((1, min(2, config.max_length)), config.eos_id, jnp.int32)}
 
 
 def abstract_params(config: TransformerConfig) -> PyTree:

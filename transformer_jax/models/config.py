@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from transformer_jax.config import ConfigError, check_types, nearest
+from transformer_jax.models.front_ends import FRONT_ENDS, FrontEnd, Tokens
 from transformer_jax.models.heads import HEADS
 from transformer_jax.types import BOS_ID, EOS_ID, PAD_ID
+
+_TOKENS = Tokens()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +23,7 @@ class TransformerConfig:
       ConfigError: a size that does not fit another, or an unknown choice.
     """
 
-    vocab_size: int  # 0 for images
+    vocab_size: int  # 0 if nothing that the model reads or predicts is a token
     d_model: int = 512
     num_heads: int = 8
     key_size: int = 64  # per head: d_k in the paper
@@ -34,8 +37,7 @@ class TransformerConfig:
     relative_buckets: int = 32  # of relative positions, and the distance beyond which all share one
     relative_max_distance: int = 128  # tokens
     num_token_types: int = 0  # embeddings of BERT's segments, added to those of tokens
-    image_shape: tuple[int, ...] = ()  # (height, width, channels), of an encoder of images
-    patch_size: int = 0  # pixels, of a square
+    front_end: Annotated[FrontEnd, FRONT_ENDS] = _TOKENS  # what the model reads
     norm: Literal["layer", "rms"] = "layer"
     norm_position: Literal["post", "pre"] = "post"
     norm_epsilon: float = 1e-6
@@ -87,8 +89,8 @@ class TransformerConfig:
         if self.positions.startswith("sinusoidal") and self.d_model % 2:
             raise ConfigError(f"sinusoidal positions need an even model.d_model, not {self.d_model}")
         self._check_parts()
-        if self.image_shape:
-            self._check_image()
+        self.front_end.check(self)
+        if self.is_encoder_only and not self.front_end.has_tokens:
             return
         if self.vocab_size < 1:
             raise ConfigError(f"model.vocab_size={self.vocab_size} must be at least 1")
@@ -122,6 +124,16 @@ class TransformerConfig:
                 f"model.head={self.head!r} follows the {HEADS[self.head].part}, but this model ends "
                 f"with its {part}, whose heads are {usable}"
             )
+        if self.is_encoder_only and HEADS[self.head].needs_tokens and not self.front_end.has_tokens:
+            usable = [name for name, head in HEADS.items() if head.part == part and not head.needs_tokens]
+            raise ConfigError(
+                f"model.head={self.head!r} is for tokens, but this is a model of {self.front_end.UNIT}. Its "
+                f"heads are {', '.join(usable)}"
+            )
+        if self.is_decoder_only and not self.front_end.has_tokens:
+            raise ConfigError(
+                f"model.front_end.kind={self.front_end.kind!r} needs an encoder: set model.num_encoder_layers"
+            )
         if (self.num_labels > 0) != bool(HEADS[self.head].labelled):
             needed = " and ".join(repr(name) for name, head in HEADS.items() if head.labelled)
             raise ConfigError(
@@ -132,34 +144,3 @@ class TransformerConfig:
             raise ConfigError(
                 f"model.num_token_types={self.num_token_types} is for an encoder alone: set it to 0"
             )
-
-    def _check_image(self) -> None:
-        if len(self.image_shape) != 3 or min(self.image_shape) < 1 or self.patch_size < 1:
-            raise ConfigError(
-                f"model.image_shape={self.image_shape} must be (height, width, channels), with "
-                f"model.patch_size={self.patch_size} above 0"
-            )
-        height, width, _ = self.image_shape
-        if height % self.patch_size or width % self.patch_size:
-            raise ConfigError(
-                f"model.patch_size={self.patch_size} must divide the height and width of "
-                f"model.image_shape={self.image_shape}"
-            )
-        if HEADS[self.head].needs_tokens or self.vocab_size or self.num_token_types:
-            usable = ", ".join(
-                name for name, head in HEADS.items() if head.part == "encoder" and not head.needs_tokens
-            )
-            raise ConfigError(
-                f"an encoder of images has one of the heads {usable} (not {self.head!r}), and neither "
-                "model.vocab_size nor model.num_token_types"
-            )
-        if self.max_length != (vectors := self.num_patches + 1):
-            raise ConfigError(
-                f"model.max_length={self.max_length} must be {vectors}: the patches of an image and one more"
-            )
-
-    @property
-    def num_patches(self) -> int:
-        """Of an image."""
-        height, width, _ = self.image_shape
-        return (height // self.patch_size) * (width // self.patch_size)

@@ -1,5 +1,7 @@
 """A decoder alone: a language model (GPT-2, Radford et al. 2019)."""
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.models.cache import DecoderCache, PromptContext, empty_cache
 from transformer_jax.models.config import TransformerConfig
-from transformer_jax.models.embed import EmbedTokens, token_embedding
+from transformer_jax.models.front_ends.tokens import EmbedTokens
 from transformer_jax.models.heads import HEADS, PerToken
 from transformer_jax.models.stack import Stack
 from transformer_jax.types import PyTree
@@ -21,8 +23,8 @@ class DecoderOnly(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.embedding = token_embedding(config)
-        self.embed_inputs = EmbedTokens(config, self.embedding)
+        self.embed_inputs = cast(EmbedTokens, config.front_end.build(config))  # by the checks of the config
+        self.embedding = self.embed_inputs.embedding
         self.decoder = Stack(config, config.num_decoder_layers, cross_attention=False)
         self.logits = HEADS[config.head].module(config)
 

@@ -242,7 +242,7 @@ def _table(embedded: Embedded) -> Embedding:
 
 def pools_classes(config: "TransformerConfig") -> bool:
     """Returns whether the head "classes" has a pooler."""
-    return not config.image_shape
+    return config.front_end.pools_classes
 
 
 class Output(NamedTuple):

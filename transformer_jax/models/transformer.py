@@ -1,5 +1,7 @@
 """Encoder, decoder and both together (Vaswani et al. 2017, Figure 1)."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from transformer_jax.layers.masks import Causal, Mask, Segments
 from transformer_jax.models.cache import DecoderCache, EncodedContext, empty_cache
 from transformer_jax.models.config import TransformerConfig
-from transformer_jax.models.embed import EmbedTokens, token_embedding
+from transformer_jax.models.front_ends.tokens import EmbedTokens, token_embedding
 from transformer_jax.models.heads import HEADS, PerToken
 from transformer_jax.models.stack import Stack
 from transformer_jax.types import PyTree
@@ -24,10 +26,9 @@ class EncoderDecoder(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.embedding = token_embedding(config)
-        is_shared = config.share_embeddings in ("all", "inputs")
-        self.target_embedding = self.embedding if is_shared else token_embedding(config)
-        self.embed_inputs = EmbedTokens(config, self.embedding)
+        self.front_end = config.front_end.build(config)
+        shared = self.front_end.embedding if config.share_embeddings in ("all", "inputs") else None
+        self.target_embedding = token_embedding(config) if shared is None else shared
         self.embed_targets = EmbedTokens(config, self.target_embedding)
         self.encoder = Stack(config, config.num_encoder_layers, cross_attention=False)
         self.decoder = Stack(config, config.num_decoder_layers, cross_attention=True)
@@ -35,8 +36,8 @@ class EncoderDecoder(nn.Module):
 
     def __call__(
         self,
-        inputs: Int[Array, "B S"],
-        targets: Int[Array, "B L"],
+        inputs: Int[Array, "B S"] | None = None,
+        targets: Int[Array, "B L"] | None = None,
         *,
         inputs_positions: Int[Array, "B S"] | None = None,
         inputs_segments: Int[Array, "B S"] | None = None,
@@ -44,6 +45,7 @@ class EncoderDecoder(nn.Module):
         targets_segments: Int[Array, "B L"] | None = None,
         train: bool = False,
         per_token: PerToken | None = None,
+        **arguments: Array | None,
     ) -> Float[Array, "B L V"] | PyTree:
         """Logits of each target token given the source and the target tokens before it.
 
@@ -51,57 +53,67 @@ class EncoderDecoder(nn.Module):
 
         Args:
           inputs: source tokens.
-          targets: target tokens.
+          targets: target tokens; they must be given.
           inputs_segments, targets_segments: 0 on padding, else the example's number in its row; None
             means that what equals ``config.pad_id`` is padding and the rest is one example.
           inputs_positions, targets_positions: places within the example; None means 0, 1, 2, …
           train: whether dropout is on; it needs ``rngs={"dropout": key}``.
           per_token: makes of the logits of some tokens, and the slice that says which, what is returned
             instead, arrays (B, L', ...) such as losses: training makes large logits a stretch at a time then.
+          arguments: the arguments of the front end, if its inputs are not tokens.
 
         Raises:
-          ValueError: a sequence is longer than ``config.max_length``.
+          ValueError: a sequence is longer than ``config.max_length``, there are no targets, or the arguments
+            are not those of the front end.
         """
-        if inputs_segments is None:
-            inputs_segments = self._segments(inputs)
+        if targets is None:
+            raise ValueError("an encoder-decoder needs targets, the tokens that its decoder is to predict")
         if targets_segments is None:
             targets_segments = self._segments(targets)
-        context = self.encode(
-            inputs, inputs_positions=inputs_positions, inputs_segments=inputs_segments, train=train
-        )
+        arguments |= {"inputs_positions": inputs_positions, "inputs_segments": inputs_segments}
+        context, segments = self._encode({"inputs": inputs, **arguments}, train=train)
         shifted = shift_right(targets, targets_positions, self.config.decoder_start_id)
         x = self.embed_targets(shifted, targets_positions, train=train)
         x, _ = self.decoder(
             x,
             context,
             mask=Mask(Causal(), Segments(targets_segments, targets_segments)),
-            context_mask=Mask(Segments(targets_segments, inputs_segments)),
+            context_mask=Mask() if segments is None else Mask(Segments(targets_segments, segments)),
             train=train,
         )
         return self.logits.per_token(x, self.target_embedding, per_token, train=train)
 
     def encode(
         self,
-        inputs: Int[Array, "B S"],
+        inputs: Int[Array, "B S"] | None = None,
         *,
-        inputs_positions: Int[Array, "B S"] | None = None,
-        inputs_segments: Int[Array, "B S"] | None = None,
         train: bool = False,
+        **arguments: Array | None,
     ) -> Float[Array, "B S D"]:
-        """The encoder's output; arguments as in ``__call__``."""
-        if inputs_segments is None:
-            inputs_segments = self._segments(inputs)
-        x = self.embed_inputs(inputs, inputs_positions, train=train)
-        return self.encoder(x, mask=Mask(Segments(inputs_segments, inputs_segments)), train=train)[0]
+        """Returns the output of the encoder; the arguments are those of the front end, as in ``__call__``."""
+        return self._encode({"inputs": inputs, **arguments}, train=train)[0]
+
+    def _encode(
+        self, arguments: Mapping[str, Array | None], *, train: bool
+    ) -> tuple[Float[Array, "B S D"], Int[Array, "B S"] | None]:
+        """Returns the output of the encoder, and the segments (``Embedded.segments``)."""
+        embedded = self.front_end.embed(self.config.front_end.checked(arguments), train=train)
+        segments = embedded.segments
+        mask = Mask() if segments is None else Mask(Segments(segments, segments))
+        return self.encoder(embedded.x, mask=mask, train=train)[0], segments
 
     def encode_context(
-        self, inputs: Int[Array, "B S"], inputs_segments: Int[Array, "B S"] | None = None
+        self,
+        inputs: Int[Array, "B S"] | None = None,
+        inputs_segments: Int[Array, "B S"] | None = None,
+        **arguments: Array | None,
     ) -> EncodedContext:
         """Encodes (unpacked) sources once for any number of ``decode_step`` calls."""
-        if inputs_segments is None:
-            inputs_segments = self._segments(inputs)
-        encoded = self.encode(inputs, inputs_segments=inputs_segments)
-        return EncodedContext(self.decoder.project_context(encoded), inputs_segments)
+        given = {"inputs": inputs, "inputs_segments": inputs_segments, **arguments}
+        encoded, segments = self._encode(given, train=False)
+        if segments is None:
+            segments = jnp.ones(encoded.shape[:2], jnp.int32)
+        return EncodedContext(self.decoder.project_context(encoded), segments)
 
     def read_prompt(
         self, tokens: Int[Array, "B L"], context: EncodedContext, cache: DecoderCache

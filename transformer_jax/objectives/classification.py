@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 from transformer_jax.config import ConfigError
 from transformer_jax.objectives.base import Apply, ModelFacts, Rngs, Sums
@@ -193,7 +193,7 @@ class Classification(LabelledObjective):
           are predicted to be of it, ``found_positive``, and those of both, ``true_positive``.
         """
         if "images" in batch:
-            arguments = {"images": scale_pixels(jnp.asarray(batch["images"]))}
+            arguments = {"images": jnp.asarray(batch["images"])}
         else:
             arguments = side_arrays(batch, "inputs")
         logits = run_model(apply, params, arguments, rngs, train=train)
@@ -238,11 +238,6 @@ def encode_texts(tokenizer: Encoder, text: str, pair: str | None = None) -> dict
     """Returns an encoder's ``inputs`` and ``inputs_types`` for one text or a pair: int32, of any length."""
     texts = [tokenizer.encode(part) for part in (text, pair) if part is not None]
     return _joined(texts, tokenizer.id_of("cls"), tokenizer.id_of("sep"))
-
-
-def scale_pixels(images: UInt8[jax.Array, "B height width C"]) -> Float32[jax.Array, "B height width C"]:
-    """Returns pixels scaled from the range 0 to 255 to the range -1 to 1."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def _joined(texts: list[np.ndarray], cls: int, sep: int) -> dict[str, np.ndarray]:

@@ -28,16 +28,15 @@ def model_flops(
       train: whether there is a backward pass.
     """
     rows = next(iter(batch.values())).shape[0]
-    source = config.num_patches + 1 if config.image_shape else batch["inputs"].shape[1]
+    source = config.front_end.length(config, batch)
+    total = config.front_end.operations(config)
     if config.is_decoder_only:
-        total = _stack(config, config.num_decoder_layers, source, 0) + _head(config, source)
+        total += _stack(config, config.num_decoder_layers, source, 0) + _head(config, source)
     elif config.is_encoder_only:
-        total = _stack(config, config.num_encoder_layers, source, 0) + _head(config, source)
-        if config.image_shape:
-            total += 2 * config.num_patches * config.patch_size**2 * config.image_shape[2] * config.d_model
+        total += _stack(config, config.num_encoder_layers, source, 0) + _head(config, source)
     else:
         target = batch["targets"].shape[1]
-        total = _stack(config, config.num_encoder_layers, source, 0)
+        total += _stack(config, config.num_encoder_layers, source, 0)
         total += _stack(config, config.num_decoder_layers, target, source) + _head(config, target)
     return rows * total * (3 if train else 1)
 

@@ -187,7 +187,7 @@ def candidates(
             continue
         if model.num_heads % tensor or model.d_feedforward % tensor:
             continue
-        if context > 1 and (model.image_shape or length < LONG or length % context):
+        if context > 1 and (not model.front_end.has_tokens or length < LONG or length % context):
             continue
         mesh = (("data", data), ("fsdp", fsdp), ("context", context), ("tensor", tensor))
         for kept, each in itertools.product(get_args(Kept), rows):
@@ -270,7 +270,6 @@ def model_sizes(experiment: Experiment) -> Sizes:
     changed = dataclasses.replace(experiment, mesh=partitioning.MeshConfig(data=1))
     batch = batch_template(with_rows(changed, 1, 1), alone)
     rows = next(iter(batch.values())).shape[0]
-    length = model.num_patches + 1 if model.image_shape else experiment.data.max_length
     return Sizes(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
@@ -278,6 +277,6 @@ def model_sizes(experiment: Experiment) -> Sizes:
         width=model.d_model,
         heads=model.num_heads,
         vocab_size=model.vocab_size,
-        length=length,
+        length=model.front_end.length(model, batch),
         flops_per_row=model_flops(model, batch) / rows,
     )

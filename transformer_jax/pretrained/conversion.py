@@ -1,7 +1,7 @@
 """Converts the parameters of a model for another config: layers stacked or not, images of another size."""
 
-import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +27,23 @@ MAY_DIFFER = (
 def differing(found: TransformerConfig, wanted: TransformerConfig) -> list[str]:
     """Returns the fields because of which parameters of ``found`` cannot be converted for ``wanted``.
 
-    The head does not count. Images may have another size, because positions are interpolated; texts may have
-    another length if positions are not learned.
+    The head does not count. Names of fields of the front end begin with ``front_end.``. Some front ends can
+    be resized: images of another size get interpolated positions. Texts may have another length if positions
+    are not learned.
     """
     free = {*MAY_DIFFER}
-    if found.image_shape[2:] == wanted.image_shape[2:] != ():
-        free |= {"image_shape", "max_length"}  # which follows from height and width
+    if resizable := wanted.front_end.resizable(found.front_end):
+        free |= {f"front_end.{name}" for name in resizable} | {"max_length"}
     elif found.positions != "learned":
         free.add("max_length")
-    names = [field.name for field in dataclasses.fields(wanted)]
-    return [name for name in names if name not in free and getattr(found, name) != getattr(wanted, name)]
+    one, other = fields_of(found), fields_of(wanted)
+    return [name for name in {**other, **one} if name not in free and one.get(name) != other.get(name)]
+
+
+def fields_of(config: TransformerConfig) -> dict[str, Any]:
+    """Returns the fields of a config; those of its front end by names such as ``front_end.kind``."""
+    fields = {name: value for name, value in vars(config).items() if name != "front_end"}
+    return fields | {f"front_end.{name}": value for name, value in vars(config.front_end).items()}
 
 
 def conversion(found: TransformerConfig, wanted: TransformerConfig) -> Callable[[PyTree], PyTree] | None:
@@ -44,32 +51,16 @@ def conversion(found: TransformerConfig, wanted: TransformerConfig) -> Callable[
 
     The function may be traced. It does not change the head's parameters.
     """
-    is_scaled, is_restacked = (
-        getattr(found, name) != getattr(wanted, name) for name in ("image_shape", "scan_layers")
+    is_resized, is_restacked = (
+        getattr(found, name) != getattr(wanted, name) for name in ("front_end", "scan_layers")
     )
 
     def convert(params: PyTree) -> PyTree:
-        if is_scaled:
-            params = with_positions(params, found, wanted)
+        if is_resized:
+            params = wanted.front_end.resized(params, found.front_end)
         return restacked(params, stack=wanted.scan_layers) if is_restacked else params
 
-    return convert if is_scaled or is_restacked else None
-
-
-def with_positions(params: PyTree, found: TransformerConfig, wanted: TransformerConfig) -> PyTree:
-    """Returns ``params`` with bicubic interpolation of the patches' positions for images of another size.
-
-    Source: Dosovitskiy et al. 2021, section 3.2.
-    """
-    table = params["embed_patches"]["positions"]["embedding"]
-    old, new = (
-        (shape[0] // wanted.patch_size, shape[1] // wanted.patch_size)
-        for shape in (found.image_shape, wanted.image_shape)
-    )
-    grid = table[1:].reshape(*old, -1)
-    resized = jax.image.resize(grid, (*new, grid.shape[-1]), "bicubic", antialias=False)
-    table = jnp.concatenate([table[:1], resized.reshape(-1, grid.shape[-1])])
-    return params | {"embed_patches": params["embed_patches"] | {"positions": {"embedding": table}}}
+    return convert if is_resized or is_restacked else None
 
 
 def restacked(params: PyTree, *, stack: bool) -> PyTree:

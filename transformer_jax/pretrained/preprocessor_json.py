@@ -15,6 +15,7 @@ from transformer_jax.config import ConfigError
 from transformer_jax.models import TransformerConfig
 from transformer_jax.objectives.image_crops import Resizing
 from transformer_jax.pretrained.folder import CheckpointFolder
+from transformer_jax.reporting.progress import say
 from transformer_jax.types import PyTree
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -32,8 +33,8 @@ _CHANNELS = (1, 3, 4)  # of the pictures that Pillow resizes
 _FILTERS = range(6)  # Pillow's
 
 
-class Preprocessor(NamedTuple):
-    """What becomes of an image.
+class ImagePreprocessor(NamedTuple):
+    """What becomes of an image before a checkpoint's model sees it.
 
     Attributes:
       sizing: how it gets the model's size; None where it must have it.
@@ -55,8 +56,35 @@ class Preprocessor(NamedTuple):
         found = (images / 2 + 0.5 - np.array(self.mean)) / np.array(self.std)
         return images if self.is_usual else found.astype(images.dtype)
 
+    def their_inputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the inputs of the checkpoint's model for those of ours."""
+        return {"images": self.pixels(inputs["images"])}
 
-def read_preprocessor(folder: CheckpointFolder, config: TransformerConfig) -> Preprocessor:
+    def merged(self, params: PyTree) -> PyTree:
+        """Returns parameters that give for pixels from -1 to 1 what ``params`` give for the checkpoint's.
+
+        The embedding of patches is linear, and the checkpoint's pixels are a multiple of those plus a number.
+        """
+        if self.is_usual:
+            return params
+        say(
+            f"image_mean={self.mean} and image_std={self.std} become part of the embedding of "
+            "patches: pixels are from -1 to 1"
+        )
+        mean, std = (jnp.array(numbers, jnp.float32) for numbers in (self.mean, self.std))
+        patches = params["embed_patches"]["patches"]
+
+        def changed(patches: PyTree) -> PyTree:
+            kernel = patches["kernel"]  # (height, width, channels, d_model)
+            more = jnp.sum(kernel * ((0.5 - mean) / std)[None, None, :, None], axis=(0, 1, 2))
+            return {"kernel": kernel * (0.5 / std)[None, None, :, None], "bias": patches["bias"] + more}
+
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, patches)
+        patches = jax.jit(changed, out_shardings=shardings)(patches)
+        return params | {"embed_patches": params["embed_patches"] | {"patches": patches}}
+
+
+def read_image_preprocessor(folder: CheckpointFolder, config: TransformerConfig) -> ImagePreprocessor:
     """How images of any size become those of a model, by the ``preprocessor_config.json`` beside it.
 
     Args:
@@ -69,9 +97,9 @@ def read_preprocessor(folder: CheckpointFolder, config: TransformerConfig) -> Pr
         here.
     """
     path = folder.path / PREPROCESSOR_FILE
-    channels = config.image_shape[2]
+    channels = config.front_end.input_shape[2]
     if not folder.has(PREPROCESSOR_FILE):
-        return Preprocessor(None, (_MEAN,) * channels, (_STD,) * channels)
+        return ImagePreprocessor(None, (_MEAN,) * channels, (_STD,) * channels)
     content = {
         key: value for key, value in folder.read_object(PREPROCESSOR_FILE).items() if value is not None
     }
@@ -95,7 +123,7 @@ def read_preprocessor(folder: CheckpointFolder, config: TransformerConfig) -> Pr
             "makes -1 to 1." + (f" To have the same pixels, {', '.join(advice)}" if advice else "")
         )
     try:
-        return Preprocessor(_resizing(content, config.image_shape), mean, std)
+        return ImagePreprocessor(_resizing(content, config.front_end.input_shape), mean, std)
     except ValueError as error:
         raise ConfigError(
             f"{path} has {error}. To read the model all the same, for images of its size alone, write "
@@ -154,11 +182,11 @@ def _of_channels(value: Any, channels: int) -> tuple[float, ...]:
     return tuple(map(float, numbers)) if are_numbers and len(numbers) == channels else ()
 
 
-def _resizing(content: Mapping[str, Any], image_shape: tuple[int, ...]) -> Resizing | None:
+def _resizing(content: Mapping[str, Any], shape: tuple[int, ...]) -> Resizing | None:
     """What ``content`` says of sizes; raises ValueError for what it does not say as it should."""
     kind = _kind(content)
     content = {**(_DEIT_SIZES if kind.startswith("DeiT") else _SIZES), **content}
-    height, width, channels = image_shape
+    height, width, channels = shape
     if not content["do_resize"] or channels not in _CHANNELS:
         return None
     resample = content["resample"]
@@ -198,10 +226,19 @@ def _sides(content: Mapping[str, Any], key: str) -> tuple[int, int] | int:
     return (found[0], found[1]) if len(found) == 2 else found[0]
 
 
-def preprocessor_content(config: TransformerConfig, resizing: Resizing | None) -> dict[str, Any]:
-    """The keys of ``preprocessor_config.json`` for a model of images; None resizes whole images, bilinear."""
-    height, width, channels = config.image_shape
-    resizing = resizing or Resizing((height, width), (height, width), _SIZES["resample"])
+def image_preprocessor_content(config: TransformerConfig, sizing: Any) -> dict[str, Any]:
+    """Returns the keys of ``preprocessor_config.json`` for a model of images.
+
+    Args:
+      config: the model's config.
+      sizing: a ``Resizing``; anything else stands for one that resizes whole images, bilinear.
+    """
+    height, width, channels = config.front_end.input_shape
+    resizing = (
+        sizing
+        if isinstance(sizing, Resizing)
+        else Resizing((height, width), (height, width), _SIZES["resample"])
+    )
     whole: dict[str, int] = {"shortest_edge": resizing.whole} if isinstance(resizing.whole, int) else {}
     if isinstance(resizing.whole, tuple):
         whole = dict(zip(("height", "width"), resizing.whole, strict=True))
@@ -219,21 +256,3 @@ def preprocessor_content(config: TransformerConfig, resizing: Resizing | None) -
     kind = "CLIPImageProcessor" if isinstance(resizing.whole, int) else "DeiTImageProcessor"
     cut = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
     return content | {"image_processor_type": kind, **cut}
-
-
-def with_pixels(params: PyTree, preprocessor: Preprocessor) -> PyTree:
-    """The embedding of patches as it gives for pixels from -1 to 1 what it gave for those of the checkpoint.
-
-    It is linear, and these are a multiple of those and a number more.
-    """
-    mean, std = (jnp.array(numbers, jnp.float32) for numbers in (preprocessor.mean, preprocessor.std))
-    patches = params["embed_patches"]["patches"]
-
-    def changed(patches: PyTree) -> PyTree:
-        kernel = patches["kernel"]  # (height, width, channels, d_model)
-        more = jnp.sum(kernel * ((0.5 - mean) / std)[None, None, :, None], axis=(0, 1, 2))
-        return {"kernel": kernel * (0.5 / std)[None, None, :, None], "bias": patches["bias"] + more}
-
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, patches)
-    patches = jax.jit(changed, out_shardings=shardings)(patches)
-    return params | {"embed_patches": params["embed_patches"] | {"patches": patches}}

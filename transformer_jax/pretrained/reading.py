@@ -21,12 +21,13 @@ from transformer_jax.config import ConfigError
 from transformer_jax.families.base import make_config
 from transformer_jax.inference.model import Pretrained
 from transformer_jax.models import TransformerConfig, abstract_params, build, example_inputs
+from transformer_jax.models.front_ends import FRONT_ENDS, FrontEnd
 from transformer_jax.models.heads import HEADS, task_of
-from transformer_jax.pretrained.conversion import differing, with_positions
+from transformer_jax.pretrained.conversion import differing, fields_of
 from transformer_jax.pretrained.folder import CheckpointFolder
 from transformer_jax.pretrained.generation_json import read_generation
 from transformer_jax.pretrained.hub import open_checkpoint
-from transformer_jax.pretrained.preprocessor_json import read_preprocessor, with_pixels
+from transformer_jax.pretrained.preprocessors import read_preprocessor
 from transformer_jax.pretrained.saving import save_pretrained as save_pretrained  # beside its counterpart
 from transformer_jax.pretrained.sentence_transformers import read_pooling
 from transformer_jax.pretrained.weights import read_weights
@@ -59,10 +60,11 @@ def from_pretrained(
       seed: for initializing the parts of a head that the checkpoint does not have.
       family: a name in ``FAMILIES``, if several read such checkpoints: "t5_encoder" for the encoder of a T5.
       revision, token, cache_dir: of a name on the hub; see ``hub.open_checkpoint``.
-      changes: other values for fields of ``TransformerConfig``, except those that determine the shapes of
-        parameters. With another ``head`` or ``num_labels``, the parts that the checkpoint lacks are
-        initialized, and a line says which. With another ``image_shape``, positions are interpolated
-        (Dosovitskiy et al. 2021, section 3.2). ``max_length`` may differ if positions are not learned.
+      changes: other values for fields of ``TransformerConfig`` or of its front end, except those that
+        determine the shapes of parameters. With another ``head`` or ``num_labels``, the parts that the
+        checkpoint lacks are initialized, and a line says which. For images of another size, positions are
+        interpolated (Dosovitskiy et al. 2021, section 3.2). ``max_length`` may differ if positions are not
+        learned.
 
     Raises:
       ConfigError: ``config.json`` is missing, broken, of an unknown family, or describes a model that differs
@@ -85,7 +87,7 @@ def read_model(
 ) -> Pretrained:
     """Reads a checkpoint that has been opened; for the rest see ``from_pretrained``."""
     config = changed_config(folder, changes)
-    preprocessor = read_preprocessor(folder, config) if config.image_shape else None
+    preprocessor = read_preprocessor(folder, config)
     pooling = read_pooling(folder, config.max_length)
     generation = read_generation(folder, config)
     _check_vocabulary(folder, config)
@@ -140,18 +142,10 @@ def read_params(
     params = read_weights(folder.tensors, folder.checkpoint, as_stored, template, new_head=new_head)
     if new_head:
         params = _draw_missing(params, as_stored, template, seed)
-    if not config.image_shape:
-        return params
-    if config.image_shape != stored.image_shape:
-        params = with_positions(params, stored, config)
+    if config.front_end != stored.front_end:
+        params = config.front_end.resized(params, stored.front_end)
     preprocessor = read_preprocessor(folder, config)
-    if preprocessor.is_usual:
-        return params
-    say(
-        f"image_mean={preprocessor.mean} and image_std={preprocessor.std} become part of the embedding "
-        "of patches: pixels are from -1 to 1"
-    )
-    return with_pixels(params, preprocessor)
+    return params if preprocessor is None else preprocessor.merged(params)
 
 
 def _has_stored_head(folder: CheckpointFolder, config: TransformerConfig) -> bool:
@@ -160,10 +154,10 @@ def _has_stored_head(folder: CheckpointFolder, config: TransformerConfig) -> boo
 
 
 def _as_stored(config: TransformerConfig, stored: TransformerConfig) -> TransformerConfig:
-    """Returns ``config`` with the images, and so the positions, of ``stored``."""
-    if config.image_shape == stored.image_shape:
+    """Returns ``config`` with the sizes of the front end, and so the positions, of ``stored``."""
+    if config.front_end == stored.front_end:
         return config
-    return dataclasses.replace(config, image_shape=stored.image_shape, max_length=stored.max_length)
+    return dataclasses.replace(config, front_end=stored.front_end, max_length=stored.max_length)
 
 
 def _head_of(folder: CheckpointFolder, head: Any) -> str:
@@ -188,17 +182,16 @@ def _check_changed(stored: TransformerConfig, config: TransformerConfig, folder:
     changed = differing(stored, config)
     if not changed:
         return
+    there, here = fields_of(stored), fields_of(config)
     layout = {name: getattr(stored, name) for name in ("head", "num_labels", "scan_layers")}
-    there, here = (
+    their_shapes, our_shapes = (
         jax.tree.map(lambda leaf: leaf.shape, params_template(one, None, partitioning.DEFAULT_RULES))
         for one in (stored, dataclasses.replace(config, **layout))
     )
-    if there != here:
+    if their_shapes != our_shapes:
         raise ConfigError(
             f"the parameters in {folder} are of other shapes than those of a model with\n  "
-            + "\n  ".join(
-                f"{name}: {getattr(stored, name)!r} there, {getattr(config, name)!r} here" for name in changed
-            )
+            + "\n  ".join(f"{name}: {there.get(name)!r} there, {here.get(name)!r} here" for name in changed)
         )
 
 
@@ -219,33 +212,35 @@ def _check_vocabulary(folder: CheckpointFolder, config: TransformerConfig) -> No
 
 
 def _changed(stored: TransformerConfig, changes: Mapping[str, Any]) -> TransformerConfig:
-    """Returns the stored config with ``changes`` and the fields that follow from them."""
-    fields = dataclasses.asdict(stored) | dict(changes)
+    """Returns the stored config with ``changes`` to its fields or those of its front end.
+
+    ``num_labels`` and ``max_length`` follow from the other fields unless they are changed too.
+    """
+    for name, value in changes.items():
+        kinds = [kind for kind, front_end in FRONT_ENDS.items() if name in _names(front_end)]
+        if kinds and stored.front_end.kind not in kinds:
+            raise ConfigError(
+                f"{name}={value!r} does not fit the checkpoint, which is a model of {stored.front_end.UNIT}"
+            )
+    own = {name: value for name, value in changes.items() if name in _names(type(stored.front_end))}
+    front_end = changes.get("front_end", stored.front_end).changed(**own)
+    free = front_end.resizable(stored.front_end)
+    here, there = ({"type": type(one), **vars(one)} for one in (front_end, stored.front_end))
+    if any(name not in free and here.get(name) != there.get(name) for name in {**here, **there}):
+        raise ConfigError(
+            f"{front_end} does not fit the checkpoint, which is for {stored.front_end}: only "
+            f"{stored.front_end.RESIZABLE or 'other fields of the config'} may differ"
+        )
+    fields = {**vars(stored), **changes, "front_end": front_end}
     if not HEADS[fields["head"]].labelled:
         fields["num_labels"] = changes.get("num_labels", 0)
-    if fields["image_shape"] != stored.image_shape:
-        height, width, _ = _checked_shape(fields["image_shape"], fields["patch_size"], stored)
-        if "max_length" not in changes:
-            fields["max_length"] = (height // stored.patch_size) * (width // stored.patch_size) + 1
-    return make_config(fields)
+    if front_end.max_length is not None:
+        fields["max_length"] = changes.get("max_length", front_end.max_length)
+    return make_config({name: value for name, value in fields.items() if name not in own})
 
 
-def _checked_shape(shape: Any, patch_size: int, stored: TransformerConfig) -> tuple[int, int, int]:
-    """``shape`` as another one of images than that of ``stored``; raises ConfigError where it cannot be."""
-    if not stored.image_shape:
-        raise ConfigError(f"image_shape={shape!r} does not fit the checkpoint, which is a model of texts")
-    if not isinstance(shape, tuple) or len(shape) != 3 or any(type(size) is not int for size in shape):
-        raise ConfigError(
-            f"image_shape={shape!r} does not fit the checkpoint, which is a model of images, of "
-            f"{stored.image_shape}: it must be a tuple (height, width, channels)"
-        )
-    height, width, channels = shape
-    if channels != stored.image_shape[2] or patch_size != stored.patch_size:
-        raise ConfigError(
-            f"image_shape={shape} and patch_size={patch_size} may differ from the checkpoint's "
-            f"{stored.image_shape} and {stored.patch_size} in height and width only"
-        )
-    return height, width, channels
+def _names(front_end: type[FrontEnd]) -> list[str]:
+    return [field.name for field in dataclasses.fields(front_end) if field.name != "kind"]
 
 
 def params_template(config: TransformerConfig, mesh: Mesh | None, rules: partitioning.Rules) -> PyTree:

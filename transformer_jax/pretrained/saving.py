@@ -12,11 +12,11 @@ from transformer_jax.inference.model import Pretrained
 from transformer_jax.inference.pooling import check_known
 from transformer_jax.models import TransformerConfig, abstract_params
 from transformer_jax.models.heads import HEADS
-from transformer_jax.objectives.image_crops import Resizing
 from transformer_jax.pretrained.config_json import CONFIG_FILE, content_of
 from transformer_jax.pretrained.folder import TOKENIZER_FILE, read_config
 from transformer_jax.pretrained.generation_json import GENERATION_FILE
-from transformer_jax.pretrained.preprocessor_json import PREPROCESSOR_FILE, preprocessor_content
+from transformer_jax.pretrained.preprocessor_json import PREPROCESSOR_FILE
+from transformer_jax.pretrained.preprocessors import PREPROCESSORS
 from transformer_jax.pretrained.sentence_transformers import write_pooling
 from transformer_jax.pretrained.weights import SHARD_BYTES, check_params, new_weights
 from transformer_jax.sharding import partitioning
@@ -85,9 +85,9 @@ def save_pretrained(
         write_json(target / GENERATION_FILE, dict(pretrained.generation.content))
     else:
         (target / GENERATION_FILE).unlink(missing_ok=True)
-    if pretrained.config.image_shape:
-        resizing = pretrained.sizing if isinstance(pretrained.sizing, Resizing) else None
-        write_json(target / PREPROCESSOR_FILE, preprocessor_content(pretrained.config, resizing))
+    preprocessor = PREPROCESSORS.get(pretrained.config.front_end.kind)
+    if preprocessor is not None:
+        write_json(target / PREPROCESSOR_FILE, preprocessor.content(pretrained.config, pretrained.sizing))
     write_json(target / CONFIG_FILE, content)  # last, because it makes the folder a checkpoint
 
 

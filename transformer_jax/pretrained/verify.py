@@ -15,9 +15,10 @@ from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE
 from transformer_jax.decoding.generator import Generator, padding_may_come
 from transformer_jax.decoding.settings import OWN_RULES, DecodingSettings, TextRules
 from transformer_jax.models import TransformerConfig, build
+from transformer_jax.models.front_ends.tokens import draw_tokens
 from transformer_jax.models.heads import HEADS, Output
 from transformer_jax.pretrained.folder import CheckpointFolder
-from transformer_jax.pretrained.preprocessor_json import read_preprocessor
+from transformer_jax.pretrained.preprocessors import read_preprocessor
 from transformer_jax.types import PyTree
 
 TOLERANCE = 1e-4
@@ -27,6 +28,14 @@ NEW_TOKENS = 8  # generated from each text
 NUM_BEAMS = 4
 
 _ENCODED = Output("encoder_last_hidden_state", True)  # of an encoder-decoder, beside its head's outputs
+
+# The arguments of front ends, as ``transformers`` names them.
+_THEIR_NAMES = {
+    "inputs": "input_ids",
+    "inputs_segments": "attention_mask",
+    "inputs_types": "token_type_ids",
+    "images": "pixel_values",
+}
 
 Arrays = dict[str, np.ndarray]
 
@@ -87,9 +96,8 @@ def compare(
     """
     theirs = _their_model(folder, config)
     inputs = draw_inputs(config, np.random.default_rng(seed))
-    their_inputs = inputs
-    if "images" in inputs:
-        their_inputs = {"images": read_preprocessor(folder, config).pixels(inputs["images"])}
+    preprocessor = read_preprocessor(folder, config)
+    their_inputs = inputs if preprocessor is None else preprocessor.their_inputs(inputs)
     with jax.default_matmul_precision("highest"):  # accelerators otherwise round products to fewer bits
         found = _our_outputs(config, params, inputs)
     expected = _their_outputs(theirs, config, their_inputs)
@@ -134,33 +142,14 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 
 def draw_inputs(config: TransformerConfig, rng: np.random.Generator) -> Arrays:
-    """Returns random arguments of the model: texts of several lengths, padded at the end, or images."""
-    if config.image_shape:
-        shape = (NUM_EXAMPLES, *config.image_shape)
-        return {"images": rng.uniform(-1, 1, shape).astype(np.float32)}
-    inputs = _draw_texts(config, "inputs", rng)
-    if config.num_token_types:
-        types = rng.integers(0, config.num_token_types, inputs["inputs"].shape, dtype=np.int32)
-        inputs["inputs_types"] = types * inputs["inputs_segments"]
-    if not config.is_encoder_only and not config.is_decoder_only:
-        inputs |= _draw_texts(config, "targets", rng)
-    return inputs
-
-
-def _draw_texts(config: TransformerConfig, side: str, rng: np.random.Generator) -> Arrays:
+    """Returns random inputs of our model, rows of several lengths if they may have several."""
     room = config.max_length - (NEW_TOKENS if config.is_decoder_only else 0)
     longest = max(1, min(MOST_TOKENS, room))
-    lengths = np.array([max(1, longest * (i + 1) // NUM_EXAMPLES) for i in range(NUM_EXAMPLES)])
-    if side == "targets":
-        lengths = lengths[::-1]  # the shortest source has the longest target
-    segments = (np.arange(longest)[None, :] < lengths[:, None]).astype(np.int32)
-    tokens = rng.integers(0, config.vocab_size, segments.shape, dtype=np.int32)
-    # No token may end the text or, for transformers, look like padding.
-    special = np.isin(tokens, (config.pad_id, config.eos_id))
-    plain = next(i for i in range(config.vocab_size) if i not in (config.pad_id, config.eos_id))
-    tokens = np.where(special, plain, tokens)
-    tokens = np.where(segments == 1, tokens, config.pad_id).astype(np.int32)
-    return {side: tokens, f"{side}_segments": segments}
+    lengths = [max(1, longest * (i + 1) // NUM_EXAMPLES) for i in range(NUM_EXAMPLES)]
+    inputs = config.front_end.draw_inputs(config, rng, lengths)
+    if not config.is_encoder_only and not config.is_decoder_only:
+        inputs |= draw_tokens(config, rng, lengths[::-1], "targets")  # a long one for a short source
+    return inputs
 
 
 def _outputs(config: TransformerConfig) -> tuple[Output, ...]:
@@ -181,7 +170,7 @@ def _our_outputs(config: TransformerConfig, params: PyTree, inputs: Mapping[str,
     outputs = list(HEADS[config.head].arrays(run(inputs, "__call__")))
     names = [name for name, _ in _outputs(config)]
     if names[0] == _ENCODED.name:
-        sources = {name: inputs[name] for name in ("inputs", "inputs_segments")}
+        sources = {name: array for name, array in inputs.items() if name in config.front_end.ARGUMENTS}
         outputs.insert(0, run(sources, "encode"))
     return dict(zip(names, map(np.asarray, outputs), strict=True))
 
@@ -223,13 +212,12 @@ def _their_model(folder: CheckpointFolder, config: TransformerConfig) -> Any:
 
 def _their_outputs(model: Any, config: TransformerConfig, inputs: Mapping[str, np.ndarray]) -> Arrays:
     torch, _ = _imported()
-    if "images" in inputs:
-        arguments = {"pixel_values": inputs["images"].transpose(0, 3, 1, 2)}
-    else:
-        arguments = {"input_ids": inputs["inputs"], "attention_mask": inputs["inputs_segments"]}
-    if "inputs_types" in inputs:
-        arguments["token_type_ids"] = inputs["inputs_types"]
-    if "targets" in inputs:  # our model shifts them itself
+    arguments = {
+        _THEIR_NAMES[name]: array for name, array in inputs.items() if name in config.front_end.ARGUMENTS
+    }
+    if "pixel_values" in arguments:  # their images have the channels first
+        arguments["pixel_values"] = arguments["pixel_values"].transpose(0, 3, 1, 2)
+    if "targets" in inputs:  # ours are shifted by the model
         start = np.full((NUM_EXAMPLES, 1), config.decoder_start_id, np.int32)
         shifted = np.concatenate([start, inputs["targets"][:, :-1]], axis=1)
         arguments |= {"decoder_input_ids": shifted, "decoder_attention_mask": inputs["targets_segments"]}

@@ -6,6 +6,4 @@ from transformer_jax.objectives import ModelFacts
 
 def model_facts(model: TransformerConfig) -> ModelFacts:
     """Returns what an objective may know about a model with this config."""
-    if model.image_shape:
-        return ModelFacts(model.num_labels, "images", model.image_shape)
-    return ModelFacts(model.num_labels)
+    return ModelFacts(model.num_labels, model.front_end.FEATURE, model.front_end.input_shape)

@@ -73,7 +73,7 @@ def _shrink_model(model: TransformerConfig, vocab_size: int) -> TransformerConfi
         num_encoder_layers=min(2, model.num_encoder_layers),
         num_decoder_layers=min(2, model.num_decoder_layers),
     )
-    if model.image_shape:
+    if not model.front_end.has_tokens:
         return small
     # The decoder starts with the same special token as before; the trained tokenizer has another id for it.
     start_id = {model.pad_id: PAD_ID, model.eos_id: EOS_ID}.get(model.decoder_start_id, BOS_ID)

@@ -4,13 +4,17 @@ This is the one place that knows the keys of earlier versions. A config file of 
 to date: there, a key that is missing or unknown is an error.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from transformer_jax.models.front_ends import FRONT_ENDS, Tokens
 
 # By section: keys that it has gained, each with the value that means what runs did before.
 ADDED_KEYS: dict[str, dict[str, Any]] = {
     "data.source": {"builder_class": ""},
     "data.more_sources": {"builder_class": ""},
+    "model": {"front_end": dataclasses.asdict(Tokens())},
 }
 
 
@@ -21,6 +25,9 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
       stored: the content of a run's config.json, sections of plain values.
     """
     config = _copied(stored)
+    for model in _sections(config, ["model"]):
+        for front_end in FRONT_ENDS.values():
+            front_end.upgrade(model)
     for path, added in ADDED_KEYS.items():
         for section in _sections(config, path.split(".")):
             for key, value in added.items():

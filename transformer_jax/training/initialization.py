@@ -14,7 +14,7 @@ from transformer_jax.config import ConfigError
 from transformer_jax.families import Family, family_of
 from transformer_jax.models import TransformerConfig
 from transformer_jax.models.heads import HEADS
-from transformer_jax.pretrained.conversion import MAY_DIFFER, conversion, differing
+from transformer_jax.pretrained.conversion import MAY_DIFFER, conversion, differing, fields_of
 from transformer_jax.pretrained.folder import CheckpointFolder
 from transformer_jax.pretrained.hub import open_checkpoint
 from transformer_jax.pretrained.reading import changed_config, params_template, read_params
@@ -45,7 +45,7 @@ def check_origin(experiment: Experiment) -> pathlib.Path | CheckpointFolder:
     if (path / CHECKPOINTS_FOLDER).is_dir():
         origin: pathlib.Path | CheckpointFolder = path
         stored = load_config(path).model
-        _check_family(f"run in {path}", family_of(stored), dataclasses.asdict(stored), trained)
+        _check_family(f"run in {path}", family_of(stored), vars(stored), trained)
     else:
         origin = open_checkpoint(experiment.train.init_from)
         path, fields = origin.path, origin.checkpoint.fields
@@ -53,8 +53,9 @@ def check_origin(experiment: Experiment) -> pathlib.Path | CheckpointFolder:
         known = {ours: origin.content[theirs] for ours, theirs in fields if theirs in origin.content}
         _check_family(f"checkpoint in {path}", origin.family, {**known, **origin.family.fixed}, trained)
         stored = origin.model.config
+    there, here = fields_of(stored), fields_of(trained)
     lines = [
-        f"config.model.{name}: {getattr(stored, name)!r} there, {getattr(trained, name)!r} here"
+        f"config.model.{name}: {there.get(name)!r} there, {here.get(name)!r} here"
         for name in differing(stored, trained)
     ]
     if lines:
@@ -69,7 +70,7 @@ def _check_family(what: str, family: Family, there: Mapping[str, Any], wanted: T
     own = family_of(wanted)
     if own is family:
         return
-    here = dataclasses.asdict(wanted)
+    here = vars(wanted)
     decisive = {**family.fixed, **own.fixed}
     lines = [
         f"config.model.{name}: {there[name]!r} there, {here[name]!r} here"
@@ -110,7 +111,7 @@ def initial_params(
         origin = check_origin(experiment)
     trained, rules = experiment.model, experiment.mesh.rules
     if isinstance(origin, CheckpointFolder):
-        free = (*MAY_DIFFER, "image_shape", "max_length")
+        free = (*MAY_DIFFER, "front_end", "max_length")
         config = changed_config(origin, {name: getattr(trained, name) for name in free})
         params = read_params(origin, config, mesh=mesh, rules=rules, seed=experiment.train.seed)
         say(f"starting from {origin.path}")

@@ -200,7 +200,7 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
             )
         writer.resume(step)
         _on_first_process(lambda: store_config(workdir, experiment))
-        unit = "images" if experiment.model.image_shape else "tokens"
+        unit = experiment.model.front_end.UNIT
         bar = stack.enter_context(ProgressBar(settings.num_steps, step, active=is_first, unit=unit))
         first, began = step, time.monotonic() - seconds
         while True:

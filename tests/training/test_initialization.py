@@ -242,7 +242,7 @@ def test_nothing_to_start_from_is_one_error(first_run, corpus, tmp_path):
             fitting,
             STORED / "bert_masked_lm",
             DataError,
-            "no tokenizer.json in .*bert_masked_lm.*config.data.tokenizer.path",
+            "bert_masked_lm has no tokenizer.json.*config.data.tokenizer.path",
         ),
         (tiny_bert(corpus), tmp_path / "nowhere", ValueError, "nowhere"),
         (tiny_bert(corpus), unfinished, CheckpointError, "has no checkpoint yet"),

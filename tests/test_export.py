@@ -120,7 +120,7 @@ def test_which_checkpoint_is_written(runs, tmp_path, monkeypatch, capsys):
     for choice in (dict(from_checkpoint="2"), dict(average_last=1), dict(average_last=3)):
         run_export(monkeypatch, workdir, tmp_path / str(choice), **choice)
         written[str(choice)] = tj.from_pretrained(tmp_path / str(choice)).params
-        assert "a gpt2 that transformers loads" in capsys.readouterr().err
+        assert "a gpt2 checkpoint that transformers can load" in capsys.readouterr().err
         wanted = tj.from_run(workdir, **choice).params
         jax.tree.map(np.testing.assert_array_equal, written[str(choice)], wanted)
     kernels = [params["embedding"]["embedding"] for params in written.values()]

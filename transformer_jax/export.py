@@ -1,14 +1,12 @@
-"""Writes the model of a run as a folder that Hugging Face transformers loads, without PyTorch.
+"""Exports the model of a run to a folder that Hugging Face transformers can load; PyTorch is not needed.
 
     python -m transformer_jax.export --workdir=runs/bert path/to/folder
-    python -m transformer_jax.pretrained verify path/to/folder        # where PyTorch is, to see both agree
+    python -m transformer_jax.pretrained verify path/to/folder        # needs PyTorch; compares the outputs
 
-The folder has config.json, safetensors and the tokenizer, and transformers computes the same logits from it.
-The
-model must be one that transformers has: BERT, GPT-2, T5, BART, MarianMT or ViT. One thing cannot be written
-  to
-such a folder: language models of this project are trained with an end-of-text token before every document, so
-their prompts need this token too.
+The folder contains config.json, the weights as safetensors, and the tokenizer, and transformers computes the
+same logits from it. The architecture must be one that transformers has, such as BERT, GPT-2, T5, BART,
+MarianMT or ViT. One thing cannot be stored in the folder: a language model trained with this library expects
+an end-of-text token before every document, and therefore before every prompt.
 """
 
 from collections.abc import Sequence
@@ -24,12 +22,14 @@ from transformer_jax.runs.loading import from_run
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) != 2:
-        raise app.UsageError("say: python -m transformer_jax.export --workdir=RUN FOLDER", exitcode=2)
+        raise app.UsageError(
+            "give one folder: python -m transformer_jax.export --workdir=RUN FOLDER", exitcode=2
+        )
     prepare_process()
     with reported_errors():
         found = from_run(FLAGS.workdir, FLAGS.from_checkpoint, FLAGS.average_last)
         save_pretrained(argv[1], found)
-        say(f"{argv[1]}: a {found.family.name} that transformers loads")
+        say(f"exported to {argv[1]}: a {found.family.name} checkpoint that transformers can load")
 
 
 FLAGS = flags.FLAGS

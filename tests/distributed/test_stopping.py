@@ -50,7 +50,7 @@ def test_a_signal_before_the_first_step_leaves_a_run_to_begin(experiment, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "_open_data", after(signal.SIGTERM, train_module._open_data))
         assert train(experiment, workdir) == {}
-    assert "SIGTERM: nothing was trained yet. To continue:" in capsys.readouterr().err
+    assert "SIGTERM: no step was trained yet. Continue the run with:" in capsys.readouterr().err
     assert train(experiment, workdir)["steps"] == 6
 
 

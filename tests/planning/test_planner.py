@@ -165,7 +165,7 @@ def test_an_encoder_alone_does_not_decode() -> None:
     [
         ({"mesh": {"tensor": 3}}, "h100:8.*does not divide the 8 device.*1, 2, 4, 8"),
         ({"mesh": {"data": 2, "fsdp": 2}}, "makes 4, but there are 8.*each one of 1, 2, 4, 8"),
-        ({"data": {"batch_size": 12}}, "12 rows.*do not divide by 8"),
+        ({"data": {"batch_size": 12}}, "12 rows.*12 is not divisible by 8"),
         ({"mesh": {"data": 1, "tensor": 8}}, "heads=2 over tensor=8"),
     ],
 )

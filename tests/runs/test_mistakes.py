@@ -26,7 +26,7 @@ def test_another_experiments_folder_is_refused_and_untouched(corpus, tmp_path):
 @pytest.mark.slow
 def test_a_run_cannot_go_back(corpus, tmp_path):
     train(tiny_experiment(corpus, train=dict(num_steps=4)), str(tmp_path))
-    with pytest.raises(ConfigError, match=r"at step 4 already, beyond config.train.num_steps=2"):
+    with pytest.raises(ConfigError, match=r"already at step 4, beyond config.train.num_steps=2; set it to 4"):
         train(tiny_experiment(corpus, train=dict(num_steps=2)), str(tmp_path))
 
 
@@ -97,11 +97,11 @@ def test_a_test_pair_longer_than_the_model_is_found_before_training(corpus, tmp_
     [
         (
             dict(train=dict(gradient_accumulation_steps=3)),
-            "tokens_per_batch=256 makes .* do not divide by .* would do",
+            "tokens_per_batch=256 makes .* is not divisible by .*; use tokens_per_batch=",
         ),
         (
             dict(data=dict(batch_size=9)),
-            "config.data.batch_size=9 makes batches of 9 rows .* do not divide .* batch_size=8 or 16 would",
+            "config.data.batch_size=9 makes batches of 9 rows .* not divisible by .* batch_size=8 or 16 or",
         ),
         (dict(checkpoint=dict(best_metric="los")), "best_metric='los' must be one of loss"),
         (dict(checkpoint=dict(best_metric="accuracy")), "'accuracy' needs config.checkpoint.best_mode='max'"),
@@ -128,7 +128,7 @@ def test_a_falling_schedule_with_another_end_is_said(corpus, tmp_path, capsys):
     train(tiny_experiment(corpus, optimizer=optimizer, train=dict(num_steps=2)), str(tmp_path))
     assert "schedule" not in capsys.readouterr().err
     train(tiny_experiment(corpus, optimizer=optimizer, train=dict(num_steps=4)), str(tmp_path))
-    assert "num_steps was 2 and is 4: the linear schedule is another one" in capsys.readouterr().err
+    assert "num_steps was 2 and is now 4, which changes the linear schedule" in capsys.readouterr().err
 
 
 def test_a_loss_that_explodes_stops_the_run_with_advice(corpus, tmp_path):

@@ -274,13 +274,13 @@ def test_the_command_that_continues_names_the_config_until_it_is_stored(corpus, 
     assert continue_command(str(tmp_path), other).endswith(given)
 
 
-def test_a_run_whose_only_checkpoint_is_half_written_says_so_and_starts_again(corpus, tmp_path, capsys):
+def test_a_run_whose_only_checkpoint_is_incomplete_says_so_and_starts_again(corpus, tmp_path, capsys):
     experiment = tiny_experiment(corpus, train=dict(num_steps=1), checkpoint=dict(keep_latest=2))
     load_or_train_tokenizer(tmp_path, experiment)
     store_config(tmp_path, experiment)
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     assert train(experiment, str(tmp_path))["steps"] == 1
-    assert "checkpoint of step 1 is half-written, and there is no other" in capsys.readouterr().err
+    assert "checkpoint of step 1 is incomplete and is the only one" in capsys.readouterr().err
 
 
 @pytest.mark.slow

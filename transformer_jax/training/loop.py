@@ -55,25 +55,29 @@ from transformer_jax.training.initialization import check_origin, initial_params
 from transformer_jax.training.step import compile_train_step
 from transformer_jax.types import Batch
 
-ONE_LINE = (*USER_ERRORS, FloatingPointError, ProcessError)  # errors whose message says all
+ONE_LINE = (*USER_ERRORS, FloatingPointError, ProcessError)  # reported by their message, without a traceback
 
 
 class StepLog:
-    """Metrics of the steps since the last line; a step's are fetched when the next is on its way."""
+    """Collects the metrics of the steps since the last record.
+
+    The values of a step are fetched from the device only after the next step has been dispatched, so that
+    fetching does not delay the device.
+    """
 
     def __init__(self, objective: Objective, writer: MetricWriter) -> None:
         self._objective, self._writer = objective, writer
         self._waiting: Sums | None = None
         self._latest: dict[str, float] = {}
-        self.total: dict[str, float] = {}  # of the steps since the last line; part of a checkpoint
+        self.total: dict[str, float] = {}  # of the steps since the last record; part of a checkpoint
 
     @property
     def loss(self) -> float:
-        """Loss per token of the latest step that is done; NaN before there is one."""
+        """The loss per token of the latest fetched step; NaN if no step has been fetched yet."""
         return self._latest["loss"] / self._latest["tokens"] if self._latest else float("nan")
 
     def add(self, sums: Sums | None) -> None:
-        """Takes the sums of a step that was sent off, and fetches those of the step before it."""
+        """Stores the sums of a step that was just dispatched, and fetches those of the step before it."""
         if self._waiting is not None:
             self._latest = {name: float(value) for name, value in jax.device_get(self._waiting).items()}
             for name, value in self._latest.items():
@@ -81,7 +85,9 @@ class StepLog:
         self._waiting = sums
 
     def fetch(self, step: int) -> None:
-        """Waits for ``step``, the latest, and checks it: before it is written down or saved.
+        """Waits for ``step``, the latest one, and checks that its values are finite.
+
+        It is called before metrics are written and before a checkpoint is saved.
 
         Raises:
           FloatingPointError: the loss or the gradient is not finite.
@@ -90,13 +96,13 @@ class StepLog:
         for name, value in self._latest.items():
             if not np.isfinite(value):
                 raise FloatingPointError(
-                    f"the {name} became {value} at step {step}, which is not saved: lower "
-                    "config.optimizer.peak_rate, lengthen config.optimizer.warmup_steps, or set "
-                    f"config.optimizer.clip_norm, and start again in another --workdir"
+                    f"the {name} became {value} at step {step}; this step is not saved. Lower "
+                    "config.optimizer.peak_rate, increase config.optimizer.warmup_steps or set "
+                    "config.optimizer.clip_norm, and start again in another --workdir"
                 )
 
     def write(self, step: int, extra: dict[str, float]) -> None:
-        """Writes means over the tokens of all steps up to ``step`` since the last call; see ``fetch``."""
+        """Writes the means over the tokens of all steps since the last call; see ``fetch``."""
         self.fetch(step)
         metrics = self._objective.metrics(self.total)
         metrics |= {name: self._latest[name] for name in ("gradient_norm", "rate")}
@@ -105,7 +111,7 @@ class StepLog:
 
 
 def _on_first_process(action: Callable[[], Any]) -> None:
-    """Runs what writes to the run folder in one process, before the others go on."""
+    """Runs an action that writes to the run folder in the first process; the others wait for it."""
     if jax.process_index() == 0:
         action()
     if jax.process_count() > 1:
@@ -113,12 +119,13 @@ def _on_first_process(action: Callable[[], Any]) -> None:
 
 
 def continue_command(workdir: str, experiment: Experiment | None) -> str:
-    """The short command where the run folder holds this very experiment, else the one that was given.
+    """Returns the command that continues a run.
 
-    Of several processes only what started them knows the command.
+    It is ``--workdir`` alone if the run folder already stores this experiment, and otherwise the command line
+    of this program. If there are several processes, only their launcher knows the command.
     """
     if jax.process_count() > 1:
-        return "what started these processes, with the same flags or in another number"
+        return "the launcher that started these processes, with the same flags; their number may differ"
     try:
         is_stored = load_config(workdir) == experiment
     except (ValueError, OSError):
@@ -137,22 +144,22 @@ def _data_metrics(iterator: TrainingIterator) -> dict[str, float]:
 
 
 def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
-    """Trains until ``config.train.num_steps``, or goes on from the run folder's last checkpoint.
+    """Trains until ``config.train.num_steps``, from the last checkpoint of the run folder if it has one.
 
     Args:
-      config: an experiment, as its file's ``get_config`` returns it or read already.
-      workdir: the run folder; made if it is not there.
+      config: an ``Experiment``, or the ``ConfigDict`` that ``get_config`` of an experiment's file returns.
+      workdir: the run folder; created if it does not exist.
 
     Returns:
       The figures of the summary; ``{}`` if a signal stopped the run before its last step.
 
     Raises:
-      KeyboardInterrupt: a signal came after the last step: trained and saved, but not scored.
-      ConfigError: the folder holds another experiment, or the config does not fit itself.
-      DataError: data or tokenizer cannot be used.
-      CheckpointError: a checkpoint cannot be written, or none of those there can be read.
+      KeyboardInterrupt: a signal came after the last step; the model is saved, but not evaluated.
+      ConfigError: the folder holds another experiment, or values of the config contradict each other.
+      DataError: the data or the tokenizer cannot be used.
+      CheckpointError: a checkpoint cannot be written, or the folder has checkpoints and none can be read.
       FloatingPointError: the loss or its gradient became NaN or infinite.
-      ValueError: so did the loss of what is evaluated.
+      ValueError: the loss of the evaluation became NaN or infinite.
     """
     experiment = config if isinstance(config, Experiment) else read_experiment(config)
     settings = experiment.train
@@ -180,7 +187,7 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
         check_alike("the newest checkpoint", str(checkpointer.latest_step()))
         if checkpointer.latest_step() is None:
             for half in checkpointer.half_written_steps():
-                say(f"the checkpoint of step {half} is half-written, and there is no other: starting anew")
+                say(f"the checkpoint of step {half} is incomplete and is the only one; starting from step 0")
             state = init()
             if settings.init_from:
                 params = initial_params(experiment, state.params, mesh, origin)
@@ -195,8 +202,8 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
             say(f"continuing at step {step:,} of {settings.num_steps:,}")
         if step > settings.num_steps:
             raise ConfigError(
-                f"{workdir} is at step {step} already, beyond config.train.num_steps={settings.num_steps}: "
-                "raise it"
+                f"{workdir} is already at step {step}, beyond config.train.num_steps={settings.num_steps}; "
+                f"set it to {step} or more"
             )
         writer.resume(step)
         _on_first_process(lambda: store_config(workdir, experiment))
@@ -207,7 +214,8 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
             done = step == settings.num_steps
             if stop_is_agreed(step):
                 stopped_by.append("SIGTERM")
-            is_last = done or bool(stopped_by)  # once, or a signal might come between saving and leaving
+            # Both saving and leaving use this value: a signal between them must not end the loop unsaved.
+            is_last = done or bool(stopped_by)
             is_scored = step > first and (done or step % settings.evaluate_every_steps == 0)
             is_saved = step > first and (is_scored or is_last or checkpointer.is_due(step))
             scores = None
@@ -238,8 +246,9 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
                 log.write(step, speed | _data_metrics(iterator))
         checkpointer.wait()
         if not done:
-            saved = f"everything up to step {step} is saved" if step else "nothing was trained yet"
-            bar.print(f"{stopped_by[0]}: {saved}. To continue:\n  {continue_command(workdir, experiment)}")
+            saved = f"everything up to step {step} is saved" if step else "no step was trained yet"
+            command = continue_command(workdir, experiment)
+            bar.print(f"{stopped_by[0]}: {saved}. Continue the run with:\n  {command}")
             return {}
         rows = {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(template.params)),
@@ -249,7 +258,7 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
         }
         averaged = checkpointer.average(template.params, experiment.evaluate.average_last, or_fewer=True)
     if stopped_by:
-        raise KeyboardInterrupt  # trained, but not scored: the same command does that
+        raise KeyboardInterrupt  # trained but not evaluated; the same command evaluates it
     run = TrainedRun(experiment, tokenizer, averaged.params, averaged.steps)
     evaluation = scoring.evaluate_run(run, mesh)
     summary = rows | evaluation.figures
@@ -263,13 +272,14 @@ def _warn_of_new_schedule(workdir: str, experiment: Experiment) -> None:
     before, now = load_config(workdir).train.num_steps, experiment.train.num_steps
     if before != now and experiment.optimizer.schedule in ("cosine", "linear"):
         say(
-            f"num_steps was {before:,} and is {now:,}: the {experiment.optimizer.schedule} schedule is "
-            "another one from here on, and the result not that of a run planned so from its start"
+            f"config.train.num_steps was {before:,} and is now {now:,}, which changes the "
+            f"{experiment.optimizer.schedule} schedule from this step on. The result will differ from that "
+            f"of a run with {now:,} steps from the start"
         )
 
 
 def _prepare_folder(workdir: str, experiment: Experiment) -> Tokenizer:
-    """Has the first process make the tokenizer, if there is none yet; every process reads it."""
+    """Lets the first process train the tokenizer if the run folder has none; every process then reads it."""
     _on_first_process(lambda: load_or_train_tokenizer(workdir, experiment))
     return load_tokenizer(workdir, experiment)
 
@@ -277,9 +287,9 @@ def _prepare_folder(workdir: str, experiment: Experiment) -> Tokenizer:
 def _open_data(
     experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh
 ) -> tuple[TrainingIterator, list[dict[str, np.ndarray]]]:
-    """The training batches and those of the validation split, this process's rows of them.
+    """Returns the iterator of training batches and the validation batches, with the rows of this process.
 
-    What is evaluated at the end is looked at as well: a mistake in it should not wait until then.
+    The split that is evaluated at the end is opened too, so that mistakes in it are reported before training.
     """
     evaluated, trained = (make_transform(experiment, tokenizer, train=train) for train in (False, True))
     part, parts = partitioning.process_slice(mesh)
@@ -299,7 +309,11 @@ def _open_data(
 
 
 def _count(batch: Batch, mesh: Mesh) -> int:
-    """Real tokens of a batch, targets where it has them, or images: this process's, times their number."""
+    """Returns the number of tokens of a batch without padding, or its number of images.
+
+    If there are targets, their tokens are counted. The result is the number in this process, multiplied by
+    the number of processes that hold different rows.
+    """
     segments = batch.get("targets_segments", batch.get("inputs_segments"))
     own = len(next(iter(batch.values()))) if segments is None else np.count_nonzero(segments)
     return partitioning.process_slice(mesh)[1] * int(own)

@@ -1,4 +1,4 @@
-"""One update: the state that it changes, the pure function, and its compilation on a mesh."""
+"""The train step: the training state, the pure update function, and its compilation for a mesh."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,19 +24,19 @@ Step = Callable[["TrainState", Batch], tuple["TrainState", Sums]]
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes in training on the device; the data iterator has the rest.
+    """Holds everything on the device that training changes; the data iterator holds the rest.
 
-    Random numbers need no state: dropout of step ``n`` follows from ``config.train.seed`` and ``n``. Leaves
-    are arrays, or what stands for them: shapes, shardings.
+    There is no random state: the dropout of step ``n`` depends on ``config.train.seed`` and ``n`` only.
+    Leaves are arrays, or stand-ins for arrays such as ``ShapeDtypeStruct`` or shardings.
     """
 
-    step: Any  # optimizer updates made, int32 ()
+    step: Any  # number of optimizer updates so far, int32 ()
     params: PyTree
     optimizer: optax.OptState
 
 
 def make_init(experiment: Experiment) -> Callable[[], TrainState]:
-    """The function that makes the first state, with logical axis boxes around the parameters."""
+    """Returns the function that initializes the state; its parameters are boxed with their logical axes."""
     model = build(experiment.model)
     optimizer = make_optimizer(experiment.optimizer, experiment.train.num_steps)
 
@@ -49,11 +49,11 @@ def make_init(experiment: Experiment) -> Callable[[], TrainState]:
 
 
 def make_train_step(experiment: Experiment) -> Step:
-    """The pure function of one update: ``(state, batch) -> (state, sums)``.
+    """Returns the pure function of one update: ``(state, batch) -> (state, sums)``.
 
-    The gradient is that of the loss per real token of the whole batch. With gradient accumulation the
-    rows are dealt out to micro-batches, whose summed gradients are divided by the tokens of all:
-    the same update as without, but for dropout and rounding.
+    The gradient is that of the loss per token of the whole batch, without padding. With gradient
+    accumulation, the rows are split into micro-batches, and the sum of their gradients is divided by the
+    number of tokens of all. Except for dropout and rounding, the update is the same as without accumulation.
     """
     apply, objective = cast(Apply, build(experiment.model).apply), experiment.objective
     optimizer = make_optimizer(experiment.optimizer, experiment.train.num_steps)
@@ -65,7 +65,7 @@ def make_train_step(experiment: Experiment) -> Step:
             return objective.loss(apply, params, batch, {"dropout": rng}, train=True)
 
         total, pullback, sums = jax.vjp(loss, params, has_aux=True)
-        # A mean from the start saves a pass over all gradients.
+        # Scaling the cotangent gives the mean directly and saves a pass over all gradients.
         return sums, pullback(1 / sums["tokens"] if mean else jnp.ones_like(total))[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
@@ -95,20 +95,20 @@ def make_train_step(experiment: Experiment) -> Step:
 
 
 def _global_norm(tree: PyTree) -> jax.Array:
-    """The root of the sum of all squares."""
-    # The optimizer needs the squares too; without the barrier they would be stored for both.
+    """Returns the L2 norm over all leaves."""
+    # The optimizer computes the squares too. Without the barrier, XLA would share and store them.
     leaves = jax.tree.leaves(jax.lax.optimization_barrier(tree))
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in leaves))
 
 
 def compile_train_step(experiment: Experiment, mesh: Mesh) -> tuple[PyTree, Callable[[], TrainState], Step]:
-    """The state as ``ShapeDtypeStruct``s with shardings, its initialiser, and the update, for the mesh.
+    """Returns the state as ``ShapeDtypeStruct``s with shardings, its initializer, and the update, for a mesh.
 
-    The update is donated its state. It compiles at the first batch of each shape.
+    The update donates its input state. It is compiled at the first batch of each shape.
 
     Raises:
-      ConfigError: a batch has rows that do not divide over the mesh and the micro-batches, or tokens that do
-        not divide over ``mesh.context``.
+      ConfigError: the number of rows of a batch is not divisible by the number of devices and micro-batches
+        that share them, or the number of tokens of a row is not divisible by ``mesh.context``.
     """
     _check_rows(experiment, mesh)
     init = make_init(experiment)
@@ -119,7 +119,7 @@ def compile_train_step(experiment: Experiment, mesh: Mesh) -> tuple[PyTree, Call
         partitioning.unbox(boxed),
         shardings,
     )
-    # Sharded from the start: no device ever holds the whole state.
+    # The state is initialized in shards, so that no device ever holds all of it.
     sharded_init = jax.jit(lambda: partitioning.unbox(init()), out_shardings=shardings)
     update = partitioning.on_mesh(
         make_train_step(experiment), mesh, experiment.mesh.rules, experiment.mesh.attention
@@ -135,8 +135,8 @@ def _check_rows(experiment: Experiment, mesh: Mesh) -> None:
     for length in data.lengths if experiment.model.front_end.has_tokens else ():
         if length % contexts:
             raise ConfigError(
-                f"rows of {length} tokens do not divide over mesh.context={contexts}: make "
-                "config.data.max_length and every one of config.data.buckets a multiple of it"
+                f"the row length of {length} tokens is not divisible by config.mesh.context={contexts}; make "
+                "config.data.max_length and all values of config.data.buckets multiples of it"
             )
     for length in data.lengths:
         rows = rows_per_batch(data.tokens_per_batch, length, data.batch_size)
@@ -145,7 +145,8 @@ def _check_rows(experiment: Experiment, mesh: Mesh) -> None:
             nearest = nearest_sizes(getattr(data, given), data.lengths, data.batch_size, shares)
             raise ConfigError(
                 f"config.data.{given}={getattr(data, given)} makes batches of {rows} rows of "
-                f"{length} tokens, which do not divide by {shares} = mesh.data x mesh.fsdp x "
-                "train.gradient_accumulation_steps: change one of these"
-                + (f"; {given}={' or '.join(map(str, nearest))} would do" if nearest else "")
+                f"{length} tokens, and {rows} is not divisible by {shares} = mesh.data x mesh.fsdp x "
+                "train.gradient_accumulation_steps; "
+                + (f"use {given}={' or '.join(map(str, nearest))}" if nearest else f"change {given}")
+                + " or change one of these three"
             )

@@ -5,7 +5,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from ml_collections import ConfigDict
 
@@ -19,6 +19,17 @@ class ConfigError(ValueError):
     """A config key is unknown or missing, or its value has a wrong type or cannot be used."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)  # hashable by identity, as an annotation must be
+class Kinds:
+    """Annotates a field that is one of several dataclasses: ``field: Annotated[Base, Kinds(REGISTRY)]``.
+
+    Attributes:
+      registry: the dataclasses, subclasses of the base, by the value of their field ``kind``.
+    """
+
+    registry: Mapping[str, type]
+
+
 def read_section(cls: type[Section], values: Any, section: str) -> Section:
     """Builds the frozen dataclass of one section of an experiment from plain values.
 
@@ -26,7 +37,7 @@ def read_section(cls: type[Section], values: Any, section: str) -> Section:
       cls: the dataclass that reads the section.
       values: the section, a ``ConfigDict`` or a dict; nested dataclasses are dicts too. Values that went
         through JSON are accepted: a list for a tuple, 1 for 1.0. A field whose type is
-        ``Annotated[Base, REGISTRY]`` is a dict too; its key ``kind`` names the dataclass in the registry.
+        ``Annotated[Base, Kinds(REGISTRY)]`` is a section too; its key ``kind`` names its dataclass.
       section: the name of the section, for error messages.
 
     Raises:
@@ -79,7 +90,7 @@ def _from_plain(value: Any, hint: Any, section: str) -> Any:
     for option in options:
         items = typing.get_args(option)
         if typing.get_origin(option) is Annotated:
-            return _read_kind(items[1], value, section)
+            return value if isinstance(value, items[0]) else _read_kind(items[1].registry, value, section)
         if dataclasses.is_dataclass(option) and (value is not None or len(options) == 1):
             return read_section(option, value, section)  # type: ignore[arg-type]
         if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
@@ -105,9 +116,45 @@ def _check_type(value: Any, hint: Any, where: str) -> None:
         return
     wanted = str(hint).replace("typing.", "") if typing.get_origin(hint) else hint.__name__
     message = f"{where} must be {wanted}, not {value!r} of type {type(value).__name__}"
-    if typing.get_origin(hint) is Literal:
-        message += ": " + nearest(value, typing.get_args(hint))
+    choices = _choices(hint)
+    if choices:
+        message += ": " + nearest(value, choices)
     raise ConfigError(message)
+
+
+def _choices(hint: Any) -> list[Any]:
+    """Returns the values of a literal type, or of the literal types in a union."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
+    return [value for option in options if typing.get_origin(option) is Literal for value in get_args(option)]
+
+
+def read_fields(
+    cls: type, pairs: Iterable[tuple[str, Any]], where: str, names: Iterable[str]
+) -> tuple[tuple[str, Any], ...]:
+    """Checks pairs of a field of the dataclass ``cls`` and a plain value for it.
+
+    Args:
+      cls: the dataclass.
+      pairs: names and values; a list stands for a tuple, as in JSON.
+      where: what an error calls the pairs.
+      names: the fields that may be named.
+
+    Returns:
+      The pairs, with each value of the field's type.
+
+    Raises:
+      ConfigError: a name is unknown or given twice, or a value has the wrong type.
+    """
+    hints = typing.get_type_hints(cls, include_extras=True)
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name not in names:
+            raise ConfigError(f"{where} cannot change {name!r}: {nearest(name, names)}")
+        if name in values:
+            raise ConfigError(f"{where} names {name!r} twice: give it one value")
+        values[name] = _from_plain(value, hints[name], where)
+        _check_type(values[name], hints[name], f"{where}, {name}")
+    return tuple(values.items())
 
 
 def nearest(name: Any, known: Iterable[Any]) -> str:
@@ -126,6 +173,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in arguments
     if origin is Annotated:
         return _fits(value, arguments[0])
+    if hint is Any:
+        return True
     if origin in _UNIONS:
         return any(_fits(value, argument) for argument in arguments)
     if origin is tuple:

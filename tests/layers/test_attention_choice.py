@@ -215,7 +215,7 @@ def attention(**fields: Any) -> MultiHeadAttention:
         num_heads=2,
         key_size=16,
         value_size=16,
-        use_bias=True,
+        biases=("query", "key", "value", "output"),
         dtype=jnp.dtype("float32"),
         **fields,
     )
@@ -246,7 +246,7 @@ def test_attention_calls_the_kernel_unless_its_weights_or_a_cache_are_needed() -
     assert "pallas_call" in traced(attention(dropout=0.5))
     assert "pallas_call" not in traced(attention(), mutable=["intermediates"])
     cache = KeyValue(jnp.zeros((2, 8, 2, 16)), jnp.zeros((2, 8, 2, 16)))
-    cached = {"cache": cache, "positions": jnp.zeros((), jnp.int32), "mask": Mask(Causal())}
+    cached = {"cache": cache, "position": jnp.zeros((), jnp.int32), "mask": Mask(Causal())}
     assert "pallas_call" not in traced(attention(), **cached)
     with pytest.raises(ValueError, match=r"attention_dropout=0.5 needs the attention weights"):
         traced(attention(dropout=0.5), train=True)

@@ -12,12 +12,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.parity.test_fixtures import DECODING_MODELS, FIXTURES, MODELS, expected
-from transformer_jax.decoding import beam_search, greedy_search, repeat_rows
+from transformer_jax.decoding import beam_search, greedy_search
 from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE, WU_RULE, BeamRule
 from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.settings import DecodingSettings, TextRules
 from transformer_jax.models import abstract_params
-from transformer_jax.models.cache import EncodedContext, PromptContext
+from transformer_jax.models.cache import PromptContext, repeated
 from transformer_jax.pretrained.generation_json import GENERATION_FILE
 from transformer_jax.pretrained.reading import from_pretrained
 from transformer_jax.pretrained.saving import save_pretrained
@@ -140,10 +140,7 @@ def decoder_of(name, arrays, beams=1):
         context = jax.jit(functools.partial(model.apply, method="encode_context"))(variables, inputs, mask)
         cache = model.init_cache(len(inputs), 12)
         start = jnp.full(len(inputs), ours.config.decoder_start_id)
-    if isinstance(context, EncodedContext):
-        context = EncodedContext(repeat_rows(context.layers, beams), repeat_rows(context.segments, beams))
-    else:
-        context = repeat_rows(context, beams)
+    context = repeated(context, beams)
 
     def step(tokens, cache):
         return model.apply(variables, tokens, context, cache, method="decode_step")

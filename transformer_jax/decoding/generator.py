@@ -6,7 +6,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ from transformer_jax.decoding.loop import Constrain, Decoded, LoopState, Step, s
 from transformer_jax.decoding.sampling import draw_tokens
 from transformer_jax.decoding.search import Choose, most_probable, next_tokens, search_tokens
 from transformer_jax.decoding.settings import OWN_RULES, DecodingSettings, TextRules
-from transformer_jax.models import TransformerConfig, build
-from transformer_jax.models.cache import EncodedContext, PromptContext
+from transformer_jax.models import TransformerConfig, build, evaluation_keys
+from transformer_jax.models.cache import Context, DecoderCache, PromptContext, repeated
 from transformer_jax.sharding import partitioning
 from transformer_jax.types import Array, PyTree
 
@@ -98,6 +98,8 @@ class Generator:
     ) -> None:
         self._config, self._settings, self._num_tokens = config, settings, num_tokens
         self._output_length, self._batch_size, self._mesh = output_length, batch_size, mesh
+        self._source_length = (config.decoder if config.is_decoder_only else config.encoder).max_length
+        self._target_length = config.decoder.max_length
         rules.check(config.vocab_size)
         banned = () if padding_may_come(config) else (config.pad_id,)
         banned = tuple(dict.fromkeys((*rules.constraints.banned_ids, *banned)))
@@ -125,7 +127,8 @@ class Generator:
 
         Args:
           params: of the model.
-          sequences: sources or prompts, each of 1 to ``config.max_length`` tokens.
+          sequences: sources or prompts, each of 1 to ``max_length`` tokens of the stack that
+            reads them.
           numbers: numbers of the sequences, by default 0, 1, 2, ...; random draws depend on them and the
             seed.
           decoder_prompts: for each source the tokens that its output continues, after the start token. By
@@ -145,7 +148,7 @@ class Generator:
             self._check(length, len(prefix), f"sequence {number + 1}")
         outputs: list[Tokens] = [np.zeros(0, np.int32)] * len(sequences)
         # Outputs of sequences of one length end at about the same time.
-        for rows, length, chunk in batches_by_length(lengths, self._batch_size, self._config.max_length):
+        for rows, length, chunk in batches_by_length(lengths, self._batch_size, self._source_length):
             parts = [sequences[i] for i in chunk], [prefixes[i] for i in chunk], [numbers[i] for i in chunk]
             batch = self._batch(rows, length, *parts)
             decoded = self._decode(params, batch, self._width(length))
@@ -173,7 +176,7 @@ class Generator:
         return self._stream(params, sequence, prefix, number)
 
     def _stream(self, params: PyTree, sequence: Tokens, prefix: Tokens, number: int) -> Iterator[int]:
-        length = padded_length(len(sequence), self._config.max_length)
+        length = padded_length(len(sequence), self._source_length)
         rows = self._batch(1, length, [sequence], [prefix], [number])
         context, state = self._begin(params, rows, self._width(length))
         while True:
@@ -200,12 +203,12 @@ class Generator:
 
     def _check(self, length: int, prefix_length: int, name: str) -> None:
         config = self._config
-        if not 1 <= length <= config.max_length:
-            raise ValueError(f"{name} has {length} tokens, the model takes 1 to {config.max_length}")
-        if prefix_length > config.max_length:
+        if not 1 <= length <= self._source_length:
+            raise ValueError(f"{name} has {length} tokens, the model takes 1 to {self._source_length}")
+        if prefix_length > self._target_length:
             raise ValueError(
                 f"the decoder prompt of {name} has {prefix_length - 1} tokens, the model takes at most "
-                f"{config.max_length - 1}"
+                f"{self._target_length - 1}"
             )
         if self._limit(length, prefix_length) < 1:
             tokens = length if config.is_decoder_only else prefix_length
@@ -237,14 +240,14 @@ class Generator:
 
     def _limit(self, length: int, prefix_length: int) -> int:
         """Returns the maximum number of tokens of the output of a sequence of ``length`` tokens."""
-        room = self._config.max_length - (prefix_length - 1)  # the last token is not fed back
+        room = self._target_length - (prefix_length - 1)  # the last token is not fed back
         if self._rules.max_length is not None:
             room = min(room, self._rules.max_length - prefix_length)
         return min(self._output_length(length), room)
 
     def _width(self, length: int) -> int:
         """Returns the width of the outputs of sequences that are padded to ``length``."""
-        return min(self._output_length(length), self._config.max_length)
+        return min(self._output_length(length), self._target_length)
 
     def _batch(
         self,
@@ -262,7 +265,7 @@ class Generator:
         sources = segments = None
         if not self._config.is_decoder_only:
             sources, segments = self._padded(num_rows, length, sequences)
-            length = min(power_of_two(int(sizes[:, 1].max())), self._config.max_length)
+            length = min(power_of_two(int(sizes[:, 1].max())), self._target_length)
         padded, real = self._padded(num_rows, length, prefixes, on_the_left=True)
         rows = Rows(sources, segments, padded, real.sum(axis=1, dtype=np.int32), limits, ids)
         if self._mesh is None:
@@ -280,30 +283,33 @@ class Generator:
         batch = pad_batch(examples, length, pad_id=self._config.pad_id, on_the_left=on_the_left)
         return batch["inputs"], batch["inputs_segments"]
 
-    def _start(
-        self, params: PyTree, rows: Rows, width: int
-    ) -> tuple[EncodedContext | PromptContext, PyTree, jax.Array]:
+    def _start(self, params: PyTree, rows: Rows, width: int) -> tuple[Context, DecoderCache, jax.Array]:
         """Returns what every decoding step is given, the cache, and the token before the first one."""
-        variables = {"params": params}
-        model: Any = build(self._config)
+        apply = self._apply(params)
         num_rows, length = rows.prefixes.shape
         padding = length - rows.prefix_lengths
         if rows.sources is None:
             context: Any = PromptContext(padding)
         else:
-            context = model.apply(variables, rows.sources, rows.source_segments, method="encode_context")
+            context = apply(rows.sources, rows.source_segments, method="encode_context")
             if length > 1:
                 context = context.replace(padding=padding)
-        cache = model.init_cache(num_rows, length - 1 + width)
+        cache = cast(Any, build(self._config)).init_cache(num_rows, length - 1 + width)
         if length > 1:
-            cache = model.apply(variables, rows.prefixes[:, :-1], context, cache, method="read_prompt")
+            cache = apply(rows.prefixes[:, :-1], context, cache, method="read_prompt")
         return context, cache, rows.prefixes[:, -1]
 
+    def _apply(self, params: PyTree) -> Callable[..., Any]:
+        """Returns ``apply`` of the model, given its parameters and the keys of its random streams."""
+        return partial(
+            cast(Any, build(self._config)).apply, {"params": params}, rngs=evaluation_keys(self._config)
+        )
+
     def _step(self, params: PyTree, context: Any) -> Step:
-        model: Any = build(self._config)
+        apply = self._apply(params)
 
         def step(tokens: jax.Array, cache: PyTree) -> tuple[jax.Array, PyTree]:
-            logits, cache = model.apply({"params": params}, tokens, context, cache, method="decode_step")
+            logits, cache = apply(tokens, context, cache, method="decode_step")
             # The model's vocabulary may be larger than the tokenizer's. Tokens without a text are forbidden.
             has_text = jnp.arange(self._config.vocab_size)[None, :] < self._num_tokens
             return jnp.where(has_text, logits, -jnp.inf), cache
@@ -348,15 +354,8 @@ class Generator:
                 config.pad_id,
                 self._constrain(rows.given),
             )
-        layer_axis = 1 if config.scan_layers else 0
-        repeat = partial(repeat_rows, repeats=settings.beam_size)
-        if isinstance(context, EncodedContext):
-            layers = repeat(context.layers, axis=layer_axis)
-            context = EncodedContext(layers, repeat(context.segments), repeat(context.padding))
-        else:
-            context = repeat(context)
         hypotheses = beam_search(
-            self._step(params, context),
+            self._step(params, repeated(context, settings.beam_size)),
             cache,
             start_ids,
             beam_size=settings.beam_size,
@@ -366,8 +365,8 @@ class Generator:
             eos_id=config.eos_id,
             pad_id=config.pad_id,
             rule=self._rules.beams,
-            constrain=self._constrain(repeat(rows.given)),
-            cache_axis=layer_axis,
+            constrain=self._constrain(repeat_rows(rows.given, settings.beam_size)),
+            cache_axis=cache.row_axis,
         )
         return Decoded(*(array[:, 0] for array in hypotheses))
 

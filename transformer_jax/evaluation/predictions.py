@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from transformer_jax.data import Source, evaluation_pieces
 from transformer_jax.data.padding import pad_batch
 from transformer_jax.decoding.generator import Generator
-from transformer_jax.models import build
+from transformer_jax.models import build, evaluation_keys
 from transformer_jax.objectives.calls import run_model, side_arrays
 from transformer_jax.objectives.question_answering import NO_PLACE, Span, best_span
 from transformer_jax.objectives.squad import squad_scores
@@ -89,7 +89,16 @@ def answers(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Sourc
 
     @jax.jit
     def span_logits(params, batch):
-        return cast(jax.Array, run_model(model.apply, params, side_arrays(batch, "inputs"), {}, train=False))
+        return cast(
+            jax.Array,
+            run_model(
+                model.apply,
+                params,
+                side_arrays(batch, "inputs"),
+                evaluation_keys(run.experiment.model),
+                train=False,
+            ),
+        )
 
     windows = list(zip(*_pieces_of(run, source), strict=True))
     windows.sort(key=lambda window: len(window[1]["inputs"]))

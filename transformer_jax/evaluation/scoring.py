@@ -13,7 +13,7 @@ from transformer_jax.data import Source, batches_of_pieces, count_cut, evaluatio
 from transformer_jax.evaluation.predictions import Outputs
 from transformer_jax.evaluation.predictors import predictor_of
 from transformer_jax.files import write_json, write_whole
-from transformer_jax.models import build
+from transformer_jax.models import build, evaluation_keys
 from transformer_jax.objectives.base import Apply, Objective, Sums
 from transformer_jax.reporting.progress import summary_table
 from transformer_jax.runs.experiment import EvaluateConfig, Experiment, make_transform
@@ -43,7 +43,8 @@ def make_evaluate_step(experiment: Experiment, mesh: Mesh | None = None) -> Call
     apply = cast(Apply, build(experiment.model).apply)
 
     def step(params: PyTree, batch: Batch) -> Sums:
-        return experiment.objective.loss(apply, params, batch, {}, train=False)[1]
+        rngs = evaluation_keys(experiment.model)
+        return experiment.objective.loss(apply, params, batch, rngs, train=False)[1]
 
     if mesh is not None:
         step = partitioning.on_mesh(step, mesh, experiment.mesh.rules, experiment.mesh.attention)

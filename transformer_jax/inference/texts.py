@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from transformer_jax.config import ConfigError
 from transformer_jax.data import Tokenizer, batches_by_length, pad_batch
 from transformer_jax.inference.images import Sizing, model_image
-from transformer_jax.models import TransformerConfig, build
+from transformer_jax.models import TransformerConfig, build, evaluation_keys
 from transformer_jax.models.heads import task_of
 from transformer_jax.objectives.classification import encode_texts
 from transformer_jax.types import PyTree
@@ -170,7 +170,7 @@ def _classes(config: TransformerConfig, are_independent: bool) -> Callable[..., 
     model = build(config)
 
     def probabilities(params: PyTree, arguments: dict[str, jax.Array]) -> jax.Array:
-        logits = cast(Any, model.apply)({"params": params}, **arguments)
+        logits = cast(Any, model.apply)({"params": params}, **arguments, rngs=evaluation_keys(config))
         return jax.nn.sigmoid(logits) if are_independent else jax.nn.softmax(logits, axis=-1)
 
     return jax.jit(probabilities)

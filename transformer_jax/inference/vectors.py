@@ -13,7 +13,7 @@ from transformer_jax.config import ConfigError
 from transformer_jax.data import Tokenizer, batches_by_length, pad_batch
 from transformer_jax.inference.pooling import Pooling, check_known, pooled
 from transformer_jax.inference.texts import BATCH_SIZE, check_tokens, checked_tokenizer
-from transformer_jax.models import TransformerConfig, build
+from transformer_jax.models import TransformerConfig, build, evaluation_keys
 from transformer_jax.objectives.classification import encode_texts
 from transformer_jax.types import PyTree
 
@@ -115,7 +115,7 @@ def _vectors(config: TransformerConfig, mode: str) -> Callable[..., Any]:
     model = build(dataclasses.replace(config, head="none", num_labels=0))
 
     def vectors(params: PyTree, arguments: dict[str, jax.Array]) -> jax.Array:
-        found = cast(Any, model.apply)({"params": params}, **arguments)
+        found = cast(Any, model.apply)({"params": params}, **arguments, rngs=evaluation_keys(config))
         return pooled(found, arguments["inputs_segments"] > 0, mode)
 
     return jax.jit(vectors)

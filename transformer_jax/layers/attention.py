@@ -31,53 +31,66 @@ class MultiHeadAttention(nn.Module):
       num_heads: H.
       key_size: K, the size of a query and of a key of one head.
       value_size: W, the size of a value of one head.
-      use_bias: whether the four projections have biases. The paper has none.
+      biases: which of the projections ``query``, ``key``, ``value`` and ``output`` have biases. In the paper
+        none has.
       dropout: rate of dropout on the attention weights.
       dtype: type of the computation.
       scale: whether to multiply the scores by 1 / sqrt(key_size). If False, the initializer of W^Q is
         scaled by 1 / sqrt(key_size) instead, as in T5.
       initial_stddev: of every W, as in ``Linear``.
       output_scale: factor of the initial W^O.
+      context_size: size of the inputs of keys and values; None means ``d_model``.
     """
 
     d_model: int
     num_heads: int
     key_size: int
     value_size: int
-    use_bias: bool
+    biases: tuple[str, ...]
     dropout: float
     dtype: jnp.dtype
     scale: bool = True
     initial_stddev: float = 0.0
     output_scale: float = 1.0
+    context_size: int | None = None
 
     def setup(self) -> None:
-        def heads(size: int, scale: float = 1.0) -> Linear:
+        def heads(name: str, inputs: int, size: int, scale: float = 1.0) -> Linear:
             return Linear(
-                (self.d_model,),
+                (inputs,),
                 (self.num_heads, size),
                 ("embed", "heads", "head_size"),
-                self.use_bias,
+                name in self.biases,
                 self.dtype,
                 initial_stddev=self.initial_stddev,
                 initial_scale=scale,
             )
 
-        self.query = heads(self.key_size, 1.0 if self.scale else self.key_size**-0.5)
-        self.key = heads(self.key_size)
-        self.value = heads(self.value_size)
+        context_size = self.context_size or self.d_model
+        query_scale = 1.0 if self.scale else self.key_size**-0.5
+        self.query = heads("query", self.d_model, self.key_size, query_scale)
+        self.key = heads("key", context_size, self.key_size)
+        self.value = heads("value", context_size, self.value_size)
         self.output = Linear(
             (self.num_heads, self.value_size),
             (self.d_model,),
             ("heads", "head_size", "embed"),
-            self.use_bias,
+            "output" in self.biases,
             self.dtype,
             initial_stddev=self.initial_stddev,
             initial_scale=self.output_scale,
         )
         self.weight_dropout = Dropout(self.dropout)
 
-    def project(self, context: Float[Array, "B S D"]) -> KeyValue:
+    @nn.nowrap
+    def init_cache(self, rows: int, length: int) -> KeyValue:
+        """Returns an empty cache for ``rows`` sequences of up to ``length`` tokens; needs no parameters."""
+        shape = (rows, length, self.num_heads)
+        return KeyValue(
+            jnp.zeros((*shape, self.key_size), self.dtype), jnp.zeros((*shape, self.value_size), self.dtype)
+        )
+
+    def project(self, context: Float[Array, "B S E"]) -> KeyValue:
         """Returns the keys and values of ``context``, which every decoding step can use again."""
         return KeyValue(self.key(context), self.value(context))
 
@@ -89,7 +102,7 @@ class MultiHeadAttention(nn.Module):
         mask: Mask,
         bias: Float[Array, "#B #H #L S"] | None = None,
         cache: KeyValue | None = None,
-        positions: Int[Array, ""] | None = None,
+        position: Int[Array, ""] | None = None,
         train: bool,
     ) -> tuple[Float[Array, "B L D"], KeyValue | None]:
         """Attends from ``x`` to ``context`` (to ``x`` itself when None).
@@ -100,8 +113,8 @@ class MultiHeadAttention(nn.Module):
           mask: which keys each query may attend to.
           bias: is added to the scores before the softmax.
           cache: keys and values of earlier steps, for self-attention only. Those of ``x`` are written to it
-            at ``positions``, and the queries attend to the whole cache, under ``mask``.
-          positions: the position in ``cache`` of the first token of ``x``.
+            at ``position``, and the queries attend to the whole cache, under ``mask``.
+          position: the position in ``cache`` of the first token of ``x``.
           train: whether dropout is on. It needs the ``dropout`` random stream.
 
         Returns:
@@ -110,11 +123,11 @@ class MultiHeadAttention(nn.Module):
         query = keep(constrain(self.query(x), "batch", "sequence", "heads", None))
         new = context if isinstance(context, KeyValue) else self.project(x if context is None else context)
         if cache is not None:
-            if positions is None:
+            if position is None:
                 raise ValueError(
-                    "a cache was given without positions: give the position of the first token of x in it"
+                    "a cache was given without a position: give the position of the first token of x in it"
                 )
-            start = (0, positions, 0, 0)
+            start = (0, position, 0, 0)
             new = KeyValue(
                 jax.lax.dynamic_update_slice(cache.key, new.key.astype(cache.key.dtype), start),
                 jax.lax.dynamic_update_slice(cache.value, new.value.astype(cache.value.dtype), start),

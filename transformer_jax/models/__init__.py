@@ -12,21 +12,35 @@ from jaxtyping import Array
 from transformer_jax.models.config import TransformerConfig
 from transformer_jax.models.decoder import DecoderOnly
 from transformer_jax.models.encoder import EncoderOnly
+from transformer_jax.models.random_streams import evaluation_keys, training_keys
 from transformer_jax.models.transformer import EncoderDecoder
 from transformer_jax.types import PyTree
+
+__all__ = [
+    "DecoderOnly",
+    "EncoderDecoder",
+    "EncoderOnly",
+    "Model",
+    "TransformerConfig",
+    "abstract_params",
+    "build",
+    "evaluation_keys",
+    "example_inputs",
+    "training_keys",
+]
 
 Model: TypeAlias = EncoderDecoder | EncoderOnly | DecoderOnly
 
 
 def build(config: TransformerConfig) -> Model:
-    """The Linen module that ``config`` describes: encoder and decoder, or one of them alone."""
+    """Returns the Linen module that ``config`` describes: an encoder, a decoder, or both."""
     if config.is_encoder_only:
         return EncoderOnly(config)
     return DecoderOnly(config) if config.is_decoder_only else EncoderDecoder(config)
 
 
 def example_inputs(config: TransformerConfig) -> dict[str, Array]:
-    """The smallest arguments that ``build(config).init`` and ``.apply`` take."""
+    """Returns the smallest arguments that ``build(config).init`` and ``.apply`` accept."""
     inputs = config.front_end.example_inputs(config)
     if config.is_encoder_only or config.is_decoder_only:
         return inputs
@@ -34,5 +48,5 @@ def example_inputs(config: TransformerConfig) -> dict[str, Array]:
 
 
 def abstract_params(config: TransformerConfig) -> PyTree:
-    """Shapes and logical axes of a model's parameters, without making any."""
+    """Returns the shapes and logical axes of a model's parameters, without computing them."""
     return jax.eval_shape(build(config).init, jax.random.key(0), **example_inputs(config))["params"]

@@ -1,26 +1,29 @@
-"""The config of a model: everything that tells one Transformer from another."""
+"""The config of a model: everything in which one Transformer differs from another."""
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from transformer_jax.config import ConfigError, check_types, nearest
+from transformer_jax.config import ConfigError, Kinds, check_types, nearest, read_fields
+from transformer_jax.models.attention import ATTENTIONS, AttentionSpec, FullAttention
 from transformer_jax.models.front_ends import FRONT_ENDS, FrontEnd, Tokens
 from transformer_jax.models.heads import HEADS
+from transformer_jax.models.residual import RESIDUALS
+from transformer_jax.models.stack_config import CHANGEABLE, Biases, StackConfig
 from transformer_jax.types import BOS_ID, EOS_ID, PAD_ID
 
-_TOKENS = Tokens()
+_TOKENS, _FULL = Tokens(), (FullAttention(),)
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Everything that tells one Transformer from another; the defaults are the paper's base model.
+    """Holds everything in which one Transformer differs from another.
 
-    Sizes carry the names of Vaswani et al. 2017 (section 3 and Table 3) in full. Variants live in
-    ``transformer_jax.families``.
+    The defaults are the base model of Vaswani et al. 2017, whose names of sizes (section 3 and Table 3) are
+    written out. ``transformer_jax.families`` has the variants of other papers.
 
     Raises:
-      ConfigError: a size that does not fit another, or an unknown choice.
+      ConfigError: a size does not fit another one, or a choice is unknown.
     """
 
     vocab_size: int  # 0 if nothing that the model reads or predicts is a token
@@ -32,38 +35,47 @@ class TransformerConfig:
     num_encoder_layers: int = 6  # 0: decoder only
     num_decoder_layers: int = 6  # 0: encoder only
     max_length: int = 512  # tokens; a longer sequence is an error
-    # Halves: the sines first, then the cosines. Relative: T5's bias of attention scores.
+    # sinusoidal_halves: all sines before all cosines. relative: T5's bias of attention scores.
     positions: Literal["sinusoidal", "sinusoidal_halves", "learned", "relative"] = "sinusoidal"
-    relative_buckets: int = 32  # of relative positions, and the distance beyond which all share one
-    relative_max_distance: int = 128  # tokens
-    num_token_types: int = 0  # embeddings of BERT's segments, added to those of tokens
-    front_end: Annotated[FrontEnd, FRONT_ENDS] = _TOKENS  # what the model reads
+    relative_buckets: int = 32  # number of buckets of distances, for relative positions
+    relative_max_distance: int = 128  # tokens; larger distances share a bucket
+    num_token_types: int = 0  # BERT's segments, whose embeddings are added to those of the tokens
+    front_end: Annotated[FrontEnd, Kinds(FRONT_ENDS)] = _TOKENS  # what the model reads
+    # The self-attention of each layer; a shorter pattern is repeated.
+    attention: tuple[Annotated[AttentionSpec, Kinds(ATTENTIONS)], ...] = _FULL
+    residual: str = "plain"  # how sub-layers are combined: a name of ``models.residual.RESIDUALS``
     norm: Literal["layer", "rms"] = "layer"
     norm_position: Literal["post", "pre"] = "post"
     norm_epsilon: float = 1e-6
-    embedding_norm: bool = False  # normalise embeddings + positions too
+    embedding_norm: bool = False  # a norm after the sum of embeddings and positions
     activation: Literal["relu", "gelu", "gelu_tanh", "swish", "gated_gelu_tanh"] = "relu"
-    biases: Literal["feedforward", "all", "none"] = "feedforward"  # all: in attention's projections too
-    scale_attention: bool = True  # scores by 1 / sqrt(key_size); T5 has the scale in its initial weights
-    # Of source tokens, target tokens and the product before the softmax; inputs: the first two.
+    # Of the feed-forward networks, of these and the projections of attention, of none, or of those named.
+    biases: Biases = "feedforward"
+    scale_attention: bool = True  # scores times 1 / sqrt(key_size); T5 scales its initial weights instead
+    # Which share parameters: embeddings of the source, of the target, and the product before the softmax.
+    # inputs: the first two. target: the last two.
     share_embeddings: Literal["all", "inputs", "target", "none"] = "all"
     # What sqrt(d_model) multiplies (inputs, section 3.4) or divides (logits, T5).
     embedding_scale: Literal["inputs", "logits", "none"] = "inputs"
     logits_bias: bool = False
-    initial_stddev: float = 0.0  # of weights drawn from N(0, it^2); 0: Xavier uniform
+    initial_stddev: float = 0.0  # standard deviation of normally distributed weights; 0: Xavier uniform
     head: str = "tokens"  # what the model predicts: a name of ``models.heads.HEADS``
     num_labels: int = 0  # of heads whose outputs are scores of the user's labels
-    dropout: float = 0.1  # on each sub-layer's output and on embeddings + positions, section 5.4
+    dropout: float = 0.1  # rate, on the outputs of sub-layers and on embeddings + positions, section 5.4
     attention_dropout: float = 0.0  # on attention weights
-    feedforward_dropout: float = 0.0  # between the two feed-forward products
-    output_dropout: bool = False  # ``dropout`` on what a stack gives as well, as T5 has it
+    feedforward_dropout: float = 0.0  # on the hidden layer of feed-forward networks
+    output_dropout: bool = False  # ``dropout`` on the outputs of stacks too, as in T5
     pad_id: int = PAD_ID
     decoder_start_id: int = BOS_ID
     eos_id: int = EOS_ID
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
-    scan_layers: bool = False  # one compiled layer, looped over
-    remat: bool = False  # recompute activations in the backward pass, from
-    remat_keeps: Literal["inputs", "products"] = "inputs"  # of layers, and what layers/kept.py marks as well
+    scan_layers: bool = False  # compile one layer, and loop over all
+    remat: bool = False  # gradient checkpointing: recompute activations in the backward pass
+    # What gradient checkpointing saves: the inputs of layers, or also the results of matrix products.
+    remat_keeps: Literal["inputs", "products"] = "inputs"
+    # Fields of ``StackConfig`` that the encoder or the decoder has otherwise, as pairs of name and value.
+    encoder_changes: tuple[tuple[str, Any], ...] = ()
+    decoder_changes: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self, "model")
@@ -88,6 +100,7 @@ class TransformerConfig:
             raise ConfigError(f"model.initial_stddev={self.initial_stddev} must be 0 (Xavier) or positive")
         if self.positions.startswith("sinusoidal") and self.d_model % 2:
             raise ConfigError(f"sinusoidal positions need an even model.d_model, not {self.d_model}")
+        self._check_stacks()
         self._check_parts()
         self.front_end.check(self)
         if self.is_encoder_only and not self.front_end.has_tokens:
@@ -103,13 +116,72 @@ class TransformerConfig:
 
     @property
     def is_encoder_only(self) -> bool:
-        """Whether there is no decoder: BERT, ViT."""
+        """Whether there is no decoder, as in BERT and ViT."""
         return self.num_decoder_layers == 0
 
     @property
     def is_decoder_only(self) -> bool:
-        """Whether there is no encoder: GPT-2."""
+        """Whether there is no encoder, as in GPT-2."""
         return self.num_encoder_layers == 0
+
+    @property
+    def encoder(self) -> StackConfig:
+        """What the blocks of the encoder read."""
+        return self._stack_config("encoder", self.num_encoder_layers, 0)
+
+    @property
+    def decoder(self) -> StackConfig:
+        """What the blocks of the decoder read."""
+        context_size = 0 if self.is_decoder_only else self.encoder.output_size
+        return self._stack_config("decoder", self.num_decoder_layers, context_size)
+
+    @property
+    def output_size(self) -> int:
+        """Size of the vectors that the last stack returns."""
+        return (self.encoder if self.is_encoder_only else self.decoder).output_size
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of the random streams that the model reads in evaluation too."""
+        return tuple(dict.fromkeys((*self.encoder.streams, *self.decoder.streams)))
+
+    def part(self, name: Literal["encoder", "decoder"]) -> "TransformerConfig":
+        """Returns the config as one stack and its embeddings read it, with the changes of the stack."""
+        changes = self.encoder_changes if name == "encoder" else self.decoder_changes
+        if not self.encoder_changes and not self.decoder_changes:
+            return self
+        return dataclasses.replace(self, encoder_changes=(), decoder_changes=(), **dict(changes))
+
+    def _stack_config(
+        self, name: Literal["encoder", "decoder"], num_layers: int, context_size: int
+    ) -> StackConfig:
+        config = self.part(name)
+        own = {"num_layers": num_layers, "context_size": context_size}
+        names = [field.name for field in dataclasses.fields(StackConfig) if field.name not in own]
+        return StackConfig(**own, **{name: getattr(config, name) for name in names})
+
+    def _check_stacks(self) -> None:
+        """Checks the pattern of attention, the residual strategy, and the changes of both stacks."""
+        if self.residual not in RESIDUALS:
+            raise ConfigError(
+                f"model.residual={self.residual!r} is no residual strategy: "
+                f"{nearest(self.residual, RESIDUALS)}"
+            )
+        if not self.attention:
+            raise ConfigError("model.attention=() names no attention; give one spec for each layer, or one")
+        if self.scan_layers and len(self.attention) > 1:
+            raise ConfigError(
+                f"model.scan_layers=True compiles one layer for all, but model.attention has "
+                f"{len(self.attention)} specs: set model.scan_layers=False"
+            )
+        for name in ("encoder", "decoder"):
+            where = f"config.model.{name}_changes"
+            changes = read_fields(TransformerConfig, getattr(self, f"{name}_changes"), where, CHANGEABLE)
+            object.__setattr__(self, f"{name}_changes", changes)
+            try:
+                self.part(name)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from error
 
     def _check_parts(self) -> None:
         """Checks that head, encoder and decoder go together."""

@@ -1,4 +1,4 @@
-"""An encoder alone with one of several heads, such as BERT or the Vision Transformer."""
+"""An encoder-only model with one of several heads, such as BERT or the Vision Transformer."""
 
 import flax.linen as nn
 from jaxtyping import Array, Int
@@ -11,14 +11,17 @@ from transformer_jax.types import PyTree
 
 
 class EncoderOnly(nn.Module):
-    """An encoder without a decoder (BERT, Devlin et al. 2019; ViT, Dosovitskiy et al. 2021), by config."""
+    """Computes what a head returns for encoded inputs.
+
+    Examples are BERT (Devlin et al. 2019) and the Vision Transformer (Dosovitskiy et al. 2021).
+    """
 
     config: TransformerConfig
 
     def setup(self) -> None:
         config = self.config
-        self.front_end = config.front_end.build(config)
-        self.encoder = Stack(config, config.num_encoder_layers, cross_attention=False)
+        self.front_end = config.front_end.build(config.part("encoder"))
+        self.encoder = Stack(config.encoder)
         self.head = HEADS[config.head].module(config)
 
     def __call__(
@@ -34,7 +37,7 @@ class EncoderOnly(nn.Module):
             with ``config.pad_id`` are padding and the rest is one example.
           inputs_positions: position of each token in its example; None means 0, 1, 2, …
           inputs_types: number of the text that each token belongs to; None means 0.
-          train: whether dropout is on; it needs ``rngs={"dropout": key}``.
+          train: whether dropout is on; it reads the random stream ``dropout``: ``rngs={"dropout": key}``.
 
         And ``Patches`` has this:
 
@@ -49,5 +52,5 @@ class EncoderOnly(nn.Module):
         embedded = self.front_end.embed(given, train=train)
         segments = embedded.segments
         mask = Mask() if segments is None else Mask(Segments(segments, segments))
-        x, _ = self.encoder(embedded.x, mask=mask, train=train)
+        x = self.encoder(embedded.x, mask=mask, train=train)
         return self.head(x, embedded, train=train)

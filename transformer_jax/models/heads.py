@@ -36,9 +36,9 @@ _MOST_STRETCHES = 4
 def dense(
     config: "TransformerConfig", outputs: int, axis: str, name: str, *, use_bias: bool = True
 ) -> Linear:
-    """Returns a linear map from d_model features to ``outputs``, which are float32."""
+    """Returns a linear map from the vectors of the last stack to ``outputs`` float32 numbers."""
     return Linear(
-        (config.d_model,),
+        (config.output_size,),
         (outputs,),
         ("embed", axis),
         use_bias,
@@ -295,7 +295,7 @@ class Head:
 
 def logits_operations(config: "TransformerConfig", length: int) -> int:
     """Returns the operations of ``TokenLogits`` on one row of ``length`` tokens."""
-    return length * 2 * config.d_model * config.vocab_size
+    return length * 2 * config.output_size * config.vocab_size
 
 
 def pooler_operations(config: "TransformerConfig") -> int:

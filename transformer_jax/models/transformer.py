@@ -1,14 +1,13 @@
-"""Encoder, decoder and both together (Vaswani et al. 2017, Figure 1)."""
+"""A model with an encoder and a decoder (Vaswani et al. 2017, Figure 1)."""
 
 from collections.abc import Mapping
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transformer_jax.layers.masks import Causal, Mask, Segments
-from transformer_jax.models.cache import DecoderCache, EncodedContext, empty_cache
+from transformer_jax.models.cache import DecoderCache, EncodedContext, empty_cache, is_real
 from transformer_jax.models.config import TransformerConfig
 from transformer_jax.models.front_ends.tokens import EmbedTokens, token_embedding
 from transformer_jax.models.heads import HEADS, PerToken
@@ -17,21 +16,21 @@ from transformer_jax.types import PyTree
 
 
 class EncoderDecoder(nn.Module):
-    """The Transformer of *Attention Is All You Need*; ``config`` is one of many.
+    """Predicts each target token from the source and the target tokens before it.
 
-    Embeddings are shared three ways by default: source, target and the product before the softmax.
+    By default the embeddings of source and target and the product before the softmax share their parameters.
     """
 
     config: TransformerConfig
 
     def setup(self) -> None:
         config = self.config
-        self.front_end = config.front_end.build(config)
+        self.front_end = config.front_end.build(config.part("encoder"))
         shared = self.front_end.embedding if config.share_embeddings in ("all", "inputs") else None
         self.target_embedding = token_embedding(config) if shared is None else shared
-        self.embed_targets = EmbedTokens(config, self.target_embedding)
-        self.encoder = Stack(config, config.num_encoder_layers, cross_attention=False)
-        self.decoder = Stack(config, config.num_decoder_layers, cross_attention=True)
+        self.embed_targets = EmbedTokens(config.part("decoder"), self.target_embedding)
+        self.encoder = Stack(config.encoder)
+        self.decoder = Stack(config.decoder)
         self.logits = HEADS[config.head].module(config)
 
     def __call__(
@@ -47,24 +46,25 @@ class EncoderDecoder(nn.Module):
         per_token: PerToken | None = None,
         **arguments: Array | None,
     ) -> Float[Array, "B L V"] | PyTree:
-        """Logits of each target token given the source and the target tokens before it.
+        """Returns the logits of each target token, given the source and the target tokens before it.
 
-        ``logits[:, i]`` is the prediction of ``targets[:, i]``: targets are shifted here, not by the caller.
+        ``logits[:, i]`` predicts ``targets[:, i]``. The model shifts the targets itself.
 
         Args:
           inputs: source tokens.
           targets: target tokens; they must be given.
-          inputs_segments, targets_segments: 0 on padding, else the example's number in its row; None
-            means that what equals ``config.pad_id`` is padding and the rest is one example.
-          inputs_positions, targets_positions: places within the example; None means 0, 1, 2, …
-          train: whether dropout is on; it needs ``rngs={"dropout": key}``.
-          per_token: makes of the logits of some tokens, and the slice that says which, what is returned
-            instead, arrays (B, L', ...) such as losses: training makes large logits a stretch at a time then.
+          inputs_segments, targets_segments: 0 on padding, else the number of the example in its row. None
+            means that tokens equal to ``config.pad_id`` are padding, and all others one example.
+          inputs_positions, targets_positions: positions within the example; None means 0, 1, 2, …
+          train: whether dropout is on. It reads the random stream ``dropout``: ``rngs={"dropout": key}``.
+          per_token: a function that is given logits of some tokens and the slice that says which tokens these
+            are. What it returns, arrays (B, L', ...) such as losses, is returned in place of the logits. In
+            training, large logits are computed for one stretch of tokens at a time.
           arguments: the arguments of the front end, if its inputs are not tokens.
 
         Raises:
-          ValueError: a sequence is longer than ``config.max_length``, there are no targets, or the arguments
-            are not those of the front end.
+          ValueError: a sequence is longer than ``max_length`` of its stack, there are no targets, or the
+            arguments are not those of the front end.
         """
         if targets is None:
             raise ValueError("an encoder-decoder needs targets, the tokens that its decoder is to predict")
@@ -74,7 +74,7 @@ class EncoderDecoder(nn.Module):
         context, segments = self._encode({"inputs": inputs, **arguments}, train=train)
         shifted = shift_right(targets, targets_positions, self.config.decoder_start_id)
         x = self.embed_targets(shifted, targets_positions, train=train)
-        x, _ = self.decoder(
+        x = self.decoder(
             x,
             context,
             mask=Mask(Causal(), Segments(targets_segments, targets_segments)),
@@ -100,7 +100,7 @@ class EncoderDecoder(nn.Module):
         embedded = self.front_end.embed(self.config.front_end.checked(arguments), train=train)
         segments = embedded.segments
         mask = Mask() if segments is None else Mask(Segments(segments, segments))
-        return self.encoder(embedded.x, mask=mask, train=train)[0], segments
+        return self.encoder(embedded.x, mask=mask, train=train), segments
 
     def encode_context(
         self,
@@ -108,12 +108,12 @@ class EncoderDecoder(nn.Module):
         inputs_segments: Int[Array, "B S"] | None = None,
         **arguments: Array | None,
     ) -> EncodedContext:
-        """Encodes (unpacked) sources once for any number of ``decode_step`` calls."""
+        """Encodes sources, one a row, for any number of calls of ``decode_step``."""
         given = {"inputs": inputs, "inputs_segments": inputs_segments, **arguments}
         encoded, segments = self._encode(given, train=False)
         if segments is None:
             segments = jnp.ones(encoded.shape[:2], jnp.int32)
-        return EncodedContext(self.decoder.project_context(encoded), segments)
+        return self.decoder.project_context(encoded, segments)
 
     def read_prompt(
         self, tokens: Int[Array, "B L"], context: EncodedContext, cache: DecoderCache
@@ -149,32 +149,22 @@ class EncoderDecoder(nn.Module):
     def _advance(
         self, tokens: Int[Array, "B L"], context: EncodedContext, cache: DecoderCache
     ) -> tuple[Float[Array, "B L D"], DecoderCache]:
-        places = cache.index + jnp.arange(tokens.shape[1])[None, :]
-        mask = Mask(Causal(cache.index))
+        positions = cache.index + jnp.arange(tokens.shape[1])[None, :]
+        mask = Mask()
         if context.padding is not None:
             padding = context.padding[:, None]
-            places = jnp.maximum(places - padding, 0)
-            length = jax.tree.leaves(cache.layers)[0].shape[-3]
-            mask &= Segments(None, (jnp.arange(length)[None, :] >= padding).astype(jnp.int32))
-        x = self.embed_targets(tokens, places, train=False)
-        x, layers = self.decoder(
-            x,
-            context.layers,
-            mask=mask,
-            context_mask=Mask(Segments(None, context.segments)),
-            cache=cache.layers,
-            position=cache.index,
-            train=False,
-        )
-        assert layers is not None  # a stack that is given a cache returns one
-        return x, DecoderCache(layers, cache.index + tokens.shape[1])
+            positions = jnp.maximum(positions - padding, 0)
+            mask = is_real(padding, cache.length)
+        x = self.embed_targets(tokens, positions, train=False)
+        return self.decoder.advance(x, cache, context, mask)
 
+    @nn.nowrap
     def init_cache(self, batch_size: int, max_length: int) -> DecoderCache:
         """Returns an empty cache for ``batch_size`` rows of up to ``max_length`` places; needs no parameters.
 
         Places before a prompt count too, so there may be more places than the model has positions.
         """
-        return empty_cache(self.config, batch_size, max_length)
+        return empty_cache(self.config.decoder, batch_size, max_length)
 
     def _segments(self, tokens: Int[Array, "B L"]) -> Int[Array, "B L"]:
         return (tokens != self.config.pad_id).astype(jnp.int32)
@@ -183,6 +173,6 @@ class EncoderDecoder(nn.Module):
 def shift_right(
     targets: Int[Array, "B L"], positions: Int[Array, "B L"] | None, start_id: int
 ) -> Int[Array, "B L"]:
-    """Targets moved one place on, with ``start_id`` at position 0 of every (packed) example."""
+    """Returns the targets moved by one position, with ``start_id`` at the first one of every example."""
     shifted = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=start_id)
     return shifted if positions is None else jnp.where(positions == 0, start_id, shifted)

@@ -13,6 +13,7 @@ import jax
 
 from transformer_jax.models import TransformerConfig
 from transformer_jax.models.heads import HEADS
+from transformer_jax.models.stack_config import StackConfig
 
 FORMULA = "matrix products of the model, forward once and backward twice (Chowdhery et al. 2022, appendix B)"
 
@@ -31,13 +32,13 @@ def model_flops(
     source = config.front_end.length(config, batch)
     total = config.front_end.operations(config)
     if config.is_decoder_only:
-        total += _stack(config, config.num_decoder_layers, source, 0) + _head(config, source)
+        total += _stack(config.decoder, source) + _head(config, source)
     elif config.is_encoder_only:
-        total += _stack(config, config.num_encoder_layers, source, 0) + _head(config, source)
+        total += _stack(config.encoder, source) + _head(config, source)
     else:
         target = batch["targets"].shape[1]
-        total += _stack(config, config.num_encoder_layers, source, 0)
-        total += _stack(config, config.num_decoder_layers, target, source) + _head(config, target)
+        total += _stack(config.encoder, source)
+        total += _stack(config.decoder, target, source) + _head(config, target)
     return rows * total * (3 if train else 1)
 
 
@@ -50,47 +51,44 @@ def decode_flops(config: TransformerConfig, rows: int, source: int, width: int) 
       source: length of the encoder's states; unused by decoder-only models.
       width: length of the decoder's cache.
     """
-    context = 0 if config.is_decoder_only else source
-    layer = _projections(config) + _feedforward(config) + _scores(config, width)
-    if context:
-        layer += _projections(config, only_queries=True) + _scores(config, context)
-    return rows * (config.num_decoder_layers * layer + _head(config, 1))
+    stack = config.decoder
+    total = sum(stack.attention_of(layer).operations(stack, 1, width) for layer in range(stack.num_layers))
+    total += stack.num_layers * (_feedforward(stack) + _queries(stack, source))
+    return rows * (total + _head(config, 1))
 
 
-def _stack(config: TransformerConfig, layers: int, length: int, context: int) -> int:
+def _stack(stack: StackConfig, length: int, context: int = 0) -> int:
     """Returns the operations of a stack on one row of ``length`` tokens.
 
     Args:
-      config: the model's config.
-      layers: number of layers.
+      stack: the config of the stack.
       length: tokens of the row.
-      context: tokens of the encoder that the row also attends to; 0 for none.
+      context: positions of the encoder that the row also attends to.
     """
-    layer = length * (_projections(config) + _scores(config, length) + _feedforward(config))
-    if context:
-        layer += length * (_projections(config, only_queries=True) + _scores(config, context))
-        layer += context * (_projections(config) - _projections(config, only_queries=True))
-    return layers * layer
+    specs = [stack.attention_of(layer) for layer in range(stack.num_layers)]
+    total = sum(spec.operations(stack, length, length) for spec in specs)
+    layer = length * (_feedforward(stack) + _queries(stack, context)) + context * _keys_and_values(stack)
+    return total + stack.num_layers * layer
 
 
-def _projections(config: TransformerConfig, *, only_queries: bool = False) -> int:
-    """Returns the operations per token of the linear maps of attention.
+def _queries(stack: StackConfig, context: int) -> int:
+    """Returns the operations per query of attention to ``context`` positions of an encoder.
 
-    Args:
-      config: the model's config.
-      only_queries: count queries and outputs, but not keys and values.
+    They are those of the projections of query and output, of the scores, and of the mean of the values.
     """
-    sizes = config.key_size + config.value_size
-    return 2 * config.d_model * config.num_heads * sizes * (1 if only_queries else 2)
+    if not stack.context_size:
+        return 0
+    return 2 * stack.num_heads * (stack.key_size + stack.value_size) * (stack.d_model + context)
 
 
-def _scores(config: TransformerConfig, length: int) -> int:
-    """Returns the operations per query: its products with ``length`` keys, and the weighted sum of values."""
-    return 2 * length * config.num_heads * (config.key_size + config.value_size)
+def _keys_and_values(stack: StackConfig) -> int:
+    """Returns the operations per position of the encoder of the projections of keys and values."""
+    return 2 * stack.context_size * stack.num_heads * (stack.key_size + stack.value_size)
 
 
-def _feedforward(config: TransformerConfig) -> int:
-    return 2 * config.d_model * config.d_feedforward * (3 if config.activation.startswith("gated") else 2)
+def _feedforward(stack: StackConfig) -> int:
+    """Returns the operations per token."""
+    return 2 * stack.d_model * stack.d_feedforward * (3 if stack.activation.startswith("gated") else 2)
 
 
 def _head(config: TransformerConfig, length: int) -> int:

@@ -23,8 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.config import ConfigError
 from transformer_jax.evaluation.scoring import make_evaluate_step
-from transformer_jax.models import build
-from transformer_jax.models.cache import PromptContext
+from transformer_jax.models import build, evaluation_keys
+from transformer_jax.models.cache import NO_AXIS, PromptContext, row_axes
 from transformer_jax.planning.batches import batch_template
 from transformer_jax.planning.hardware import EXAMPLES, Topology
 from transformer_jax.runs.experiment import Experiment
@@ -195,7 +195,9 @@ def _lower_decode(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
     length = min(experiment.data.max_length, model.max_length)
     network: Any = build(model)
 
-    trees: list[Any] = []  # structures of context and cache, which accept only arrays, while these are shapes
+    # Structures of context and cache, which accept only arrays while these are shapes, and their row axes.
+    trees: list[Any] = []
+    axes: list[list[int]] = []
 
     def states(params: PyTree) -> tuple[list[Any], list[Any]]:
         if model.is_decoder_only:
@@ -203,37 +205,39 @@ def _lower_decode(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
             cache = network.init_cache(rows, length)
         else:
             arguments = (jnp.ones((rows, length), jnp.int32), jnp.ones((rows, length), jnp.int32))
-            context = network.apply({"params": params}, *arguments, method="encode_context")
+            context = network.apply(
+                {"params": params}, *arguments, method="encode_context", rngs=evaluation_keys(model)
+            )
             cache = network.init_cache(rows, min(length + settings.extra_length, model.max_length))
         trees[:] = jax.tree.structure(context), jax.tree.structure(cache)
+        axes[:] = row_axes(context), row_axes(cache)
         return jax.tree.leaves(context), jax.tree.leaves(cache)
 
     def step(params: PyTree, tokens: jax.Array, context: list[Any], cache: list[Any]) -> Any:
         states = [
             jax.tree.unflatten(tree, leaves) for tree, leaves in zip(trees, (context, cache), strict=True)
         ]
-        return network.apply({"params": params}, tokens, *states, method="decode_step")
+        return network.apply(
+            {"params": params}, tokens, *states, method="decode_step", rngs=evaluation_keys(model)
+        )
 
-    place = _row_sharding(mesh, rows, 1 if model.scan_layers else 0)
-    context, cache = jax.tree.map(place, jax.eval_shape(states, params))
-    tokens = place(jax.ShapeDtypeStruct((rows,), jnp.int32))
+    place = _row_sharding(mesh, rows)
+    shapes = jax.eval_shape(states, params)
+    context, cache = (list(map(place, leaves, of)) for leaves, of in zip(shapes, axes, strict=True))
+    tokens = place(jax.ShapeDtypeStruct((rows,), jnp.int32), 0)
     on_mesh = partitioning.on_mesh(step, mesh, experiment.mesh.rules)
     return jax.jit(on_mesh, donate_argnums=3).lower(params, tokens, context, cache)
 
 
-def _row_sharding(mesh: Mesh, rows: int, layer_axes: int) -> Callable[[Any], jax.ShapeDtypeStruct]:
-    """Returns a function that shards the rows of decoding states if the mesh divides them.
+def _row_sharding(mesh: Mesh, rows: int) -> Callable[[Any, int], jax.ShapeDtypeStruct]:
+    """Returns a function that shards an array of a decoding state over its rows if the mesh divides them.
 
-    Args:
-      mesh: the mesh.
-      rows: number of rows.
-      layer_axes: number of axes of layers, which precede the rows.
+    The function is given the shape of the array, and the axis of its rows as ``row_axes`` returns it.
     """
     axes = partitioning.BATCH_AXES if rows % partitioning.num_batch_shards(mesh) == 0 else None
 
-    def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        before = layer_axes if len(leaf.shape) == 4 + layer_axes else 0
-        spec = (None,) * before + (axes,) if len(leaf.shape) > before else ()
+    def place(leaf: Any, axis: int) -> jax.ShapeDtypeStruct:
+        spec = () if axis == NO_AXIS else (None,) * axis + (axes,)
         return jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec))
         )

@@ -185,7 +185,8 @@ def candidates(
         data, rest = divmod(num_devices, fsdp * context * tensor)
         if rest or not data or model.d_model % fsdp:
             continue
-        if model.num_heads % tensor or model.d_feedforward % tensor:
+        stacks = (model.encoder, model.decoder)
+        if any(stack.num_heads % tensor or stack.d_feedforward % tensor for stack in stacks):
             continue
         if context > 1 and (not model.front_end.has_tokens or length < LONG or length % context):
             continue

@@ -14,7 +14,7 @@ import numpy as np
 from transformer_jax.decoding.beam_rules import TRANSFORMERS_RULE
 from transformer_jax.decoding.generator import Generator, padding_may_come
 from transformer_jax.decoding.settings import OWN_RULES, DecodingSettings, TextRules
-from transformer_jax.models import TransformerConfig, build
+from transformer_jax.models import TransformerConfig, build, evaluation_keys
 from transformer_jax.models.front_ends.tokens import draw_tokens
 from transformer_jax.models.heads import HEADS, Output
 from transformer_jax.pretrained.folder import CheckpointFolder
@@ -163,7 +163,8 @@ def _our_outputs(config: TransformerConfig, params: PyTree, inputs: Mapping[str,
 
     def run(arguments: Mapping[str, np.ndarray], method: str) -> Any:
         def apply(params: PyTree, arguments: Mapping[str, Any]) -> Any:
-            return model.apply({"params": params}, **arguments, method=method)
+            rngs = evaluation_keys(config)
+            return model.apply({"params": params}, **arguments, method=method, rngs=rngs)
 
         return jax.jit(apply)(params, dict(arguments))
 

@@ -63,15 +63,19 @@ def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
 
 
 def _shrink_model(model: TransformerConfig, vocab_size: int) -> TransformerConfig:
+    sizes = dict(num_heads=2, key_size=8, value_size=8, d_feedforward=32)
+    encoder_changes, decoder_changes = (
+        tuple(pair for pair in changes if pair[0] not in (*sizes, "max_length"))
+        for changes in (model.encoder_changes, model.decoder_changes)
+    )
     small = dataclasses.replace(
         model,
+        **sizes,
         d_model=16,
-        num_heads=2,
-        key_size=8,
-        value_size=8,
-        d_feedforward=32,
         num_encoder_layers=min(2, model.num_encoder_layers),
         num_decoder_layers=min(2, model.num_decoder_layers),
+        encoder_changes=encoder_changes,
+        decoder_changes=decoder_changes,
     )
     if not model.front_end.has_tokens:
         return small

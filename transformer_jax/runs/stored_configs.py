@@ -8,13 +8,20 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from transformer_jax.models.attention import FullAttention
 from transformer_jax.models.front_ends import FRONT_ENDS, Tokens
 
 # By section: keys that it has gained, each with the value that means what runs did before.
 ADDED_KEYS: dict[str, dict[str, Any]] = {
     "data.source": {"builder_class": ""},
     "data.more_sources": {"builder_class": ""},
-    "model": {"front_end": dataclasses.asdict(Tokens())},
+    "model": {
+        "front_end": dataclasses.asdict(Tokens()),
+        "attention": [dataclasses.asdict(FullAttention())],
+        "residual": "plain",
+        "encoder_changes": [],
+        "decoder_changes": [],
+    },
 }
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from transformer_jax.config import ConfigError
 from transformer_jax.data import nearest_sizes, rows_per_batch
-from transformer_jax.models import build, example_inputs
+from transformer_jax.models import build, example_inputs, training_keys
 from transformer_jax.objectives.base import Apply, Sums
 from transformer_jax.optimizers.optimizers import make_optimizer, make_schedule
 from transformer_jax.runs.experiment import Experiment
@@ -62,7 +62,7 @@ def make_train_step(experiment: Experiment) -> Step:
 
     def loss_gradient(params: PyTree, batch: Batch, rng: jax.Array, *, mean: bool) -> tuple[Sums, PyTree]:
         def loss(params: PyTree) -> tuple[jax.Array, Sums]:
-            return objective.loss(apply, params, batch, {"dropout": rng}, train=True)
+            return objective.loss(apply, params, batch, training_keys(experiment.model, rng), train=True)
 
         total, pullback, sums = jax.vjp(loss, params, has_aux=True)
         # Scaling the cotangent gives the mean directly and saves a pass over all gradients.

@@ -121,6 +121,13 @@ def test_generated_outputs_have_the_lengths_of_their_stacks():
         generator.generate(params, [np.full(65, 7, np.int32)])
 
 
+def test_batches_have_a_length_that_both_stacks_accept():
+    config = dataclasses.replace(UNLIKE, head="tokens")
+    assert (config.inputs_max_length, config.targets_max_length, config.batch_max_length) == (64, 16, 16)
+    alone = dataclasses.replace(config, num_encoder_layers=0, share_embeddings="target")
+    assert (alone.inputs_max_length, alone.batch_max_length) == (16, 16)
+
+
 def test_operations_are_those_of_both_stacks():
     def product(tokens, *sizes):
         return 2 * tokens * int(np.prod(sizes))
@@ -172,6 +179,12 @@ def test_what_stacks_cannot_have_is_one_clear_error(changes, message):
     values = dataclasses.asdict(tj.TransformerConfig(**SIZES))
     with pytest.raises(ConfigError, match=message):
         read_section(tj.TransformerConfig, values | changes, "model")
+
+
+def test_a_pattern_with_more_specs_than_layers_is_an_error():
+    config = tj.TransformerConfig(**SIZES, **LAYERS, attention=(FullAttention(),) * 3)
+    with pytest.raises(ConfigError, match="has 3 specs, but there are only 2 layers"):
+        tj.build(config).init(jax.random.key(0), **tj.example_inputs(config))
 
 
 def test_an_unknown_kind_of_attention_is_an_error():

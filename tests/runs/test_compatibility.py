@@ -114,8 +114,13 @@ def changed(config, changes):
         ),
         (
             "bart_denoise",
+            {"model.decoder_changes": (("max_length", 16),)},
+            "config.data.max_length=64 is longer than the model's sequences of at most 16 tokens",
+        ),
+        (
+            "bart_denoise",
             {"data.max_length": 200},
-            "config.data.max_length=200 is longer than the model's sequences: raise",
+            "config.data.max_length=200 is longer than the model's sequences of at most 128 tokens: raise",
         ),
     ],
 )

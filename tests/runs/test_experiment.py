@@ -15,6 +15,7 @@ from transformer_jax import families
 from transformer_jax.config import ConfigError
 from transformer_jax.data import TokenizerConfig, load_sources, rows_per_batch, train_tokenizer
 from transformer_jax.data.sources import SQUAD_FEATURES
+from transformer_jax.models.attention import FullAttention
 from transformer_jax.objectives import QuestionAnswering
 from transformer_jax.runs.experiment import EvaluateConfig, make_transform, read_experiment
 from transformer_jax.runs.folder import (
@@ -186,6 +187,21 @@ def test_shrinking_makes_anything_small(corpus):
     mesh = make_mesh(small.mesh)
     compile_train_step(small, mesh)  # its rows divide over all devices
     assert mesh.shape["data"] == jax.device_count()
+
+
+def test_shrinking_cuts_patterns_of_attention(corpus):
+    experiment = tiny_experiment(corpus)
+    full = FullAttention()
+    model = dataclasses.replace(
+        experiment.model,
+        num_encoder_layers=4,
+        num_decoder_layers=3,
+        attention=(full,) * 3,
+        encoder_changes=(("attention", (full,) * 4),),
+    )
+    small = shrink(dataclasses.replace(experiment, model=model)).model
+    assert len(small.encoder.attention) == small.encoder.num_layers == 2
+    assert len(small.decoder.attention) == small.decoder.num_layers == 2
 
 
 @pytest.mark.parametrize(

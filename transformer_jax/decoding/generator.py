@@ -98,8 +98,6 @@ class Generator:
     ) -> None:
         self._config, self._settings, self._num_tokens = config, settings, num_tokens
         self._output_length, self._batch_size, self._mesh = output_length, batch_size, mesh
-        self._source_length = (config.decoder if config.is_decoder_only else config.encoder).max_length
-        self._target_length = config.decoder.max_length
         rules.check(config.vocab_size)
         banned = () if padding_may_come(config) else (config.pad_id,)
         banned = tuple(dict.fromkeys((*rules.constraints.banned_ids, *banned)))
@@ -148,7 +146,9 @@ class Generator:
             self._check(length, len(prefix), f"sequence {number + 1}")
         outputs: list[Tokens] = [np.zeros(0, np.int32)] * len(sequences)
         # Outputs of sequences of one length end at about the same time.
-        for rows, length, chunk in batches_by_length(lengths, self._batch_size, self._source_length):
+        for rows, length, chunk in batches_by_length(
+            lengths, self._batch_size, self._config.inputs_max_length
+        ):
             parts = [sequences[i] for i in chunk], [prefixes[i] for i in chunk], [numbers[i] for i in chunk]
             batch = self._batch(rows, length, *parts)
             decoded = self._decode(params, batch, self._width(length))
@@ -176,7 +176,7 @@ class Generator:
         return self._stream(params, sequence, prefix, number)
 
     def _stream(self, params: PyTree, sequence: Tokens, prefix: Tokens, number: int) -> Iterator[int]:
-        length = padded_length(len(sequence), self._source_length)
+        length = padded_length(len(sequence), self._config.inputs_max_length)
         rows = self._batch(1, length, [sequence], [prefix], [number])
         context, state = self._begin(params, rows, self._width(length))
         while True:
@@ -203,12 +203,14 @@ class Generator:
 
     def _check(self, length: int, prefix_length: int, name: str) -> None:
         config = self._config
-        if not 1 <= length <= self._source_length:
-            raise ValueError(f"{name} has {length} tokens, the model takes 1 to {self._source_length}")
-        if prefix_length > self._target_length:
+        if not 1 <= length <= self._config.inputs_max_length:
+            raise ValueError(
+                f"{name} has {length} tokens, the model takes 1 to {self._config.inputs_max_length}"
+            )
+        if prefix_length > self._config.targets_max_length:
             raise ValueError(
                 f"the decoder prompt of {name} has {prefix_length - 1} tokens, the model takes at most "
-                f"{self._target_length - 1}"
+                f"{self._config.targets_max_length - 1}"
             )
         if self._limit(length, prefix_length) < 1:
             tokens = length if config.is_decoder_only else prefix_length
@@ -240,14 +242,14 @@ class Generator:
 
     def _limit(self, length: int, prefix_length: int) -> int:
         """Returns the maximum number of tokens of the output of a sequence of ``length`` tokens."""
-        room = self._target_length - (prefix_length - 1)  # the last token is not fed back
+        room = self._config.targets_max_length - (prefix_length - 1)  # the last token is not fed back
         if self._rules.max_length is not None:
             room = min(room, self._rules.max_length - prefix_length)
         return min(self._output_length(length), room)
 
     def _width(self, length: int) -> int:
         """Returns the width of the outputs of sequences that are padded to ``length``."""
-        return min(self._output_length(length), self._target_length)
+        return min(self._output_length(length), self._config.targets_max_length)
 
     def _batch(
         self,
@@ -265,7 +267,7 @@ class Generator:
         sources = segments = None
         if not self._config.is_decoder_only:
             sources, segments = self._padded(num_rows, length, sequences)
-            length = min(power_of_two(int(sizes[:, 1].max())), self._target_length)
+            length = min(power_of_two(int(sizes[:, 1].max())), self._config.targets_max_length)
         padded, real = self._padded(num_rows, length, prefixes, on_the_left=True)
         rows = Rows(sources, segments, padded, real.sum(axis=1, dtype=np.int32), limits, ids)
         if self._mesh is None:

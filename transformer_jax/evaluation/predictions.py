@@ -108,7 +108,7 @@ def answers(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: Sourc
         chunk = windows[start : start + settings.batch_size]
         rows = [[piece] for _, piece in chunk] + [[]] * (settings.batch_size - len(chunk))
         longest = -(-max(len(piece["inputs"]) for _, piece in chunk) // 16) * 16
-        length = min(longest, run.experiment.model.max_length)
+        length = min(longest, run.experiment.model.inputs_max_length)
         logits = np.asarray(span_logits(run.params, pad_batch(rows, length, chunk[0][1])))
         for row, (place, piece) in enumerate(chunk):
             own = logits[row, : len(piece["inputs"])]

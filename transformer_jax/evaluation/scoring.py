@@ -133,7 +133,7 @@ def _batches(run: TrainedRun, mesh: Mesh, source: Source) -> tuple[list[dict[str
         experiment.data,
         places,
         pieces,
-        experiment.model.max_length,
+        experiment.model.batch_max_length,
         process_index=part,
         process_count=parts,
         row_multiple=partitioning.num_batch_shards(mesh),

@@ -263,7 +263,7 @@ def _generator(
     """Returns the same generator for the same arguments, so that a second call compiles nothing."""
 
     def output_length(length: int) -> int:
-        limits = [config.max_length]
+        limits = [config.targets_max_length]
         if max_new_tokens is not None:
             limits.append(max_new_tokens)
         if extra_length is not None:

@@ -28,9 +28,9 @@ Classified: TypeAlias = str | tuple[str, str] | np.ndarray | os.PathLike[str]
 
 def check_tokens(tokens: np.ndarray, number: int, text: str, config: TransformerConfig) -> None:
     """Raises ValueError, with the text's number from 1 on, if the model does not take its tokens."""
-    if len(tokens) > config.max_length:
+    if len(tokens) > config.inputs_max_length:
         raise ValueError(
-            f"text {number} has {len(tokens)} tokens, the model takes {config.max_length}: split it. "
+            f"text {number} has {len(tokens)} tokens, the model takes {config.inputs_max_length}: split it. "
             f"It begins {text[:60]!r}"
         )
     if tokens.max(initial=0) >= config.vocab_size:
@@ -82,7 +82,7 @@ def class_probabilities(
         encoded_input(config, tokenizer, given, number, sizing) for number, given in enumerate(inputs, 1)
     ]
     lengths = [len(arrays["inputs"]) if config.front_end.has_tokens else 1 for arrays in encoded]
-    batches = batches_by_length(lengths, batch_size, config.max_length)
+    batches = batches_by_length(lengths, batch_size, config.inputs_max_length)
     results = np.zeros((len(encoded), config.num_labels), np.float32)
     for rows, length, chunk in batches:
         batch = pad_batch([[encoded[i]] for i in chunk] + [[]] * (rows - len(chunk)), length)

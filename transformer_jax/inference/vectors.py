@@ -55,7 +55,7 @@ def embed_texts(
     encoded = [vector_tokens(config, found, text, i, pooling, cut=cut) for i, text in enumerate(texts, 1)]
     lengths = [len(tokens["inputs"]) for tokens in encoded]
     results = np.zeros((len(encoded), config.d_model), np.float32)
-    for rows, length, chunk in batches_by_length(lengths, batch_size, config.max_length):
+    for rows, length, chunk in batches_by_length(lengths, batch_size, config.inputs_max_length):
         batch = pad_batch([[encoded[i]] for i in chunk] + [[]] * (rows - len(chunk)), length)
         results[chunk] = np.asarray(_vectors(config, pooling.mode)(params, batch))[: len(chunk)]
     if pooling.normalize if normalize is None else normalize:
@@ -106,7 +106,7 @@ def vector_tokens(
 
 def longest(config: TransformerConfig, pooling: Pooling) -> int:
     """Returns the maximum number of tokens of a text, special tokens included."""
-    return pooling.max_length or config.max_length
+    return pooling.max_length or config.inputs_max_length
 
 
 @functools.lru_cache(maxsize=8)

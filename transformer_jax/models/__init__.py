@@ -44,7 +44,7 @@ def example_inputs(config: TransformerConfig) -> dict[str, Array]:
     inputs = config.front_end.example_inputs(config)
     if config.is_encoder_only or config.is_decoder_only:
         return inputs
-    return inputs | {"targets": jnp.full((1, min(2, config.max_length)), config.eos_id, jnp.int32)}
+    return inputs | {"targets": jnp.full((1, min(2, config.targets_max_length)), config.eos_id, jnp.int32)}
 
 
 def abstract_params(config: TransformerConfig) -> PyTree:

@@ -136,6 +136,21 @@ class TransformerConfig:
         return self._stack_config("decoder", self.num_decoder_layers, context_size)
 
     @property
+    def inputs_max_length(self) -> int:
+        """Maximum length of the inputs: positions of the encoder, or of the decoder if it is alone."""
+        return (self.decoder if self.is_decoder_only else self.encoder).max_length
+
+    @property
+    def targets_max_length(self) -> int:
+        """Maximum length of the sequences that the last stack computes."""
+        return (self.encoder if self.is_encoder_only else self.decoder).max_length
+
+    @property
+    def batch_max_length(self) -> int:
+        """Maximum length that inputs and targets may both have, because a batch has one length for both."""
+        return min(self.inputs_max_length, self.targets_max_length)
+
+    @property
     def output_size(self) -> int:
         """Size of the vectors that the last stack returns."""
         return (self.encoder if self.is_encoder_only else self.decoder).output_size

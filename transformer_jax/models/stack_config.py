@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal, TypeAlias
 
+from transformer_jax.config import ConfigError
 from transformer_jax.models.attention import AttentionSpec
 from transformer_jax.models.residual import RESIDUALS
 
@@ -18,6 +19,9 @@ class StackConfig:
       num_layers: number of blocks.
       context_size: size of the vectors that the blocks attend to besides their own, which are the outputs of
         an encoder; 0 if there are none.
+
+    Raises:
+      ConfigError: the pattern of attention has more specs than there are layers.
     """
 
     num_layers: int
@@ -48,6 +52,13 @@ class StackConfig:
     scan_layers: bool
     remat: bool
     remat_keeps: Literal["inputs", "products"]
+
+    def __post_init__(self) -> None:
+        if 0 < self.num_layers < len(self.attention):
+            raise ConfigError(
+                f"the pattern of attention has {len(self.attention)} specs, but there are only "
+                f"{self.num_layers} layers: give at most one spec for each layer"
+            )
 
     @property
     def output_size(self) -> int:

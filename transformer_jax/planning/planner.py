@@ -97,8 +97,8 @@ def _sizes(name: str, experiment: Experiment, mesh: Mesh) -> tuple[int, int, int
         return rows, num_tokens(batch), model_flops(model, batch, train=name == "train")
     settings = experiment.evaluate
     rows = settings.batch_size * (settings.beam_size if settings.temperature == 0 else 1)
-    length = min(experiment.data.max_length, model.max_length)
-    width = length if model.is_decoder_only else min(length + settings.extra_length, model.max_length)
+    length = min(experiment.data.max_length, model.batch_max_length)
+    width = length if model.is_decoder_only else min(length + settings.extra_length, model.targets_max_length)
     return rows, rows, decode_flops(model, rows, length, width)
 
 

@@ -192,7 +192,7 @@ def _lower_decode(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
     model, settings = experiment.model, experiment.evaluate
     params = compile_train_step(experiment, mesh)[0].params
     rows = settings.batch_size * (settings.beam_size if settings.temperature == 0 else 1)
-    length = min(experiment.data.max_length, model.max_length)
+    length = min(experiment.data.max_length, model.batch_max_length)
     network: Any = build(model)
 
     # Structures of context and cache, which accept only arrays while these are shapes, and their row axes.
@@ -208,7 +208,7 @@ def _lower_decode(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
             context = network.apply(
                 {"params": params}, *arguments, method="encode_context", rngs=evaluation_keys(model)
             )
-            cache = network.init_cache(rows, min(length + settings.extra_length, model.max_length))
+            cache = network.init_cache(rows, min(length + settings.extra_length, model.targets_max_length))
         trees[:] = jax.tree.structure(context), jax.tree.structure(cache)
         axes[:] = row_axes(context), row_axes(cache)
         return jax.tree.leaves(context), jax.tree.leaves(cache)

@@ -88,7 +88,7 @@ def read_model(
     """Reads a checkpoint that has been opened; for the rest see ``from_pretrained``."""
     config = changed_config(folder, changes)
     preprocessor = read_preprocessor(folder, config)
-    pooling = read_pooling(folder, config.max_length)
+    pooling = read_pooling(folder, config.inputs_max_length)
     generation = read_generation(folder, config)
     _check_vocabulary(folder, config)
     params = read_params(folder, config, mesh=mesh, rules=rules, seed=seed)

@@ -108,6 +108,6 @@ def _tokenizer_content(tokenizer: Tokenizer, config: TransformerConfig) -> dict[
     types = ["token_type_ids"] if config.num_token_types else []
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.max_length,
+        "model_max_length": config.inputs_max_length,
         "model_input_names": ["input_ids", *types, "attention_mask"],
     } | names

@@ -143,7 +143,7 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 def draw_inputs(config: TransformerConfig, rng: np.random.Generator) -> Arrays:
     """Returns random inputs of our model, rows of several lengths if they may have several."""
-    room = config.max_length - (NEW_TOKENS if config.is_decoder_only else 0)
+    room = config.batch_max_length - (NEW_TOKENS if config.is_decoder_only else 0)
     longest = max(1, min(MOST_TOKENS, room))
     lengths = [max(1, longest * (i + 1) // NUM_EXAMPLES) for i in range(NUM_EXAMPLES)]
     inputs = config.front_end.draw_inputs(config, rng, lengths)
@@ -338,7 +338,7 @@ def _generated(model: Any, config: TransformerConfig, text: np.ndarray, **more: 
     torch, transformers = _imported()
     # Padding is suppressed as it is in this library.
     settings = transformers.GenerationConfig(
-        max_new_tokens=min(NEW_TOKENS, config.max_length),
+        max_new_tokens=min(NEW_TOKENS, config.targets_max_length),
         do_sample=False,
         eos_token_id=config.eos_id,
         pad_token_id=config.pad_id,

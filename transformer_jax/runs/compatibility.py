@@ -57,10 +57,10 @@ def _check_lengths(model: TransformerConfig, data: DataConfig, train: Any) -> No
             f"config.data.tokenizer.vocab_size={tokenizer.vocab_size} does not fit into "
             f"config.model.vocab_size={model.vocab_size}"
         )
-    if data.max_length > model.max_length:
+    if data.max_length > model.batch_max_length:
         raise ConfigError(
-            f"config.data.max_length={data.max_length} is longer than the model's sequences: raise "
-            f"config.model.max_length={model.max_length}, or lower config.data.max_length"
+            f"config.data.max_length={data.max_length} is longer than the model's sequences of at most "
+            f"{model.batch_max_length} tokens: raise config.model.max_length, or lower config.data.max_length"
         )
 
 

@@ -10,6 +10,8 @@ from transformer_jax.runs.experiment import Experiment
 from transformer_jax.sharding.partitioning import MeshConfig
 from transformer_jax.types import BOS_ID, EOS_ID, PAD_ID
 
+_MOST_LAYERS = 2
+
 
 def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
     """Returns the experiment with a tiny model, short batches and ``num_steps`` steps, which takes seconds.
@@ -65,15 +67,20 @@ def shrink(experiment: Experiment, num_steps: int = 2) -> Experiment:
 def _shrink_model(model: TransformerConfig, vocab_size: int) -> TransformerConfig:
     sizes = dict(num_heads=2, key_size=8, value_size=8, d_feedforward=32)
     encoder_changes, decoder_changes = (
-        tuple(pair for pair in changes if pair[0] not in (*sizes, "max_length"))
+        tuple(
+            (name, value[:_MOST_LAYERS] if name == "attention" else value)
+            for name, value in changes
+            if name not in (*sizes, "max_length")
+        )
         for changes in (model.encoder_changes, model.decoder_changes)
     )
     small = dataclasses.replace(
         model,
         **sizes,
         d_model=16,
-        num_encoder_layers=min(2, model.num_encoder_layers),
-        num_decoder_layers=min(2, model.num_decoder_layers),
+        num_encoder_layers=min(_MOST_LAYERS, model.num_encoder_layers),
+        num_decoder_layers=min(_MOST_LAYERS, model.num_decoder_layers),
+        attention=model.attention[:_MOST_LAYERS],
         encoder_changes=encoder_changes,
         decoder_changes=decoder_changes,
     )

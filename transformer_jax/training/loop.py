@@ -298,7 +298,7 @@ def _open_data(
     batches = {}
     for name in {experiment.evaluate.split, "validation"}:
         source = load_source(experiment.data.source, name)
-        limit = experiment.model.max_length
+        limit = experiment.model.batch_max_length
         batches[name] = evaluation_batches(
             experiment.data, source, evaluated, limit, **split, row_multiple=shards
         )

@@ -126,7 +126,7 @@ def test_half_written_line_of_a_killed_run_is_removed(
         writer.write(20, {"loss": 2.0}, "train")
     assert [record["step"] for record in read_metrics(tmp_path)] == [10, 20]
     (message,) = warnings_logged
-    assert "removed 1 half-written line(s)" in message
+    assert "removed 1 incomplete line(s)" in message
 
 
 def test_full_disk_is_an_error_that_loses_nothing(

@@ -1,6 +1,6 @@
-"""Metrics on disk, the progress bar and tables.
+"""Reporting: the metrics files, the progress bar and summary tables.
 
-It may import types, config and files alone.
+It may import only ``types``, ``config`` and ``files``.
 """
 
 from transformer_jax.reporting.progress import MetricWriter, ProgressBar, read_metrics, say, summary_table

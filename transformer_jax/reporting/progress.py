@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: metrics on disk, a progress bar, a table at its end."""
+"""Reports the progress of a run: metrics files, a progress bar, and a summary table at the end."""
 
 import collections
 import contextlib
@@ -20,31 +20,31 @@ from tqdm import tqdm
 
 from transformer_jax.files import write_whole
 
-# Made at import time from their descriptions, where a type checker cannot see them.
+# protobuf creates these classes at import time, so a type checker cannot see them.
 Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # pyright: ignore
 Summary = summary_pb2.Summary  # pyright: ignore
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
-_RATE_WINDOW = 30.0  # seconds over which speed and time left are measured
+_RATE_WINDOW = 30.0  # seconds over which the speed and the remaining time are measured
 
 
 class MetricWriter:
     """Writes metrics to ``workdir/metrics.jsonl`` and to TensorBoard event files, crash-safely.
 
-    A line of the JSONL file is one call of ``write``: ``{"step": 100, "time": 1767225600.25,
-    "train/loss": 3.2}``, time in seconds since 1970. JSON has no number for NaN and the infinities:
-    they are the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which ``float`` reads in
-    Python and ``Number`` in JavaScript. Every line has reached the operating system when ``write``
-    returns. The event files hold the same values under the same names.
+    Each call of ``write`` appends one line to the JSONL file: ``{"step": 100, "time": 1767225600.25,
+    "train/loss": 3.2}``, where the time is in seconds since 1970. JSON cannot represent NaN and the
+    infinities; they are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which
+    ``float`` in Python and ``Number`` in JavaScript can parse. When ``write`` returns, the line has been
+    passed to the operating system. The event files contain the same values under the same names.
 
     Args:
-      workdir: folder of the run; made if it is not there.
-      active: False writes nothing, for all processes of a run but one.
+      workdir: folder of the run; it is created if it does not exist.
+      active: if False, nothing is written. Only one process of a run should be active.
 
     Raises:
-      OSError: the folder or a file in it cannot be made.
+      OSError: the folder or a file in it cannot be created.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, active: bool = True) -> None:
@@ -55,20 +55,20 @@ class MetricWriter:
         if active:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._remove_records_beyond(None)
-            # Unbuffered: a buffer would try a line that failed again when the file is closed.
+            # Unbuffered: closing a buffered file would try to write a failed line again.
             self._file = io.FileIO(self.path, "a")
 
     def resume(self, step: int) -> int:
-        """Removes the records of later steps than ``step``, because the run makes them again.
+        """Removes the records of steps after ``step``, because the run will write them again.
 
-        They are left where a run was killed between two checkpoints. TensorBoard is told to hide
+        Such records exist if the run was killed between two checkpoints. An event makes TensorBoard hide
         its copies of them.
 
         Args:
-          step: the step of the checkpoint that the run goes on from.
+          step: the step of the checkpoint from which the run continues.
 
         Returns:
-          The number of records removed.
+          The number of removed records.
         """
         if not self._active:
             return 0
@@ -84,16 +84,16 @@ class MetricWriter:
         """Writes one record.
 
         Args:
-          step: the optimizer steps taken when the metrics were measured.
-          metrics: name to number.
-          prefix: what they were measured on, for example ``train``: they are called ``train/loss``.
+          step: the number of optimizer steps at which the metrics were measured.
+          metrics: their values by name.
+          prefix: the data that was measured; with ``train``, the metric ``loss`` is named ``train/loss``.
 
         Raises:
-          OSError: it cannot be written, as on a full disk. What was written before stays whole.
-          ValueError: there is no prefix.
+          OSError: the record cannot be written, for example on a full disk; earlier records stay intact.
+          ValueError: ``prefix`` is empty.
         """
         if not prefix:
-            raise ValueError("metrics need a prefix that says what they were measured on")
+            raise ValueError(f"{prefix=} must name the data that was measured, such as 'train'")
         if not self._active:
             return
         now = time.time()
@@ -105,7 +105,7 @@ class MetricWriter:
         self._write_event(Event(wall_time=now, step=int(step), summary=Summary(value=scalars)))
 
     def close(self) -> None:
-        """Closes the files; more than once does no harm."""
+        """Closes the files; further calls have no effect."""
         if self._events is not None:
             self._events.close()
             self._events = None
@@ -129,15 +129,15 @@ class MetricWriter:
         whole = os.fstat(file.fileno()).st_size
         try:
             written = 0
-            while written < len(line):  # the system may take a part, then say why not the rest
+            while written < len(line):  # a write may be partial; the next one then raises the error
                 written += file.write(line[written:]) or 0
         except OSError as error:
-            os.ftruncate(file.fileno(), whole)  # frees space only, so a full disk allows it
+            os.ftruncate(file.fileno(), whole)  # works on a full disk too, because it only frees space
             raise self._cannot_write(error) from error
 
     def _write_event(self, event: Any) -> None:
-        # Without tensorboardX's SummaryWriter: it writes in a thread, where a full disk would go
-        # unnoticed until a later call waits for that thread for ever.
+        # tensorboardX's SummaryWriter is not used: it writes in a thread, where an error from a full
+        # disk would go unnoticed until a later call waits for that thread forever.
         try:
             if self._events is None:
                 self._events = self._new_event_file()
@@ -145,7 +145,7 @@ class MetricWriter:
             self._events.flush()
         except OSError as error:
             if self._events is not None:
-                with contextlib.suppress(OSError):  # it has what failed still in its buffer
+                with contextlib.suppress(OSError):  # closing tries to write its buffer again
                     self._events.close()
                 self._events = None
             raise self._cannot_write(error) from error
@@ -153,7 +153,7 @@ class MetricWriter:
     def _new_event_file(self) -> RecordWriter:
         folder = self.path.parent / TENSORBOARD_FOLDER
         folder.mkdir(exist_ok=True)
-        # The number tells two files of the same second apart; TensorBoard reads them in this order.
+        # The number distinguishes files of the same second; TensorBoard reads them in this order.
         number = len(list(folder.iterdir()))
         name = f"events.out.tfevents.{int(time.time())}.{number:04}.{socket.gethostname()}"
         events = RecordWriter(str(folder / name))
@@ -163,12 +163,12 @@ class MetricWriter:
 
     def _cannot_write(self, error: OSError) -> OSError:
         reason = error.strerror or str(error)
-        advice = "mend that and start the same command again: it goes on from the last checkpoint"
-        message = f"metrics cannot be written: {reason}; {advice}"
+        advice = "fix this and run the same command again; it continues from the last checkpoint"
+        message = f"the metrics cannot be written: {reason}; {advice}"
         return OSError(error.errno, message, str(self.path))
 
     def _remove_records_beyond(self, step: int | None) -> int:
-        """Removes unreadable lines and, given a step, later records: all of them or none."""
+        """Removes unreadable lines and the records after ``step``; returns the number of those records."""
         if not self.path.exists():
             return 0
         lines = self.path.read_bytes().splitlines(keepends=True)
@@ -183,20 +183,20 @@ class MetricWriter:
                 kept.append(line)
         if later or unreadable:
             write_whole(self.path, b"".join(kept))
-        if unreadable:  # a process that was killed leaves one half line, a machine that fell more
-            logging.warning("%s: removed %d half-written line(s)", self.path, unreadable)
+        if unreadable:  # a killed process leaves one incomplete line, a crashed machine may leave several
+            logging.warning("%s: removed %d incomplete line(s)", self.path, unreadable)
         if later:
-            text = "%s: removed %d record(s) of steps after %d, which will be made again"
+            text = "%s: removed %d record(s) of steps after %d; the run will write them again"
             logging.warning(text, self.path, later, step)
         return later
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """Reads back what ``MetricWriter`` wrote: one dict per record, all values numbers.
+    """Returns the records that ``MetricWriter`` wrote, one dict of numbers per record.
 
     Raises:
-      FileNotFoundError: nothing was ever written there.
-      ValueError: a line is not a record; its number is named.
+      FileNotFoundError: the folder has no metrics file.
+      ValueError: a line is not a record; the message gives its number.
     """
     path = pathlib.Path(workdir) / METRICS_FILE
     records = []
@@ -204,8 +204,8 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, float]]:
         record = _parse(line)
         if record is None:
             raise ValueError(
-                f"{path}, line {number} is not a record: {line[:60]!r}. A killed run may end in "
-                "half a line; starting it again removes that"
+                f"{path}, line {number} is not a record: {line[:60]!r}. A killed run may leave an "
+                "incomplete last line; running its command again removes it"
             )
         records.append({name: float(value) for name, value in record.items()})
     return records
@@ -220,7 +220,7 @@ def _to_json(value: float) -> float | str:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The record in ``line``, or None where there is no whole one."""
+    """Returns the record in ``line``, or None if the line is incomplete or is not a record."""
     try:
         record = json.loads(line)
     except ValueError:  # of JSON or of UTF-8
@@ -230,19 +230,19 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 class ProgressBar:
-    """Shows step, loss, speed and time left: a bar in a terminal, elsewhere a line now and then.
+    """Shows the step, loss, speed and remaining time: a bar in a terminal, otherwise a line at intervals.
 
-    Speed and time left are measured over the last 30 seconds, so compilation and what an earlier
-    run did do not count for long.
+    The speed and the remaining time are measured over the last 30 seconds, so that compilation affects
+    them only briefly.
 
     Args:
-      total_steps: the step at which the run is done.
-      initial_step: the step it starts from.
-      active: False shows nothing, for all processes of a run but one.
-      unit: what is counted, to tell the speed in.
-      seconds_between_lines: at least so long between two lines where there is no terminal.
-      stream: where to show it, standard error by default.
-      clock: seconds, from any moment on.
+      total_steps: the last step of the run.
+      initial_step: the step from which the run starts.
+      active: if False, nothing is shown. Only one process of a run should be active.
+      unit: the name of the counted units; the speed is shown in units per second.
+      seconds_between_lines: the minimum time between two lines if ``stream`` is not a terminal.
+      stream: the output stream; standard error by default.
+      clock: returns the current time in seconds, from an arbitrary origin.
     """
 
     def __init__(
@@ -281,23 +281,23 @@ class ProgressBar:
 
     @property
     def units_per_second(self) -> float:
-        """Speed over the last 30 seconds; NaN before the second update."""
+        """The speed over the last 30 seconds; NaN before the second update."""
         return self._rates()[1]
 
     def update(self, step: int, loss: SupportsFloat, count: int) -> None:
-        """Tells that the run has reached ``step``.
+        """Records that the run has reached ``step``.
 
         Args:
-          step: optimizer steps taken.
-          loss: of the latest step of which it is known, per token or example; NaN where of none.
-          count: units trained on since the last update.
+          step: the number of optimizer steps so far.
+          loss: the latest known loss per token or example; NaN if none is known yet.
+          count: the number of units trained on since the last update.
         """
         now = self._clock()
         advanced = step - self._step
         self._step = step
         self._count += count
         self._samples.append((now, step, self._count))
-        # The oldest sample stays until the next is old too: a slow run still has two to compare.
+        # The oldest sample is kept until the next one is old too, so that a slow run still has two.
         while len(self._samples) > 2 and self._samples[1][0] <= now - _RATE_WINDOW:
             self._samples.popleft()
         if not self._active:
@@ -316,7 +316,7 @@ class ProgressBar:
             self._show_line(now)
 
     def print(self, text: str) -> None:
-        """Writes lines of text, above the bar where there is one."""
+        """Writes lines of text, above the bar if there is one."""
         if not self._active:
             return
         if self._bar is not None:
@@ -325,7 +325,7 @@ class ProgressBar:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Shows the last state and leaves it standing; more than once does no harm."""
+        """Shows the final state and leaves it visible; further calls have no effect."""
         if self._bar is not None:
             self._bar.refresh()
             self._bar.close()
@@ -345,7 +345,7 @@ class ProgressBar:
         self._shown_at, self._shown_step = now, self._step
 
     def _rates(self) -> tuple[float, float]:
-        """Steps and units per second, NaN while nothing is known."""
+        """Returns the steps and the units per second; both are NaN before the second sample."""
         start, first_step, first_count = self._samples[0]
         end, last_step, last_count = self._samples[-1]
         seconds = end - start
@@ -355,14 +355,14 @@ class ProgressBar:
 
 
 def say(text: str) -> None:
-    """Tells the user, on standard error, what is going on."""
+    """Prints a message to the user on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def summary_table(rows: Mapping[str, object]) -> str:
-    """An aligned plain-text table of two columns, without a newline at its end.
+    """Returns an aligned plain-text table of two columns, without a final newline.
 
-    Whole numbers have thousands separators, others four significant digits; None is a dash.
+    Integers have thousands separators, floats four significant digits; None is shown as a dash.
     """
     if not rows:
         return ""
@@ -392,7 +392,7 @@ def _rounded(number: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Hours, minutes and seconds: ``1:02:03`` or ``2:03``; a question mark for NaN."""
+    """Returns the duration as ``1:02:03`` or ``2:03`` (hours, minutes, seconds), or "?" for NaN."""
     if math.isnan(seconds):
         return "?"
     minutes, second = divmod(round(max(seconds, 0)), 60)

@@ -137,7 +137,7 @@ def test_a_process_that_is_killed_is_named_and_all_can_start_again(
     killed = time.monotonic()
     found = run.finish()
     assert time.monotonic() - killed < 40
-    said = f"process 1 of 2, on {socket.gethostname()} has given no sign for 5 s: it or its host died"
+    said = f"process 1 of 2, on {socket.gethostname()} or its host died: no heartbeat for 5 s"
     assert found[0][0] == 1 and said in found[0][1], found
     assert load_run(str(workdir), average_last=1).steps[0] >= 5
     again = Run(single_device_environment, 2, *arguments[:-1], "--config.train.num_steps=30").finish()
@@ -166,7 +166,7 @@ def test_processes_that_cannot_begin_say_why(config, tmp_path, single_device_env
     missing = Run(single_device_environment, 3, *arguments, numbers=(0, 2)).finish()
     for found, text in (
         (differing, "config.train.seed: '0' in process 0 on"),
-        (missing, "process(es) 1 of 3 did not come within 10 s"),
+        (missing, "process(es) 1 of 3 did not connect within 10 s"),
     ):
         for status, output in found.values():
             assert status == 1 and text in output, found

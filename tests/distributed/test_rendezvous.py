@@ -39,7 +39,7 @@ def test_all_learn_the_hosts_in_order(port):
 def test_those_who_do_not_come_are_named_to_those_who_do(port):
     participants = [Participant(0, "a", SAME), Participant(2, "c", SAME)]
     found = outcomes(port, participants, count=4, timeout=0.5)
-    text = "process(es) 1, 3 of 4 did not come within 0.5 s; those that did: 0 on a, 2 on c."
+    text = "process(es) 1, 3 of 4 did not connect within 0.5 s; connected: 0 on a, 2 on c."
     assert all(each.startswith(text) for each in found), found
 
 
@@ -68,7 +68,10 @@ def test_what_differs_is_named_to_all(port, facts, text):
 def test_two_of_one_number_are_refused(port):
     participants = [Participant(number, host, SAME) for number, host in ((0, "a"), (1, "b"), (1, "c"))]
     found = outcomes(port, participants, count=4)
-    assert "process 1 of 4 came from" in found[0] and "JAX_PROCESS_ID of its own, from 0 to 3" in found[0]
+    assert (
+        "JAX_PROCESS_ID=1 was given to a process on" in found[0]
+        and "different number from 0 to 3" in found[0]
+    )
 
 
 def test_strangers_are_ignored(port):
@@ -98,7 +101,7 @@ def test_a_process_finds_its_place():
 
 def test_an_incomplete_or_impossible_place_is_refused():
     for name in LAUNCHED:
-        with pytest.raises(ProcessError, match=f"{name} is not: set all three, or none"):
+        with pytest.raises(ProcessError, match=f"{name} is not; set all three or none"):
             find_place({key: value for key, value in LAUNCHED.items() if key != name})
     for change in ({"JAX_PROCESS_ID": "2"}, {"JAX_NUM_PROCESSES": "two"}, {"JAX_COORDINATOR_ADDRESS": "a"}):
         with pytest.raises(ProcessError, match="must be host:port"):

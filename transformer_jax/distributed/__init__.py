@@ -1,6 +1,6 @@
-"""One run in several processes: how they meet, notice that one died, and stop together.
+"""Runs in several processes: connects them, detects failed processes, and stops all of them together.
 
-It may import reporting/ alone.
+It may import only ``reporting/``.
 """
 
 from transformer_jax.distributed.processes import connect

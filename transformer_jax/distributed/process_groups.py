@@ -1,8 +1,8 @@
-"""Groups of processes on this machine: started, listened to, and ended together.
+"""Runs groups of processes on this machine: starts them, forwards their output, and ends them together.
 
-A group is one run: equal programs that know each other. When one fails, the others are ended. Output is
-passed on line by line, each behind the number of its process, and what the one that failed first said last
-is shown once more at the end. Groups run one after the other, or several at once.
+A group is one run: several processes with the same program. If one fails, the others are ended. Output is
+forwarded line by line, with the number of the process as a prefix. At the end, the last lines of the process
+that failed first are shown again. Groups run one after another, or several at the same time.
 """
 
 import collections
@@ -20,8 +20,8 @@ from typing import IO, Any, cast
 
 from transformer_jax.distributed.stopping import signals_handled_by
 
-# What each process begins as: on Linux it asks to be killed with its parent, then becomes the program. A
-# function between fork and exec could do that too, but not in a process with threads, as JAX makes them.
+# Each process starts with this code: on Linux it asks to be killed when its parent dies, and then executes
+# the program. A function between fork and exec (preexec_fn) is not safe here, because JAX starts threads.
 _GUARD = """
 import os, signal, sys
 parent, *program = sys.argv[1:]
@@ -29,7 +29,7 @@ if sys.platform == "linux":
     import ctypes
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 if os.getppid() != int(parent):
-    sys.exit("whoever started this process is gone")
+    sys.exit("error: the process that started this one has ended")
 try:
     os.execvp(program[0], program)
 except OSError as error:
@@ -37,26 +37,26 @@ except OSError as error:
 """
 _COMPLAINTS = (b"Traceback (most recent call last)", b"error: ")
 _KEPT_LINES, _SHOWN_LINES = 200, 20
-_SECONDS_TO_DRAIN = 5.0  # for the output of a process that ended, which one that it started may hold open
+_SECONDS_TO_DRAIN = 5.0  # wait for the output of an ended process, whose children may keep it open
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupSettings:
-    """The processes of a run."""
+    """Describes the processes of one run."""
 
     command: Sequence[str]
-    environments: Callable[[], Sequence[Mapping[str, str]]]  # one a process, made when they are started
-    label: str = ""  # before the number of the process, in front of each of its lines
-    log: str | None = None  # a file to which the output is added as well
+    environments: Callable[[], Sequence[Mapping[str, str]]]  # called at the start; one per process
+    label: str = ""  # precedes the number of the process in the prefix of each line
+    log: str | None = None  # a file to which the output is appended too
 
 
 class _Output:
-    """Lines from many threads, none inside another."""
+    """Writes lines from many threads without mixing them."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._lock = threading.Lock()
         self._wake = wake
-        self.is_closed = False  # whoever read it has seen enough
+        self.is_closed = False  # True after the reader of the pipe has closed it
 
     def write(self, stream: Any, prefix: bytes, line: bytes, log: IO[bytes] | None) -> None:
         text = prefix + line if line.endswith(b"\n") else prefix + line + b"\n"
@@ -80,7 +80,7 @@ class _Output:
 
 
 class _Process:
-    """One process, the threads that pass on what it writes, and the one that waits for its end."""
+    """One process, the threads that forward its output, and the thread that waits for its end."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class _Process:
         self.prefix = prefix.encode()
         self.returncode: int | None = None
         self.ended_at = self.complained_at = float("inf")
-        self.signals: list[int] = []  # that it was sent
+        self.signals: list[int] = []  # all signals sent to the process
         self.last_lines: collections.deque[bytes] = collections.deque(maxlen=_KEPT_LINES)
         self._output, self._log, self._wake = output, log, wake
         self._process = subprocess.Popen(
@@ -103,7 +103,7 @@ class _Process:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C in a terminal is for the launcher alone, which passes it on
+            start_new_session=True,  # so that Ctrl-C reaches only the launcher, which forwards it
         )
         streams = ((self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr))
         self._readers = [threading.Thread(target=self._read, args=pair, daemon=True) for pair in streams]
@@ -127,7 +127,7 @@ class _Process:
         self._wake()
 
     def is_drained(self, now: float) -> bool:
-        """Whether it has ended and all that it wrote was passed on, or waited for long enough."""
+        """Returns whether the process has ended and its output was forwarded or the time for this is over."""
         if self.returncode is None:
             return False
         return not any(thread.is_alive() for thread in self._readers) or now >= self.drained_by
@@ -137,7 +137,7 @@ class _Process:
         return self.ended_at + _SECONDS_TO_DRAIN
 
     def send(self, number: int) -> None:
-        """SIGKILL also goes to what it started; anything else is for it alone to deal with."""
+        """Sends a signal to the process; SIGKILL is sent to its child processes too."""
         if self.returncode is None:
             self.signals.append(number)
             self._process.send_signal(number)
@@ -150,12 +150,12 @@ class _Process:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended badly, or was ended after it said that something was wrong."""
+        """Whether it failed by itself, or was ended after it had printed an error."""
         return bool(self.returncode) and (not self.was_ended or self.complained_at < self.ended_at)
 
     @property
     def was_ended(self) -> bool:
-        """Whether a signal that it was sent from here is what it died of."""
+        """Whether it died of a signal that ``send`` sent."""
         return self.returncode is not None and -self.returncode in self.signals
 
     @property
@@ -164,7 +164,7 @@ class _Process:
 
 
 class _Group:
-    """The processes of one run, while they run."""
+    """The running processes of one run."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class _Group:
             raise
 
     def terminate(self) -> None:
-        """Asks all to end, once."""
+        """Sends SIGTERM to all processes; further calls have no effect."""
         if self._kill_at == float("inf"):
             self._terminate_at, self._kill_at = float("-inf"), time.monotonic() + self._stop_timeout
             for process in self.processes:
@@ -204,30 +204,30 @@ class _Group:
             process.send(signal.SIGKILL)
 
     def look(self, now: float) -> bool:
-        """Does what is due, and returns whether all have ended."""
+        """Sends the signals that are due, and returns whether all processes have ended."""
         if any(process.returncode for process in self.processes) and self._terminate_at == float("inf"):
-            self._terminate_at = now + self._grace  # another's own error may be what comes next
+            self._terminate_at = now + self._grace  # gives the others time to print their own error
         if self._terminate_at <= now < self._kill_at:
             self.terminate()
         left = [process for process in self.processes if process.returncode is None]
         if left and self._kill_at <= now and self._kill_at > float("-inf"):
             numbers = ", ".join(process.prefix.decode().strip() for process in left)
             self._output.say(
-                f"{numbers} did not end within {self._stop_timeout:g} s of SIGTERM: killed", self.log
+                f"{numbers} did not end within {self._stop_timeout:g} s of SIGTERM and was killed", self.log
             )
             self.kill()
         return all(process.is_drained(now) for process in self.processes)
 
     def next_look(self) -> float:
-        """When something may be due, if nothing happens before."""
+        """Returns the time at which ``look`` must be called again if no event comes before."""
         times = [self._terminate_at if self._kill_at == float("inf") else self._kill_at]
         times += [process.drained_by for process in self.processes]
         return min(time for time in times if time > float("-inf"))
 
     def finish(self) -> int:
-        """The exit status of the group, after showing what is to be said of a failure."""
+        """Reports a failure, if any, and returns the exit status of the group."""
         for process in self.processes:
-            process.send(signal.SIGKILL)  # to what still holds its output
+            process.send(signal.SIGKILL)  # ends child processes that still hold its output
         bad = sorted((p for p in self.processes if p.failed), key=lambda process: process.failed_at)
         if not bad:
             bad = [process for process in self.processes if process.returncode]
@@ -246,11 +246,11 @@ class _Group:
 
     def _show(self, process: _Process, code: int) -> None:
         name = process.prefix.decode().strip()
-        how = f"with status {code}" if code > 0 else f"of {signal.Signals(-code).name}"
+        how = f"with exit status {code}" if code > 0 else f"by {signal.Signals(-code).name}"
         lines = list(process.last_lines)
         starts = [number for number, line in enumerate(lines) if line.startswith(_COMPLAINTS)]
         shown = lines[starts[0] :] if starts else lines[-_SHOWN_LINES:]
-        last = "; what it said last:" if shown else ", without a word"
+        last = "; its last output was:" if shown else "; it printed nothing to standard error"
         self._output.say(f"\n{name} failed first, {how}, and the others were ended{last}", self.log)
         for line in shown:
             self._output.write(sys.stderr, process.prefix, line, self.log)
@@ -265,26 +265,26 @@ def run_groups(
     on_start: Callable[[int], None] = lambda number: None,
     on_end: Callable[[int, int], None] = lambda number, status: None,
 ) -> list[int | None]:
-    """Runs groups of processes to their end; the first SIGINT or SIGTERM is passed on to all as SIGTERM.
+    """Runs groups of processes until they end.
 
-    A second SIGINT kills them. Must be called in the main thread.
+    The first SIGINT or SIGTERM is forwarded to all processes as SIGTERM; a second SIGINT kills them. It must
+    be called in the main thread.
 
     Args:
-      groups: what to run, in this order.
-      parallel: groups at once.
-      stop_timeout: seconds that processes may take to end after SIGTERM, before they are killed.
-      grace: seconds from the first failure in a group to SIGTERM for the others, in which they may say what
-        they know of it.
-      on_start: called with the number of a group, from 0 on, before it is started.
-      on_end: called with the number of a group and its exit status.
+      groups: the groups, in the order in which they are started.
+      parallel: the number of groups that run at the same time.
+      stop_timeout: seconds from SIGTERM until processes that have not ended are killed.
+      grace: seconds from the first failure in a group until the others receive SIGTERM. In this time they
+        can print their own errors.
+      on_start: called with the index of a group before it is started.
+      on_end: called with the index of a group and its exit status.
 
     Returns:
-      The exit status of each group: that of the process that failed first, 128 and its number for one that
-      a signal killed; None for a group that a signal came before.
+      The exit status of each group: that of the process that failed first, or 128 plus the number of the
+      signal that killed it; None for a group that was not started because of a signal.
     """
-    events: queue.SimpleQueue[None] = (
-        queue.SimpleQueue()
-    )  # whose put may interrupt itself, in a signal handler
+    # The put of a SimpleQueue is reentrant, so that a signal handler may call it.
+    events: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def wake() -> None:
         events.put(None)
@@ -303,7 +303,7 @@ def run_groups(
                     running[number] = _Group(settings, output, wake, stop_timeout, grace)
                 next_look = min(group.next_look() for group in running.values())
                 with contextlib.suppress(queue.Empty):
-                    # Not for ever at once, which some waits do not let a signal handler interrupt.
+                    # The timeout is bounded, because a signal handler cannot interrupt every kind of wait.
                     events.get(timeout=min(max(next_look - time.monotonic(), 0.0), 60.0))
                 if (received or output.is_closed) and not is_stopping:
                     is_stopping = True
@@ -325,7 +325,7 @@ def run_groups(
 
 @contextlib.contextmanager
 def _noted_signals(wake: Callable[[], None]) -> Iterator[list[int]]:
-    """Yields a list that SIGINT and SIGTERM are added to as they come."""
+    """Yields a list that receives the numbers of SIGINT and SIGTERM as they arrive."""
     received: list[int] = []
 
     def handle(number: int, _: Any) -> None:

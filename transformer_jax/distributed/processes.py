@@ -1,11 +1,11 @@
-"""One run in several processes: how they find and watch one another, and agree.
+"""Connects the processes of a run, watches them, and exchanges values between them.
 
-A launcher tells each process where the first one is, how many there are and which it is, in
-``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``; Slurm tells the same of the tasks
-of a step. Where neither does, JAX can find out on Cloud TPUs, on GKE and under MPI, if asked to.
+A launcher gives each process the address of process 0, the number of processes and its own number in
+``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``. Slurm gives the same to the tasks
+of a step. On Cloud TPUs, on GKE and under MPI, JAX can detect them if requested.
 
-A process that does not come, differs from the others, fails or dies ends all of them, in bounded time, with
-an error that names it and its host.
+If a process does not connect, differs from the others, fails or dies, all processes end in bounded time with
+an error that names that process and its host.
 """
 
 import atexit
@@ -34,11 +34,11 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _POLL_SECONDS = 1.0
 _PREFIX = "transformer_jax/"
-_DONE = "done"  # the last sign of life of a process that ends well
+_DONE = "done"  # the last heartbeat of a process that ends successfully
 
 
 class Place(NamedTuple):
-    """Which of the processes of a run this is, and where the first one is to be met."""
+    """The address of process 0, the number of processes, and the number of this process."""
 
     address: str
     count: int
@@ -46,15 +46,15 @@ class Place(NamedTuple):
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
-    """What a launcher or Slurm says in the environment; None for a process that is alone.
+    """Returns the place that a launcher or Slurm set in the environment; None for a single process.
 
     Raises:
-      ProcessError: a launcher's variables are incomplete, or no numbers.
+      ProcessError: the variables of a launcher are incomplete or malformed.
     """
     given = {name: environment[name] for name in VARIABLES if environment.get(name)}
     if given and len(given) < len(VARIABLES):
         missing = ", ".join(name for name in VARIABLES if name not in given)
-        raise ProcessError(f"{', '.join(given)} is set, but {missing} is not: set all three, or none")
+        raise ProcessError(f"{', '.join(given)} is set, but {missing} is not; set all three or none")
     if given:
         address, count, number = (given[name] for name in VARIABLES)
         if not (count.isdigit() and number.isdigit() and int(number) < int(count) and ":" in address):
@@ -64,21 +64,24 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
             )
         return Place(address, int(count), int(number))
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
-    # Not SLURM_NTASKS, which a batch script has as well: a program that it starts without srun is alone.
+    # SLURM_NTASKS is also set in a batch script, where a program started without srun is a single process.
     if tasks != "1" and "SLURM_PROCID" in environment:
         return Place(_slurm_address(environment), int(tasks), int(environment["SLURM_PROCID"]))
     return None
 
 
 def _slurm_address(environment: Mapping[str, str]) -> str:
-    """The first node of the step, and a port that is the job's own."""
+    """Returns the first node of the step, with a port derived from the job id."""
     nodes = environment["SLURM_STEP_NODELIST"]
     command = ["scontrol", "show", "hostnames", nodes]
     try:
         names = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
     except (OSError, subprocess.SubprocessError) as error:
-        raise ProcessError(f"scontrol cannot tell the nodes of {nodes!r}: {error}") from error
-    # In the range of ports that are handed out to anyone, as JAX itself chooses under Slurm.
+        raise ProcessError(
+            f"`scontrol show hostnames {nodes}` failed, so the address of process 0 is unknown: {error}; set "
+            f"{', '.join(VARIABLES)} instead"
+        ) from error
+    # A port in the dynamic range; JAX itself chooses its port in the same way under Slurm.
     return f"{names[0]}:{61440 + int(environment['SLURM_JOB_ID']) % 4096}"
 
 
@@ -89,24 +92,27 @@ def connect(
     heartbeat_timeout: float = 60,
     detect: bool = False,
 ) -> bool:
-    """Makes this one of the processes of a run, if it is; before the first use of a JAX device.
+    """Connects this process to the others of its run, if there are any.
+
+    It must be called before the first use of a JAX device.
 
     Args:
-      facts: what all processes must share, by name; versions and code of the library are added.
+      facts: values, by name, that must be equal in all processes. The versions of libraries and a hash of the
+        code of this library are added.
       start_timeout: seconds to wait for all processes.
-      heartbeat_timeout: seconds without a sign after which a process is taken for dead.
-      detect: let JAX find out where nothing in the environment says it.
+      heartbeat_timeout: seconds without a heartbeat after which a process is considered dead.
+      detect: let JAX detect the processes if the environment does not define them.
 
     Returns:
       Whether there are several processes.
 
     Raises:
-      ProcessError: some did not come in time, or are not like the others.
+      ProcessError: some processes did not connect in time or differ from the others.
     """
     place = find_place(os.environ)
     if place is None and not detect:
         return False
-    # JAX's own watch aborts the process without the name of a host, so ours is to come first.
+    # JAX's own watchdog aborts without naming a host. Its timeouts are longer, so that ours reports first.
     options: dict[str, Any] = dict(
         initialization_timeout=int(start_timeout) + 30,
         heartbeat_timeout_seconds=int(3 * heartbeat_timeout) + 30,
@@ -141,10 +147,15 @@ def _own_facts() -> dict[str, str]:
 
 
 def gather(name: str, value: Any) -> list[Any]:
-    """The values, JSON ones, that all processes give under a name, which serves once.
+    """Returns the values that all processes pass for ``name``, in the order of the processes.
+
+    Args:
+      name: identifies the exchange; each name can be used only once.
+      value: a value that JSON can represent.
 
     Raises:
-      ProcessError: some gave none within the time that ``connect`` waits for processes; it names them.
+      ProcessError: some processes did not pass a value within ``start_timeout`` of ``connect``; the message
+        names them.
     """
     if jax.process_count() == 1:
         return [json.loads(json.dumps(value))]
@@ -161,22 +172,27 @@ def gather(name: str, value: Any) -> list[Any]:
             missing.append(number)
     if missing:
         names = ", ".join(_watch.name(number) for number in missing)
-        raise ProcessError(f"{names} did not come to the point {name!r} within {timeout:g} s")
+        raise ProcessError(
+            f"{names} did not reach the exchange of {name!r} within {timeout:g} s; check the output of these "
+            "processes, or wait longer with --start_timeout"
+        )
     return found
 
 
 def check_alike(name: str, value: str) -> None:
-    """Raises ProcessError, naming them, where processes give other values than the first."""
+    """Raises ProcessError if processes pass different values; the message names them and their values."""
     first, *others = gather(name, value)
     differing = [
         f"{other!r} in {_watch.name(number)}" for number, other in enumerate(others, 1) if other != first
     ]
     if differing:
-        raise ProcessError(f"{name} is {first!r} in {_watch.name(0)}, but {', '.join(differing)}")
+        raise ProcessError(
+            f"{name} is {first!r} in {_watch.name(0)}, but {', '.join(differing)}; it must be the same in all"
+        )
 
 
 def check_shared(folder: str) -> None:
-    """Raises ProcessError, naming them, where a folder of the first process is not that of others."""
+    """Raises ProcessError, with their names, if some processes do not see the same folder as process 0."""
     if jax.process_count() == 1:
         return
     mark = pathlib.Path(folder) / f".seen-{os.getpid()}-{time.time_ns()}"
@@ -190,20 +206,21 @@ def check_shared(folder: str) -> None:
     others = [_watch.name(number) for number, seen in enumerate(is_seen) if not seen]
     if others:
         raise ProcessError(
-            f"{folder} is another folder in {', '.join(others)} than in {_watch.name(0)}: let --workdir be "
-            "on a file system that all hosts share"
+            f"{folder} is not the same folder in {', '.join(others)} as in {_watch.name(0)}; choose a "
+            "--workdir on a file system that all hosts share"
         )
 
 
 @contextlib.contextmanager
 def failures_end_all(of_users: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """What is raised within it ends all processes of the run, each with a line that says whose it was.
+    """Ends all processes of the run if an exception is raised inside the context in this one.
 
-    Without it the others would wait in a collective until the failing one, which would wait for them to say
-    goodbye, is taken for dead. A process that is alone is not affected.
+    Every process prints a line that names the process that failed. Without this context, the other processes
+    would wait in a collective, and the failing one would wait for them to disconnect, until the heartbeat
+    timeout. It has no effect in a run with a single process.
 
     Args:
-      of_users: errors whose message says all: of these the process that fails prints one line, too.
+      of_users: exceptions that are reported by their message alone, without a traceback.
     """
     try:
         yield
@@ -221,21 +238,21 @@ def failures_end_all(of_users: tuple[type[Exception], ...] = ()) -> Iterator[Non
             text = f"{type(error).__name__}: {error}"
             traceback.print_exc()
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
-            # A collective fails when another process is gone: which one, the watch will say.
+            # A collective fails if another process has died; the watch thread will report which one.
             _watch.wait_for_its_word()
         _watch.tell(text)
         _leave()
 
 
 def _leave() -> None:
-    """Ends this process at once, though its threads may wait for ever in a collective."""
+    """Ends this process at once, even if its threads wait in a collective."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
 
 
 class _Watch:
-    """A thread in every process that gives signs of life, and looks for failures and for missing signs."""
+    """Runs a thread in every process that sends heartbeats and checks for failures and missing heartbeats."""
 
     def __init__(self) -> None:
         self.start_timeout = 300.0
@@ -249,7 +266,7 @@ class _Watch:
         if len(hosts) > 1:
             thread = threading.Thread(target=self._run, name="watch", daemon=True)
             thread.start()
-            # Before JAX takes its store away, under the hands of a thread that uses it.
+            # JAX's own exit handler closes the key-value store, which the thread must not use after that.
             atexit.register(self._finish, thread)
 
     def _finish(self, thread: threading.Thread) -> None:
@@ -263,20 +280,20 @@ class _Watch:
         return f"process {number} of {jax.process_count()}{host}"
 
     def wait_for_its_word(self) -> None:
-        """Gives it time to notice that another process has died, and to end this one."""
+        """Waits until the watch thread has had time to detect a dead process, which ends this process too."""
         sys.stderr.flush()
         time.sleep(self._timeout + 5 * _POLL_SECONDS)
 
     def tell(self, text: str) -> None:
-        """Lets all processes end with a failure of this one."""
+        """Publishes a failure of this process, which ends all processes."""
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             _client().key_value_set(f"{_PREFIX}failed/{jax.process_index()}", text)
-            if jax.process_index() == 0:  # with it go all who have not read it yet
+            if jax.process_index() == 0:  # the store ends with process 0, so the others need time to read it
                 time.sleep(3 * _POLL_SECONDS)
 
     def _run(self) -> None:
         client, own = _client(), jax.process_index()
-        seen: dict[int, tuple[str, float]] = {}  # of each process the latest sign, and when it came
+        seen: dict[int, tuple[str, float]] = {}  # process -> its latest heartbeat and the time of arrival
         beats, reached = 0, time.monotonic()
         while not self._is_over.wait(_POLL_SECONDS):
             try:
@@ -287,7 +304,7 @@ class _Watch:
                 reached = time.monotonic()
             except jax.errors.JaxRuntimeError as error:
                 if time.monotonic() - reached > self._timeout:
-                    self._end(f"{self.name(0)} cannot be reached for {self._timeout:g} s ({error})")
+                    self._end(f"{self.name(0)} could not be reached for {self._timeout:g} s ({error})")
                 continue
             for key, text in failed:
                 number = int(key.rsplit("/", 1)[1])
@@ -298,26 +315,26 @@ class _Watch:
                 if seen.get(number, ("", 0.0))[0] != sign:
                     seen[number] = (sign, now)
                 elif sign != _DONE and now - seen[number][1] > self._timeout:
-                    text = (
-                        f"{self.name(number)} has given no sign for {self._timeout:g} s: it or its host died"
-                    )
+                    text = f"{self.name(number)} or its host died: no heartbeat for {self._timeout:g} s"
                     self.tell(text)
                     self._end(text)
 
     def _end(self, text: str) -> None:
         with self._lock:
-            sys.stderr.write(f"\nerror: {text}. The last checkpoint is whole: start all processes again\n")
+            sys.stderr.write(
+                f"\nerror: {text}. The last checkpoint is complete; start all processes again to continue\n"
+            )
             _leave()
 
 
 _watch = _Watch()
 
 
-# What has no public name in JAX, and is the same in all versions that are supported.
+# JAX has no public API for this; the private name is the same in all supported versions.
 
 
 def _client() -> Any:
-    """The store of keys and values that JAX's coordination service keeps for all processes."""
+    """Returns the client of the key-value store of JAX's coordination service, which all processes share."""
     from jax._src import distributed
 
     client = distributed.global_state.client

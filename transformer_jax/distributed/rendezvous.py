@@ -1,8 +1,8 @@
-"""Where the processes of a run meet before JAX connects them: who is there, and whether all run the same.
+"""Checks, before JAX connects the processes of a run, that all are present and run the same experiment.
 
-JAX waits for every process and then aborts without saying which of them did not come; and processes that
-differ in their config or code fail much later, or never. So each first tells the first one what it is, at the
-address where JAX will connect them, and is told whether to go on.
+If a process is missing, JAX times out without naming it, and processes with different configs or code fail
+much later or not at all. Therefore every process first sends its host, config and versions to process 0, at
+the address where JAX will connect them later, and process 0 replies with the hosts or an error.
 """
 
 import dataclasses
@@ -13,16 +13,16 @@ from collections.abc import Mapping
 from typing import Any
 
 _RETRY_SECONDS = 0.2
-_REPLY_SECONDS = 10.0  # for the verdict, beyond the time that the first process waits
+_REPLY_SECONDS = 10.0  # time for the reply, in addition to the time that process 0 waits
 
 
 class ProcessError(RuntimeError):
-    """A process of the run did not come, is not like the others, failed, or has died."""
+    """A process of the run did not connect, differs from the others, failed, or died."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Participant:
-    """What a process tells of itself: its number, its host, and the facts that all must share."""
+    """Describes one process: its number, its host, and the facts that must be equal in all processes."""
 
     number: int
     host: str
@@ -35,18 +35,18 @@ def meet(
     """Waits for all processes, and compares their facts.
 
     Args:
-      address: ``host:port`` of the first process, where it listens until all have come.
-      count: processes of the run.
-      participant: this one.
-      timeout: seconds to wait for all of them.
-      listen_on: an address of the first process's host; by default all that it has.
+      address: ``host:port`` of process 0, where it listens until all have connected.
+      count: the number of processes of the run.
+      participant: this process.
+      timeout: seconds to wait for all processes.
+      listen_on: the address of its host on which process 0 listens; by default all addresses.
 
     Returns:
-      The hosts of the processes, in their order.
+      The hosts of the processes, in the order of the processes.
 
     Raises:
-      ProcessError: some did not come in time or differ in a fact; the message names them. Every process
-        that can be reached has the same error.
+      ProcessError: some processes did not connect in time or differ in a fact; the message names them. Every
+        process that can be reached raises the same error.
     """
     host, port = address.rsplit(":", 1)
     if participant.number == 0:
@@ -59,7 +59,7 @@ def meet(
 
 
 def _receive(place: tuple[str, int], count: int, own: Participant, timeout: float) -> dict[str, Any]:
-    """What the first process does: waits, judges, and tells all that came."""
+    """Waits for the other processes, compares them and sends the result to all; called in process 0."""
     deadline = time.monotonic() + timeout
     found = {0: own}
     connections: list[socket.socket] = []
@@ -73,15 +73,15 @@ def _receive(place: tuple[str, int], count: int, own: Participant, timeout: floa
                 error = _who_is_missing(found, count, timeout)
                 break
             other = _read_participant(connection)
-            if other is None:  # somebody else, as a port scanner
+            if other is None:  # not a process of a run; perhaps a port scanner
                 connection.close()
                 continue
             connections.append(connection)
             if other.number in found or not 0 < other.number < count:
                 error = (
-                    f"process {other.number} of {count} came from {other.host}, and so did one from "
-                    f"{found.get(other.number, own).host}: each needs a JAX_PROCESS_ID of its own, from 0 to "
-                    f"{count - 1}"
+                    f"JAX_PROCESS_ID={other.number} was given to a process on {other.host} and to one on "
+                    f"{found.get(other.number, own).host}; each of the {count} processes needs a different "
+                    f"number from 0 to {count - 1}"
                 )
             found[other.number] = other
         error = error or _what_differs([found[number] for number in sorted(found)])
@@ -94,7 +94,7 @@ def _receive(place: tuple[str, int], count: int, own: Participant, timeout: floa
 
 
 def _tell(host: str, port: int, count: int, own: Participant, timeout: float) -> dict[str, Any]:
-    """What every other process does: reports, and waits for the verdict."""
+    """Sends this process's facts to process 0 and returns its reply; called in all other processes."""
     deadline = time.monotonic() + timeout
     message = json.dumps(dataclasses.asdict(own)).encode() + b"\n"
     while True:
@@ -107,14 +107,15 @@ def _tell(host: str, port: int, count: int, own: Participant, timeout: float) ->
                 line = there.makefile("rb").readline()
                 if line:
                     return json.loads(line)
-        except OSError as error:  # not there yet, or no longer
+        except OSError as error:  # process 0 does not listen yet, or no longer
             reason = error
         else:
             reason = ConnectionError("the connection was closed")
         if time.monotonic() > deadline:
             raise ProcessError(
                 f"process {own.number} of {count}, on {own.host}, could not reach process 0 at {host}:{port} "
-                f"within {timeout:g} s ({reason}): see its output, and whether a firewall is in between"
+                f"within {timeout:g} s ({reason}); check the output of process 0, and whether a firewall "
+                "blocks the port"
             )
         time.sleep(_RETRY_SECONDS)
 
@@ -132,13 +133,13 @@ def _who_is_missing(found: Mapping[int, Participant], count: int, timeout: float
     missing = ", ".join(str(number) for number in range(count) if number not in found)
     there = ", ".join(f"{number} on {found[number].host}" for number in sorted(found))
     return (
-        f"process(es) {missing} of {count} did not come within {timeout:g} s; those that did: {there}. See "
-        "what the missing ones print, or wait longer with --start_timeout"
+        f"process(es) {missing} of {count} did not connect within {timeout:g} s; connected: {there}. Check "
+        "the output of the missing ones, or wait longer with --start_timeout"
     )
 
 
 def _what_differs(participants: list[Participant]) -> str:
-    """One line for each fact in which processes differ from the first; empty where there is none."""
+    """Returns an error that lists the facts in which processes differ from process 0, or an empty string."""
     first = participants[0]
     lines = []
     for name in dict.fromkeys(name for each in participants for name in each.facts):
@@ -151,4 +152,7 @@ def _what_differs(participants: list[Participant]) -> str:
                 )
     if not lines:
         return ""
-    return "the processes of this run are not alike:\n" + "\n".join(lines)
+    return (
+        "the processes of this run differ; start all with the same flags, code and versions:\n"
+        + "\n".join(lines)
+    )

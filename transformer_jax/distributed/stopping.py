@@ -1,4 +1,4 @@
-"""Signals that stop a run: noted by a process that is alone, agreed about by several."""
+"""Handles the signals that stop a run; several processes agree on the step at which they stop."""
 
 import contextlib
 import os
@@ -13,17 +13,18 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[str]]:
-    """Yields a list that gets the name of the first SIGINT or SIGTERM; a second SIGINT interrupts.
+    """Yields a list that receives the name of the first SIGINT or SIGTERM; a second SIGINT interrupts.
 
-    The first is acknowledged at once: it may take a step, or the preparations, until it has an effect.
+    The first signal is acknowledged with a message at once, because the run stops only after the current
+    step.
 
-    In another thread than the main one, where Python cannot handle signals, it stays empty; so it does in one
-    of several processes, which ``stop_is_agreed`` has agree.
+    The list stays empty outside the main thread, where Python cannot handle signals, and in a run with
+    several processes, where ``stop_is_agreed`` is used instead.
     """
     received: list[str] = []
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or jax.process_count() > 1:
-        if is_main:  # JAX has SIGTERM
+        if is_main:  # JAX itself handles SIGTERM
             signal.signal(signal.SIGINT, lambda number, _: os.kill(os.getpid(), signal.SIGTERM))
         yield received
         return
@@ -32,8 +33,8 @@ def stop_signals() -> Iterator[list[str]]:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(signal.Signals(number).name)
-        # Not print, which must not be entered again by a signal that comes while it writes.
-        os.write(2, f"\n{received[0]}: stopping as soon as all can be saved\n".encode())
+        # print is not reentrant, and the signal may arrive while it runs.
+        os.write(2, f"\n{received[0]}: stopping as soon as a checkpoint can be saved\n".encode())
 
     with signals_handled_by(handle):
         yield received
@@ -41,7 +42,7 @@ def stop_signals() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def signals_handled_by(handle: Callable[[int, Any], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM are handled so within it, and as before after it; in the main thread only."""
+    """Handles SIGINT and SIGTERM with ``handle`` inside the context; works in the main thread only."""
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -51,9 +52,9 @@ def signals_handled_by(handle: Callable[[int, Any], None]) -> Iterator[None]:
 
 
 def stop_is_agreed(step: int) -> bool:
-    """Whether this is the step after which all processes stop, for one of them was sent SIGTERM.
+    """Returns whether all processes stop at this step because one of them received SIGTERM.
 
-    Every process must call it at every step. JAX agrees on the step: the one after the latest that any of
-    them has begun.
+    Every process must call it at every step. JAX chooses the step after the latest one that any process has
+    begun.
     """
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)

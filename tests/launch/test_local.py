@@ -77,7 +77,7 @@ def test_a_member_that_fails_is_in_the_table_and_the_others_run(tmp_path, capfd,
     settings = dict(num_processes=2, parallel=parallel, command=stand_in)
     assert local.launch_sweep(run, members, **settings)
     out, err = capfd.readouterr()
-    assert re.search(r"\[train\.seed=1 [01]\] failed first, with status 7", err)
+    assert re.search(r"\[train\.seed=1 [01]\] failed first, with exit status 7", err)
     assert re.search(r"^1 +failed", out, re.MULTILINE)
     assert f"failed with status 7: train.seed=1: see {tmp_path}/train.seed=1/log.txt" in out
     log = (tmp_path / "train.seed=2" / "log.txt").read_text()
@@ -94,4 +94,4 @@ def test_a_member_that_fails_is_in_the_table_and_the_others_run(tmp_path, capfd,
 
     assert not local.launch_sweep(run, members, **settings | {"command": well})
     assert again == [1]
-    assert "train.seed=0 is finished already" in capfd.readouterr().err
+    assert "train.seed=0 is already finished" in capfd.readouterr().err

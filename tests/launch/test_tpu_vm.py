@@ -173,7 +173,11 @@ def test_the_program_itself(how):
     [
         ("create", WHERE, "the step create needs --topology, such as --topology=v5e:4x4"),
         ("create", [*WHERE, "--topology=v5e:5x5"], "v5e has no topology '5x5'"),
-        ("create", [*WHERE, "--topology=tpu7x:2x2x1"], r"no TPU VMs of tpu7x: .* launch/gke.py"),
+        (
+            "create",
+            [*WHERE, "--topology=tpu7x:2x2x1"],
+            r"tpu7x is not available as TPU VMs; .* launch/gke.py",
+        ),
         ("create", [*WHERE, "--topology=v5e:2x2", "--spott"], "the step create does not accept --spott"),
         ("follow", ["--zone=a", "--name=Big"], "--name=Big is not a valid name of a TPU"),
         ("follow", ["--zone=a", "--name=big-"], "--name=big- is not a valid name of a TPU"),
@@ -182,8 +186,12 @@ def test_the_program_itself(how):
         ("run", [*RUN, "--workdir=gs://b/a"], "is a URL"),
         ("run", [*RUN, "--config.train.num_stepz=1"], "num_stepz"),
         ("run", [*RUN, "--env=A"], "--env=A must be KEY=VALUE"),
-        ("run", [*RUN, f"--config={ROOT}/experiments/number_words.py"], "must be a path within the checkout"),
-        ("run", [*RUN, "--sweep", "--config=experiments/gpt2_chars.py"], r"has no sweep\(\)"),
+        (
+            "run",
+            [*RUN, f"--config={ROOT}/experiments/number_words.py"],
+            "must be a relative path within the checkout",
+        ),
+        ("run", [*RUN, "--sweep", "--config=experiments/gpt2_chars.py"], r"has no function sweep\(\)"),
     ],
 )
 def test_mistakes_are_one_error_before_anything_is_done(

@@ -210,14 +210,14 @@ def test_words_arrive_as_they_were(word):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("Big", "no name in Kubernetes"),
-        ("a_b", "no name in Kubernetes"),
-        ("a.b", "no name in Kubernetes"),
-        ("-a", "no name in Kubernetes"),
-        ("a-", "no name in Kubernetes"),
-        ("", "no name in Kubernetes"),
+        ("Big", "not a valid Kubernetes name"),
+        ("a_b", "not a valid Kubernetes name"),
+        ("a.b", "not a valid Kubernetes name"),
+        ("-a", "not a valid Kubernetes name"),
+        ("a-", "not a valid Kubernetes name"),
+        ("", "not a valid Kubernetes name"),
         ("7b", "must begin with a letter"),
-        ("a" * 47, "has 47 characters; 46 are the most"),
+        ("a" * 47, "has 47 characters; use at most 46"),
     ],
 )
 def test_names_that_kubernetes_does_not_take(name, problem):
@@ -234,13 +234,13 @@ def test_the_longest_name_that_its_pods_can_have():
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        (dict(image=""), "--image must name the container image"),
-        (dict(bucket=""), "name either a --bucket or a --claim"),
-        (dict(claim="c"), "name either a --bucket or a --claim"),
-        (dict(mount_path="runs"), "--mount_path=runs must be a whole path, such as /mnt/runs"),
-        (dict(mount_path="/"), "must be a whole path"),
-        (dict(namespace="a.b"), "--namespace=a.b is no name in Kubernetes"),
-        (dict(service_account="A"), "--service_account=A is no name in Kubernetes: .* dots"),
+        (dict(image=""), "--image is not set; give the container image"),
+        (dict(bucket=""), "give exactly one of --bucket and --claim"),
+        (dict(claim="c"), "give exactly one of --bucket and --claim"),
+        (dict(mount_path="runs"), "--mount_path=runs must be an absolute path, such as /mnt/runs"),
+        (dict(mount_path="/"), "must be an absolute path"),
+        (dict(namespace="a.b"), "--namespace=a.b is not a valid Kubernetes name"),
+        (dict(service_account="A"), "--service_account=A is not a valid Kubernetes name; .* dots"),
         (dict(max_restarts=-1), "must be 0 or more"),
         (dict(grace_seconds=-1), "must be 0 or more"),
     ],
@@ -251,17 +251,21 @@ def test_what_a_cluster_cannot_be(changes, problem):
 
 
 def test_machines_that_there_are_not():
-    with pytest.raises(ConfigError, match=r"no GPU 'v100'; it is one of t4, l4, a100, .*, as in h100:8"):
+    with pytest.raises(ConfigError, match=r"unknown GPU 'v100'; use one of t4, l4, a100, .*, as in h100:8"):
         gpu_hardware("v100:8")
-    with pytest.raises(ConfigError, match=r"--gpus=h200:4: machines with h200 have h200:8$"):
+    with pytest.raises(
+        ConfigError, match=r"--gpus=h200:4: no machine has '4' GPUs of this kind; use h200:8$"
+    ):
         gpu_hardware("h200:4")
-    with pytest.raises(ConfigError, match=r"--gpus=l4: machines with l4 have l4:1, l4:2, l4:4, l4:8"):
+    with pytest.raises(
+        ConfigError, match=r"--gpus=l4: no machine has '' GPUs of this kind; use l4:1, l4:2, l4:4, l4:8"
+    ):
         gpu_hardware("l4")
     with pytest.raises(ConfigError, match=r"--nodes=0 must be 1 or more"):
         gpu_hardware("l4:1", 0)
     with pytest.raises(ConfigError, match=r"--slices=0 must be 1 or more"):
         tpu_hardware(parse_slice("v5e:4x4"), 0)
-    with pytest.raises(ConfigError, match=r"v5e:2x2 is one host, .* take a larger --topology"):
+    with pytest.raises(ConfigError, match=r"v5e:2x2 is a single host; use --slices=1 or a larger topology"):
         tpu_hardware(parse_slice("v5e:2x2"), 2)
     with pytest.raises(ConfigError, match=r"the hosts of v5e:4x4 have 4 chips, not 8"):
         tpu_hardware(parse_slice("v5e:4x4"), 1, 8)

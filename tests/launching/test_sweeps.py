@@ -73,16 +73,16 @@ def test_the_argument_of_get_config_is_that_of_sweep(read):
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
-        ("", (), "has no sweep()"),
-        ("sweep = 3", (), "has no sweep()"),
+        ("", (), "has no function sweep()"),
+        ("sweep = 3", (), "has no function sweep()"),
         ("def sweep():\n    return []", (), "yields no member"),
-        ("def sweep():\n    return {'train.seed': 1}", (), "member 1: must be a dict of overrides, not 'tra"),
+        ("def sweep():\n    return {'train.seed': 1}", (), "member 1 is 'train.seed', but must be a dict"),
         ("def sweep():\n    return 3", (), "raised TypeError: 'int' object is not iterable"),
         ("def sweep():\n    yield 1 / 0", (), "raised ZeroDivisionError: division by zero"),
         ("def sweep(needed):\n    yield {}", (), "cannot be called with no argument: missing"),
         (sweep_of({}, {"train.sede": 1}), (), "member 2: config has no key 'train.sede': did you mean 'tr"),
-        (sweep_of({"optimizer": 1}), (), "it is a section: set its keys, such as 'optimizer."),
-        (sweep_of({1: 1}), (), "keys are dotted names such as 'train.seed', not 1"),
+        (sweep_of({"optimizer": 1}), (), "it is a section; set its keys, such as 'optimizer."),
+        (sweep_of({1: 1}), (), "the key 1 must be a dotted name, such as 'train.seed'"),
         (sweep_of({"train.seed": {"a": 1}}), (), "must be a number, a string, a bool or a tuple of these"),
         (sweep_of({"train.seed": "1"}), (), "member 1: config.train.seed takes values such as 1, not '1'"),
         (sweep_of({"train.seed": "x"}), (), "seed=x: invalid literal for int()"),
@@ -90,7 +90,7 @@ def test_the_argument_of_get_config_is_that_of_sweep(read):
         (sweep_of(*({"train.seed": seed} for seed in (1, 2, 1))), (), "members 1 and 3 are the same"),
         (sweep_of({}, {"train.seed": 0}), (), "members 1 and 2 are the same experiment"),
         (sweep_of({"train.seed": -1}), (), "member 1: config.train.seed=-1 must be from 0"),
-        (sweep_of({"train.seed": 1}), ("--config.train.seed=2",), "command line sets config.train.seed as"),
+        (sweep_of({"train.seed": 1}), ("--config.train.seed=2",), "command line sets config.train.seed too"),
     ],
 )  # fmt: skip
 def test_a_bad_sweep_is_one_clear_error(read, text, arguments, message):
@@ -103,7 +103,7 @@ def test_a_sweep_needs_a_config_and_a_folder_of_its_own(read, tmp_path):
     text = sweep_of({"train.seed": 1})
     (member,) = read(text)
     store_config_in(tmp_path / "sweep", member.run.experiment)
-    with pytest.raises(ConfigError, match="holds a run of its own: give the sweep another --workdir"):
+    with pytest.raises(ConfigError, match="contains a single run; give the sweep another --workdir"):
         read(text)
     stored = read_run([f"--workdir={tmp_path}/sweep"])
     with pytest.raises(ConfigError, match="--sweep needs --config"):
@@ -146,7 +146,7 @@ def test_sweeps_of_experiments_can_be_started(path, tmp_path):
         assert len(sweeps.read_members(run)) > 1
         assert "--sweep" in path.read_text()
     else:
-        with pytest.raises(ConfigError, match=r"has no sweep\(\)"):
+        with pytest.raises(ConfigError, match=r"has no function sweep\(\)"):
             sweeps.read_members(run)
 
 
@@ -248,10 +248,10 @@ def test_begun_again_a_sweep_says_what_is_done_and_what_is_gone(swept, read, cap
     fewer = read(sweep_of({"train.seed": 1}, {"train.seed": 2}))
     assert [member.name for member in sweeps.begin_sweep(run, fewer)] == ["train.seed=2"]
     said = capsys.readouterr().err
-    assert "train.seed=1 is finished already" in said
-    assert "train.seed=0 was a member of this sweep and is none now; its folder stays" in said
+    assert "train.seed=1 is already finished" in said
+    assert "train.seed=0 is no longer a member of this sweep; its folder is kept" in said
 
 
 def test_a_folder_without_a_sweep_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"holds no sweep: there is no sweep\.json in it"):
+    with pytest.raises(ConfigError, match=r"is not the folder of a sweep, because it has no sweep\.json"):
         read_results(str(tmp_path))

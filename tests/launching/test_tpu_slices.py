@@ -38,7 +38,9 @@ def test_published_slices(name, chips, hosts, workers, accelerator_type):
 def test_ironwood_is_in_kubernetes_engine_only():
     found = parse_slice("tpu7x:2x2x2")
     assert (found.hosts(), found.generation.gke_accelerator) == (2, "tpu7x")
-    with pytest.raises(ConfigError, match=r"no TPU VMs of tpu7x: .* launch/gke.py; .* v4, v5e, v5p, v6e"):
+    with pytest.raises(
+        ConfigError, match=r"tpu7x is not available as TPU VMs; .* launch/gke.py, .* v4, v5e, v5p, v6e"
+    ):
         _ = found.accelerator_type
 
 
@@ -75,9 +77,9 @@ def test_hosts_of_eight_chips_where_they_are():
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("v7:4x4", r"no TPU 'v7': it is one of v4, v5e, v5p, v6e, tpu7x, as in v5e:4x4"),
-        ("", r"no TPU ''"),
-        ("v5e", r"'v5e' has no topology: for v5e there are 1x1, 2x2, .*16x16, as in v5e:1x1"),
+        ("v7:4x4", r"unknown TPU 'v7'; use one of v4, v5e, v5p, v6e, tpu7x, .* as in v5e:4x4"),
+        ("", r"unknown TPU ''"),
+        ("v5e", r"'v5e' has no topology; for v5e use one of 1x1, 2x2, .*16x16, as in v5e:1x1"),
         ("v5e:8x4", r"no topology '8x4' \(did you mean v5e:4x8\?\)"),
         ("v5e:3x3", r"no topology '3x3' .*1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
         ("v5p:1x2x2", r"did you mean v5p:2x2x1\?"),
@@ -92,5 +94,5 @@ def test_what_is_no_slice_is_one_error_with_those_there_are(text, problem):
 
 def test_a_type_that_has_another_shape_is_not_taken_for_it():
     # 128 chips are 4x4x8, as published; a longer one of as many chips would come as that.
-    with pytest.raises(ConfigError, match=r"of 256 chips of v5p has the topology 4x8x8, not 4x4x16"):
+    with pytest.raises(ConfigError, match=r"with 256 chips of v5p has the topology 4x8x8, not 4x4x16"):
         _ = parse_slice("v5p:4x4x16").accelerator_type

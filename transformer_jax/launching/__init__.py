@@ -1,4 +1,4 @@
-"""What the launchers in launch/ share: the run they start, sweeps, TPU slices, manifests of jobs.
+"""Code shared by the launchers in launch/: the run to start, sweeps, TPU slices, and Kubernetes manifests.
 
 It may import runs/, cli/, checkpoints/ and reporting/. Launchers start ``transformer_jax.train``.
 """

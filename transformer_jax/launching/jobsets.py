@@ -1,4 +1,4 @@
-"""Manifests of Kubernetes JobSets that run one program on all hosts of TPU slices or GPU nodes.
+"""Builds manifests of Kubernetes JobSets that run one program on all hosts of TPU slices or GPU nodes.
 
 Sources: the API of JobSet (https://jobset.sigs.k8s.io, v1alpha2) and of Kubernetes' jobs and pods; Google
 Cloud's documentation of Kubernetes Engine, "Deploy TPU Multislices in GKE", "GPU machine types", "Cloud
@@ -13,7 +13,8 @@ from typing import Any
 from transformer_jax.config import ConfigError
 from transformer_jax.launching.tpu_slices import TpuSlice
 
-# Kinds of GPU: the node label cloud.google.com/gke-accelerator, and how many a machine may have.
+# GPU kind -> the node label cloud.google.com/gke-accelerator, and the numbers of GPUs that a machine can
+# have.
 GPUS = {
     "t4": ("nvidia-tesla-t4", (1, 2, 4)),
     "l4": ("nvidia-l4", (1, 2, 4, 8)),
@@ -28,8 +29,8 @@ GPUS = {
 STOPPED_STATUS = 75  # EX_TEMPFAIL of sysexits.h
 REPLICATED_JOB, CONTAINER, VOLUME = "worker", "train", "runs"
 COORDINATOR_PORT = 8476
-MOST_CHARACTERS = 63  # of a pod's name, which is its host name
-TPU, GPU = "google.com/tpu", "nvidia.com/gpu"  # what pods ask for
+MOST_CHARACTERS = 63  # of a pod's name, because it is also the host name
+TPU, GPU = "google.com/tpu", "nvidia.com/gpu"  # resource names that pods request
 NODE_POOL = "cloud.google.com/gke-nodepool"
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 
@@ -47,7 +48,7 @@ class Hardware:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Where and how pods run, whatever they run."""
+    """Settings of the cluster and of the pods that do not depend on the program."""
 
     image: str
     bucket: str = ""
@@ -66,14 +67,16 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if not self.image:
-            raise ConfigError("--image must name the container image that has this checkout: see docs/gke.md")
+            raise ConfigError(
+                "--image is not set; give the container image that contains this checkout (see docs/gke.md)"
+            )
         if bool(self.bucket) == bool(self.claim):
             raise ConfigError(
-                "a run folder outlives its pods: name either a --bucket or a --claim (of a persistent volume "
-                "that all hosts can write) to be mounted at --mount_path"
+                "give exactly one of --bucket and --claim (a persistent volume that all hosts can write); it "
+                "is mounted at --mount_path and holds the run folder after the pods have ended"
             )
         if not re.fullmatch(r"(/[^/:]+)+", self.mount_path):
-            raise ConfigError(f"--mount_path={self.mount_path} must be a whole path, such as /mnt/runs")
+            raise ConfigError(f"--mount_path={self.mount_path} must be an absolute path, such as /mnt/runs")
         for flag, name in (
             ("namespace", self.namespace),
             ("claim", self.claim),
@@ -84,21 +87,31 @@ class Cluster:
             if name:
                 check_name(f"--{flag}", name, dots=flag != "namespace")
         if min(self.max_restarts, self.grace_seconds) < 0:
-            raise ConfigError("--max_restarts and --grace_seconds must be 0 or more")
+            raise ConfigError(
+                f"--max_restarts={self.max_restarts} and --grace_seconds={self.grace_seconds} must be 0 or "
+                "more"
+            )
 
 
 def tpu_hardware(tpus: TpuSlice, slices: int = 1, chips_per_host: int | None = None) -> Hardware:
-    """Slices of TPUs.
+    """Returns the hardware of one or more TPU slices.
+
+    Args:
+      tpus: one slice.
+      slices: the number of slices.
+      chips_per_host: as in ``TpuSlice.hosts``.
 
     Raises:
-      ConfigError: fewer than one slice, several of one host each, or hosts of another size than there are.
+      ConfigError: ``slices`` is less than 1, there are several slices of a single host each, or no machine
+        has ``chips_per_host`` chips.
     """
     hosts = tpus.hosts(chips_per_host)
     if slices < 1:
         raise ConfigError(f"--slices={slices} must be 1 or more")
     if slices > 1 and hosts == 1:
         raise ConfigError(
-            f"{tpus} is one host, and several slices must have several hosts each: take a larger --topology"
+            f"--slices={slices} needs slices of several hosts, but {tpus} is a single host; use --slices=1 "
+            "or a larger topology"
         )
     selector = {
         "cloud.google.com/gke-tpu-accelerator": tpus.generation.gke_accelerator,
@@ -108,56 +121,60 @@ def tpu_hardware(tpus: TpuSlice, slices: int = 1, chips_per_host: int | None = N
 
 
 def gpu_hardware(text: str, nodes: int = 1) -> Hardware:
-    """Machines with GPUs, such as ``h100:8``.
+    """Returns the hardware of machines with GPUs, given as ``KIND:NUMBER``, such as ``h100:8``.
 
     Raises:
-      ConfigError: there is no such machine; the message lists those there are.
+      ConfigError: no such machine exists; the message lists the available ones.
     """
     kind, _, count = text.partition(":")
     if kind not in GPUS:
         known = ", ".join(GPUS)
-        raise ConfigError(f"--gpus={text}: there is no GPU {kind!r}; it is one of {known}, as in h100:8")
+        raise ConfigError(
+            f"--gpus={text}: unknown GPU {kind!r}; use one of {known}, with its number per machine, as in "
+            "h100:8"
+        )
     label, counts = GPUS[kind]
     if count not in map(str, counts):
         known = ", ".join(f"{kind}:{n}" for n in counts)
-        raise ConfigError(f"--gpus={text}: machines with {kind} have {known}")
+        raise ConfigError(f"--gpus={text}: no machine has {count!r} GPUs of this kind; use {known}")
     if nodes < 1:
         raise ConfigError(f"--nodes={nodes} must be 1 or more")
     return Hardware(1, nodes, GPU, int(count), {"cloud.google.com/gke-accelerator": label})
 
 
 def check_name(what: str, name: str, *, dots: bool = False) -> None:
-    """Raises ConfigError unless Kubernetes takes a name: RFC 1123, a label or, with dots, labels."""
+    """Raises ConfigError unless ``name`` is a label of RFC 1123 or, with ``dots``, a subdomain of labels."""
     label = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
     most = 253 if dots else MOST_CHARACTERS
     if not re.fullmatch(rf"{label}(\.{label})*" if dots else label, name) or len(name) > most:
         raise ConfigError(
-            f"{what}={name} is no name in Kubernetes: it has up to {most} lower-case letters, digits"
-            f"{', dots' if dots else ''} and -, and begins and ends with a letter or digit"
+            f"{what}={name} is not a valid Kubernetes name; use up to {most} lower-case letters, digits"
+            f"{', dots' if dots else ''} and hyphens, with a letter or digit at the start and the end"
         )
 
 
 def check_job_name(name: str, hardware: Hardware) -> None:
-    """Raises ConfigError unless a JobSet may have this name, of which those of its pods are made.
+    """Raises ConfigError unless a JobSet can have this name.
 
-    It is the name of a service as well, which begins with a letter (RFC 1035).
+    The names of its pods are derived from it. It is also the name of a service, which must begin with a
+    letter (RFC 1035).
     """
     check_name("--name", name)
     if not name[0].isalpha():
-        raise ConfigError(f"--name={name} must begin with a letter, because a service has this name as well")
+        raise ConfigError(f"--name={name} must begin with a letter, because it is also the name of a service")
     rest = f"-{REPLICATED_JOB}-{hardware.replicas - 1}-{hardware.hosts - 1}-xxxxx"
     if len(name) + len(rest) > MOST_CHARACTERS:
         raise ConfigError(
-            f"--name={name} has {len(name)} characters; {MOST_CHARACTERS - len(rest)} are the most, because "
-            f"pods are called {name}{rest}"
+            f"--name={name} has {len(name)} characters; use at most {MOST_CHARACTERS - len(rest)}, because "
+            f"the pods are named {name}{rest}"
         )
 
 
 def jobset(name: str, command: Sequence[str], hardware: Hardware, cluster: Cluster) -> dict[str, Any]:
-    """The manifest of a JobSet, which runs a command on every host.
+    """Returns the manifest of a JobSet that runs ``command`` on every host.
 
     Raises:
-      ConfigError: the name does not do.
+      ConfigError: ``name`` is not valid; see ``check_job_name``.
     """
     check_job_name(name, hardware)
     metadata: dict[str, Any] = {"name": name}
@@ -165,13 +182,13 @@ def jobset(name: str, command: Sequence[str], hardware: Hardware, cluster: Clust
         metadata["namespace"] = cluster.namespace
     if cluster.queue:
         metadata["labels"] = {"kueue.x-k8s.io/queue-name": cluster.queue}
-    if hardware.replicas > 1:  # the chips of a slice are wired to one another: never parts of two
+    if hardware.replicas > 1:  # each replica must run within one physical slice
         metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": NODE_POOL}
     job = {
         "parallelism": hardware.hosts,
         "completions": hardware.hosts,
         "completionMode": "Indexed",
-        "backoffLimit": 0,  # a process cannot come back alone: JobSet starts all of them again
+        "backoffLimit": 0,  # one process cannot rejoin a run, so JobSet restarts all of them
         "podFailurePolicy": {
             "rules": [
                 {
@@ -254,17 +271,17 @@ def _volumes(hardware: Hardware, cluster: Cluster) -> tuple[list[dict[str, Any]]
     else:
         volumes += [{"name": VOLUME, "persistentVolumeClaim": {"claimName": cluster.claim}}]
     mounts = [{"name": VOLUME, "mountPath": cluster.mount_path}]
-    if hardware.resource == GPU:  # NCCL shares memory among GPUs; a container has 64 MiB of it
+    if hardware.resource == GPU:  # NCCL needs shared memory; the default of a container is 64 MiB
         volumes += [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}]
         mounts += [{"name": "shared-memory", "mountPath": "/dev/shm"}]
     return volumes, mounts
 
 
 def _environment(name: str, hardware: Hardware, cluster: Cluster) -> list[dict[str, Any]]:
-    """Variables of every process; those of TPUs find each other by what Kubernetes Engine tells JAX."""
+    """Returns the environment variables of every process; on TPUs, JAX uses the variables that GKE sets."""
     values: dict[str, Any] = {"PYTHONUNBUFFERED": {"value": "1"}}
     if hardware.resource == GPU and hardware.hosts > 1:
-        first = f"{name}-{REPLICATED_JOB}-0-0.{name}"  # by the headless service of the JobSet
+        first = f"{name}-{REPLICATED_JOB}-0-0.{name}"  # DNS name in the headless service of the JobSet
         index = {"fieldPath": f"metadata.annotations['{COMPLETION_INDEX}']"}
         values |= {
             "JAX_COORDINATOR_ADDRESS": {"value": f"{first}:{COORDINATOR_PORT}"},
@@ -276,5 +293,5 @@ def _environment(name: str, hardware: Hardware, cluster: Cluster) -> list[dict[s
 
 
 def _escaped(text: str) -> str:
-    """As Kubernetes must have it, which puts variables for $(NAME) and a $ for two."""
+    """Escapes ``$``, because Kubernetes expands $(NAME) and replaces $$ by $."""
     return text.replace("$", "$$")

@@ -1,4 +1,4 @@
-"""What launchers check before a run starts on machines with other files than this one's."""
+"""Checks of a run that is started on other machines, which have only the files of the checkout."""
 
 import posixpath
 import re
@@ -9,31 +9,37 @@ from transformer_jax.launching.run import Run
 
 
 def read_environment(texts: Sequence[str]) -> dict[str, str]:
-    """Variables from what was given to ``--env``.
+    """Returns the environment variables given with ``--env=KEY=VALUE``.
 
     Raises:
-      ConfigError: one is not KEY=VALUE.
+      ConfigError: a text is not KEY=VALUE.
     """
     found = {}
     for text in texts:
         key, is_set, value = text.partition("=")
         if not is_set or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-            raise ConfigError(f"--env={text} must be KEY=VALUE, a KEY of letters, digits and _")
+            raise ConfigError(
+                f"--env={text} must be KEY=VALUE, where KEY has only letters, digits and _ and does not "
+                "begin with a digit"
+            )
         found[key] = value
     return found
 
 
 def check_config_file(run: Run) -> None:
-    """Makes sure that the file of the config is one that the other machines have.
+    """Checks that the config file exists on the other machines, that is, in the checkout.
 
     Raises:
-      ConfigError: it is not in the checkout, or no config was given.
+      ConfigError: the file is not in the checkout, or no config was given.
     """
     if not run.config_file:
-        raise ConfigError("--config must be given: the run folder is not on this machine, to be read from")
+        raise ConfigError(
+            "--config is not set; give the experiment's file, because the stored config of the run folder "
+            "cannot be read from this machine"
+        )
     path = posixpath.normpath(run.config_file.partition(":")[0])
     if posixpath.isabs(path) or path.startswith(".."):
         raise ConfigError(
-            f"--config={run.config_file} must be a path within the checkout, which is all that the other "
-            "machines have: start this program in the checkout"
+            f"--config={run.config_file} must be a relative path within the checkout, because the other "
+            "machines have no other files; start this program in the root of the checkout"
         )

@@ -1,9 +1,8 @@
-"""What launchers share: which flags are their own, and the training that the others say, looked at
-beforehand.
+"""Separates the flags of a launcher from those of the train program, and checks the latter in advance.
 
-A launcher starts ``python -m transformer_jax.train`` with all flags but its own, as they were given. Before
-anything is started or submitted, they are read as that program will read them, so that a mistake
-is one line here and not in the log of a job that waited for its nodes.
+A launcher starts ``python -m transformer_jax.train`` with all flags except its own, unchanged. Before it
+starts or submits anything, it parses them as the train program will, so that a mistake is reported at once
+and not in the log of a job that has waited for its nodes.
 """
 
 import copy
@@ -23,38 +22,38 @@ from transformer_jax.runs.experiment import Experiment, read_experiment
 from transformer_jax.runs.folder import check_workdir, load_config, run_folder
 
 TRAIN_PROGRAM = "transformer_jax.train"
-LAUNCH_FILE = "launch.json"  # in a run folder: how its last start ended, and where its output is
-LOG_FILE = "log.txt"  # in a run folder: the output, where a launcher writes it there
+LAUNCH_FILE = "launch.json"  # in the run folder: the exit status and the log file of the last start
+LOG_FILE = "log.txt"  # in the run folder: the output, if the launcher writes it there
 
 FLAGS = flags.FLAGS
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training to be started."""
+    """A training run that a launcher will start."""
 
     workdir: str
-    arguments: tuple[str, ...]  # flags of the train program as they were given, without --workdir
+    arguments: tuple[str, ...]  # flags of the train program as given, without --workdir
     experiment: Experiment
-    config_file: str  # as given to --config, FILE or FILE:VARIANT; "" where the stored config is used
-    overrides: Mapping[str, Any]  # keys of the config that flags set, and their values
+    config_file: str  # as given to --config, FILE or FILE:VARIANT; "" if the stored config is used
+    overrides: Mapping[str, Any]  # config keys that flags set, and their values
     is_shrunk: bool = False
 
     def command(self, python: str = sys.executable, *own: str) -> list[str]:
-        """What starts it, on each of its processes.
+        """Returns the command that starts each process of the run.
 
         Args:
-          python: the interpreter there.
-          own: flags of the launcher's; of two that differ, the one that was given counts.
+          python: the Python interpreter on the machine of the process.
+          own: flags that the launcher adds; flags given by the user take precedence.
         """
         return [python, "-m", TRAIN_PROGRAM, *own, *self.arguments, f"--workdir={self.workdir}"]
 
 
 def parse_own_flags(argv: Sequence[str]) -> list[str]:
-    """A parser for ``absl.app.run``: takes the flags of the program and ``--help``, and gives back all
-    others.
+    """Parses the flags of the running program and ``--help``, and returns all other arguments.
 
-    What is absl's besides, such as ``--verbosity``, is the train program's.
+    It is a ``flags_parser`` for ``absl.app.run``. Other flags of absl, such as ``--verbosity``, are returned,
+    because they belong to the train program.
     """
     names = ["help", "helpshort", "helpfull", "helpxml"]
     own = flags.FlagValues()
@@ -69,10 +68,10 @@ def parse_own_flags(argv: Sequence[str]) -> list[str]:
 
 
 def split_flags(argv: Sequence[str], own: flags.FlagValues) -> list[str]:
-    """Sets the flags in ``own``, wherever they stand, and returns the program's name and all others in order.
+    """Parses the flags in ``own``, at any position, and returns the program name and all other arguments.
 
     Raises:
-      ConfigError: the value of one of them cannot be used.
+      ConfigError: the value of a flag in ``own`` is not valid.
     """
     try:
         return own(list(argv), known_only=True)
@@ -81,15 +80,15 @@ def split_flags(argv: Sequence[str], own: flags.FlagValues) -> list[str]:
 
 
 def read_run(arguments: Sequence[str]) -> Run:
-    """What the train program would make of its flags, without the devices.
+    """Returns the run that the train program would start with these flags, without using devices.
 
     Args:
-      arguments: its flags, without its name.
+      arguments: the flags of the train program, without the program name.
 
     Raises:
-      ConfigError: a flag or a key is unknown, a value does not fit, or the run folder holds another
-        experiment; the message is the one that the train program gives.
-      OSError: the file of the config is not there.
+      ConfigError: a flag or a config key is unknown, a value is not valid, or the run folder contains another
+        experiment. The message is that of the train program.
+      OSError: the config file does not exist.
     """
     argv = [TRAIN_PROGRAM, *arguments]
     found = flags.FlagValues()
@@ -100,7 +99,7 @@ def read_run(arguments: Sequence[str]) -> Run:
     if unexpected:
         raise ConfigError(f"unexpected arguments {unexpected}: flags begin with --")
     if not found.workdir:
-        raise ConfigError("--workdir must name the folder of the run")
+        raise ConfigError("--workdir is not set; give the folder of the run")
     workdir = run_folder(found.workdir)
     config_file, overrides = "", dict[str, Any]()
     if found.config is None:
@@ -109,7 +108,7 @@ def read_run(arguments: Sequence[str]) -> Run:
         experiment = read_experiment(found.config)
         config_file = config_flags.get_config_filename(found["config"])
         overrides = config_flags.get_override_values(found["config"])
-    if not found.shrink:  # what a shrunk experiment becomes depends on the devices
+    if not found.shrink:  # the config of a shrunk experiment depends on the devices
         check_workdir(workdir, experiment)
     only_workdir = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=only_workdir)
@@ -118,11 +117,11 @@ def read_run(arguments: Sequence[str]) -> Run:
 
 
 def record_start(workdir: str, log: str) -> None:
-    """Notes in a run folder, made if it is not there, that a run was started whose output is in ``log``."""
+    """Records the start of a run and its log file in the run folder, which is created if necessary."""
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     write_json(pathlib.Path(workdir) / LAUNCH_FILE, {"log": log, "exit_status": None})
 
 
 def record_end(workdir: str, log: str, exit_status: int) -> None:
-    """Notes how a run that was started ended: 0 is well, or stopped by a signal with all of it saved."""
+    """Records the exit status of a run; 0 means that it finished or was stopped with its state saved."""
     write_json(pathlib.Path(workdir) / LAUNCH_FILE, {"log": log, "exit_status": exit_status})

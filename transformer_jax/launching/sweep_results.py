@@ -1,4 +1,4 @@
-"""What became of the members of a sweep: read from their folders, ranked, as a table and as JSON."""
+"""Reads the results of a sweep from the folders of its members, ranks them, and writes a table and JSON."""
 
 import json
 import math
@@ -15,10 +15,10 @@ from transformer_jax.launching.run import LAUNCH_FILE
 from transformer_jax.reporting.progress import cell_text, read_metrics
 from transformer_jax.runs.folder import CHECKPOINTS_FOLDER, CONFIG_FILE, SUMMARY_FILE
 
-SWEEP_FILE = "sweep.json"  # which members there are
+SWEEP_FILE = "sweep.json"  # lists the members
 RESULTS_TEXT, RESULTS_JSON = "sweep_results.txt", "sweep_results.json"
 
-# Of a summary, what says how a run went rather than how good it is.
+# Entries of a summary that are not scores.
 _NO_SCORES = {
     "parameters", "steps", "epoch", "pairs_too_long", "pairs_blank", "pairs_cut", "examples", "inputs_cut",
     "beam_size", "length_penalty", "temperature", "top_k", "top_p", "seed",
@@ -28,40 +28,48 @@ Row = dict[str, Any]
 
 
 def read_results(workdir: str) -> dict[str, Any]:
-    """The results of a sweep as they are now.
+    """Returns the current results of a sweep, as JSON values.
 
     Args:
-      workdir: of the sweep.
+      workdir: folder of the sweep.
 
     Returns:
-      JSON values. ``config``; ``ranked_by``, the metric of the validation split by which members are
-      ordered, with ``mode``, "min" or "max", both None where they have none in common; and ``members``,
-      best first, each with ``name``, ``overrides``, ``state``, ``steps``, ``num_steps``, ``validation``
-      (the metric at its last step), ``figures`` (of its summary, measured on ``split``), ``exit_status``
-      and ``log``. States are "finished"; "failed"; "stopped", by a signal, with all saved; "unfinished":
-      running, or killed; "not started".
+      A dict with these keys:
+        config: the file of the experiment.
+        ranked_by: the metric of the validation split by which the members are ordered, or None if the members
+          have no common metric.
+        mode: "min" or "max", or None if ``ranked_by`` is None.
+        members: the members, best first. Each has ``name``, ``overrides``, ``state``, ``steps``,
+          ``num_steps``, ``validation`` (the metric at its last step), ``figures`` (of its summary, measured
+          on ``split``), ``exit_status`` and ``log``. The state is "finished", "failed", "stopped" (by a
+          signal, with its state saved), "unfinished" (running or killed) or "not started".
 
     Raises:
-      ConfigError: the folder holds no sweep.
+      ConfigError: the folder does not contain a sweep.
     """
     folder = pathlib.Path(workdir)
     try:
         sweep = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{workdir} holds no sweep: there is no {SWEEP_FILE} in it") from None
+        raise ConfigError(
+            f"{workdir} is not the folder of a sweep, because it has no {SWEEP_FILE}; give the --workdir "
+            "with which the sweep was started"
+        ) from None
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{folder / SWEEP_FILE} is not JSON: {error}") from error
+        raise ConfigError(
+            f"{folder / SWEEP_FILE} is not valid JSON: {error}; start the sweep again to rewrite it"
+        ) from error
     metric, mode = sweep["best_metric"], sweep["best_mode"]
     rows = [_row(folder / member["name"], member, metric) for member in sweep["members"]]
     if all(row["validation"] is None for row in rows if row["state"] == "finished"):
         metric = mode = None
-    # By what was measured on the validation split: the test split chooses nothing.
+    # Members are ranked on the validation split, because selecting on the test split would bias its scores.
     rows.sort(key=lambda row: _rank(row, mode))
     return {"config": sweep["config"], "ranked_by": metric, "mode": mode, "members": rows}
 
 
 def _rank(row: Row, mode: str | None) -> tuple[bool, bool, float]:
-    """What rows are sorted by: finished ones with a finite value first."""
+    """Returns the sort key of a row; finished members with a finite value come first."""
     value: float | None = row["validation"]
     unfinished = row["state"] != "finished"
     if mode is None or value is None or not math.isfinite(value):
@@ -114,7 +122,7 @@ def _scores(summary: Mapping[str, Any]) -> dict[str, float]:
 def _last_validation(folder: pathlib.Path, metric: str | None) -> float | None:
     try:
         records = read_metrics(folder)
-    except (OSError, ValueError):  # not begun, or its last line is being written
+    except (OSError, ValueError):  # the run has not started, or is writing its last line
         return None
     values = [record[f"validation/{metric}"] for record in records if f"validation/{metric}" in record]
     return values[-1] if values else None
@@ -128,16 +136,16 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def has_failures(results: Mapping[str, Any]) -> bool:
-    """Whether a member failed."""
+    """Returns whether a member failed."""
     return any(row["state"] == "failed" for row in results["members"])
 
 
 def report_results(workdir: str) -> dict[str, Any]:
-    """Prints the table of a sweep, writes it and the same as JSON into its folder, and returns the results.
+    """Prints the table of a sweep, writes the results to its folder as text and JSON, and returns them.
 
     Raises:
-      ConfigError: the folder holds no sweep.
-      OSError: they cannot be written.
+      ConfigError: the folder does not contain a sweep.
+      OSError: the results cannot be written.
     """
     results = read_results(workdir)
     text = results_text(results)
@@ -149,7 +157,7 @@ def report_results(workdir: str) -> dict[str, Any]:
 
 
 def results_text(results: Mapping[str, Any]) -> str:
-    """The table, one line a member, and where the output of those that failed is."""
+    """Returns the table, with one line per member, and the log files of the members that failed."""
     rows = results["members"]
     states = {state: sum(row["state"] == state for row in rows) for state in ("finished", "failed")}
     title = f"sweep of {results['config']}: {len(rows)} members, {states['finished']} finished"
@@ -195,6 +203,6 @@ def _table(rows: Sequence[Row], metric: str | None) -> list[str]:
 
 
 def _short(key: str, keys: Sequence[str]) -> str:
-    """The last part of a key, or all of it where another has the same."""
+    """Returns the last part of a key, or the whole key if the last parts of several keys are equal."""
     last = key.rsplit(".", 1)[-1]
     return last if sum(other.rsplit(".", 1)[-1] == last for other in keys) == 1 else key

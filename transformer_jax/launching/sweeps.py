@@ -1,12 +1,12 @@
-"""Sweeps: the members that an experiment's ``sweep()`` names, and the table of what became of them.
+"""Prints the results of a sweep; as a module, it reads the members that an experiment's ``sweep()`` yields.
 
     python -m transformer_jax.launching.sweeps --workdir=runs/sweep
 
-``sweep()`` stands beside ``get_config()`` in an experiment's file, takes the same argument if any, and
-yields plain dicts of overrides with dotted keys, such as ``{"optimizer.peak_rate": 1e-3}``. Every launcher
-takes ``--sweep``: one run a member, in ``WORKDIR/MEMBER``. This program prints the table of their results,
-finished or not, and writes it to ``sweep_results.txt`` and ``sweep_results.json`` there. Its exit status is
-1 if a member failed.
+``sweep()`` is a function in an experiment's file, beside ``get_config()``, with the same argument if any. It
+yields dicts of overrides with dotted keys, such as ``{"optimizer.peak_rate": 1e-3}``. With ``--sweep``, every
+launcher starts one run per member, in ``WORKDIR/MEMBER``. This program prints the table of their results,
+finished or not, and writes it to ``sweep_results.txt`` and ``sweep_results.json`` in the folder of the sweep.
+Its exit status is 1 if a member failed.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ from transformer_jax.runs.folder import (
     run_folder,
 )
 
-UNCHANGED = "unchanged"  # the member without overrides
+UNCHANGED = "unchanged"  # name of the member without overrides
 _LONGEST_NAME = 150  # characters; file systems take 255 bytes
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -49,26 +49,26 @@ _PLAIN = (bool, int, float, str, type(None))
 class Member:
     """One run of a sweep."""
 
-    name: str  # of its folder within that of the sweep
+    name: str  # of its folder, within the folder of the sweep
     overrides: Mapping[str, Any]
     run: Run
 
 
 def read_members(run: Run) -> tuple[Member, ...]:
-    """The members of a sweep, each of them looked at as if it were started alone.
+    """Returns the members of a sweep, each checked like a run that is started alone.
 
     Args:
-      run: what the flags say; its folder is that of the sweep.
+      run: the run that the flags describe; its folder is that of the sweep.
 
     Raises:
-      ConfigError: the experiment has no ``sweep()`` or one that cannot be used: which yields no dicts, an
-        unknown key, a value that does not fit, a key that a flag sets as well, or twice the same; or the
-        folder holds a run of its own, or that of a member another experiment.
+      ConfigError: the experiment has no ``sweep()``; or it yields something other than dicts, an unknown key,
+        a value that is not valid, a key that a flag sets too, or the same experiment twice; or the folder
+        contains a single run; or the folder of a member contains another experiment.
     """
     if not run.config_file:
-        raise ConfigError("--sweep needs --config: the file whose sweep() yields the members")
+        raise ConfigError("--sweep needs --config; give the file whose sweep() yields the members")
     if has_checkpoints(run.workdir) or (pathlib.Path(run.workdir) / CONFIG_FILE).exists():
-        raise ConfigError(f"{run.workdir} holds a run of its own: give the sweep another --workdir")
+        raise ConfigError(f"{run.workdir} contains a single run; give the sweep another --workdir")
     where = f"sweep() of {run.config_file}"
     keys = flatten(run.experiment.to_config_dict().to_dict())
     members: list[Member] = []
@@ -84,21 +84,25 @@ def read_members(run: Run) -> tuple[Member, ...]:
         _check_values(overrides, found, place)
         members.append(Member(name, overrides, found))
     if not members:
-        raise ConfigError(f"{where} yields no member")
+        raise ConfigError(f"{where} yields no member; it must yield at least one dict of overrides")
     for (i, first), (j, second) in itertools.combinations(enumerate(members, 1), 2):
         if first.run.experiment == second.run.experiment:
-            raise ConfigError(f"{where}: members {i} and {j} are the same experiment, {second.name}")
+            raise ConfigError(
+                f"{where}: members {i} and {j} are the same experiment, {second.name}; remove one of them"
+            )
         if first.name.lower() == second.name.lower():
-            raise ConfigError(f"{where}: members {i} and {j} have the same name, {second.name}")
+            raise ConfigError(
+                f"{where}: members {i} and {j} have the same name, {second.name}; change the overrides of one"
+            )
     return tuple(members)
 
 
 def member_name(overrides: Mapping[str, Any]) -> str:
-    """What a member's folder is called: ``optimizer.peak_rate=0.001,train.seed=1``.
+    """Returns the name of a member's folder, such as ``optimizer.peak_rate=0.001,train.seed=1``.
 
-    It depends on nothing but the overrides, whatever their order, so a sweep that is started again, or with
-    more members, finds each in its folder. Of values that no folder can be named by, or that differ from
-    others in capitals alone, a hash is part of the name.
+    It depends only on the overrides and not on their order, so that a sweep that is started again, perhaps
+    with more members, finds the folder of each. The name includes a hash if the overrides have capital
+    letters, or are too long or have characters that are not suitable for a folder name.
     """
     if not overrides:
         return UNCHANGED
@@ -110,7 +114,7 @@ def member_name(overrides: Mapping[str, Any]) -> str:
 
 
 def is_finished(run: Run) -> bool:
-    """Whether the folder of a run holds this very experiment, trained to its end and scored."""
+    """Returns whether the folder of a run contains exactly this experiment, fully trained and evaluated."""
     path = pathlib.Path(run.workdir) / SUMMARY_FILE
     try:
         steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
@@ -120,15 +124,13 @@ def is_finished(run: Run) -> bool:
 
 
 def begin_sweep(run: Run, members: Sequence[Member]) -> list[Member]:
-    """Writes which members a sweep has into its folder, for the table.
+    """Writes the list of the members into the folder of the sweep, and returns the members to start.
 
-    Says which are finished already, and which the folder had before that are none any more.
-
-    Returns:
-      Those that are to be started.
+    It prints the names of members that are already finished, and of former members that are no longer in the
+    sweep.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the list cannot be written.
     """
     folder = pathlib.Path(run.workdir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +139,7 @@ def begin_sweep(run: Run, members: Sequence[Member]) -> list[Member]:
         before = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
         for name in [member["name"] for member in before["members"]]:
             if name not in names:
-                say(f"{name} was a member of this sweep and is none now; its folder stays")
+                say(f"{name} is no longer a member of this sweep; its folder is kept")
     sections = [member.run.experiment.checkpoint for member in members]
     rankings = {(section.best_metric, section.best_mode) for section in sections}
     metric, mode = rankings.pop() if len(rankings) == 1 else (None, None)
@@ -150,22 +152,22 @@ def begin_sweep(run: Run, members: Sequence[Member]) -> list[Member]:
     write_json(folder / SWEEP_FILE, content)
     finished = [member for member in members if is_finished(member.run)]
     for member in finished:
-        say(f"{member.name} is finished already")
+        say(f"{member.name} is already finished")
     return [member for member in members if member not in finished]
 
 
 def _call_sweep(config_file: str) -> list[Any]:
-    """What the ``sweep()`` beside the ``get_config()`` of a config file yields."""
-    path, *argument = config_file.split(":", 1)  # as ml_collections parts them
+    """Returns the values that the ``sweep()`` of a config file yields."""
+    path, *argument = config_file.split(":", 1)  # the same split as in ml_collections
     spec = importlib.util.spec_from_file_location("sweep_config", path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file")
+        raise ConfigError(f"--config={path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sweep = getattr(module, "sweep", None)
     if not callable(sweep):
         raise ConfigError(
-            f"{path} has no sweep(): write one that yields dicts of overrides, such as "
+            f"{path} has no function sweep(); write one that yields dicts of overrides, such as "
             '{"optimizer.peak_rate": 1e-3}'
         )
     try:
@@ -184,28 +186,29 @@ def _check_overrides(
     overrides: Any, keys: Mapping[str, Any], on_command_line: Mapping[str, Any], place: str
 ) -> None:
     if not isinstance(overrides, dict):
-        raise ConfigError(f"{place}: must be a dict of overrides, not {overrides!r}")
+        raise ConfigError(f"{place} is {overrides!r}, but must be a dict of overrides")
     for key, value in overrides.items():
         if not isinstance(key, str):
-            raise ConfigError(f"{place}: keys are dotted names such as 'train.seed', not {key!r}")
+            raise ConfigError(f"{place}: the key {key!r} must be a dotted name, such as 'train.seed'")
         if key not in keys:
             inner = [known for known in keys if known.startswith(f"{key}.")]
-            hint = f"it is a section: set its keys, such as {inner[0]!r}" if inner else nearest(key, keys)
+            hint = f"it is a section; set its keys, such as {inner[0]!r}" if inner else nearest(key, keys)
             raise ConfigError(f"{place}: config has no key {key!r}: {hint}")
         items = value if isinstance(value, list | tuple) else (value,)
         if not all(isinstance(item, _PLAIN) for item in items):
             raise ConfigError(
-                f"{place}: {key!r} must be a number, a string, a bool or a tuple of these, not {value!r}"
+                f"{place}: the value of {key!r} is {value!r}, but must be a number, a string, a bool or a "
+                "tuple of these"
             )
         for set_by_flag in on_command_line:
             if f"{key}.".startswith(f"{set_by_flag}."):
                 raise ConfigError(
-                    f"{place}: the command line sets config.{set_by_flag} as well; leave out one of the two"
+                    f"{place}: the command line sets config.{set_by_flag} too; remove one of the two"
                 )
 
 
 def _check_values(overrides: Mapping[str, Any], run: Run, place: str) -> None:
-    """Flags are text: makes sure that each value arrives as what it was."""
+    """Checks that each value keeps its type and value when it is passed as the text of a flag."""
     found = flatten(run.experiment.to_config_dict().to_dict())
     for key, value in overrides.items():
         wanted = tuple(value) if isinstance(value, list) else value
@@ -232,5 +235,5 @@ def main(argv: Sequence[str]) -> None:
 FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of the sweep, as given to its launcher.", required=True)
+    flags.DEFINE_string("workdir", None, "Folder of the sweep; the --workdir of its launcher.", required=True)
     app.run(main)

@@ -1,4 +1,4 @@
-"""TPU slices by name, such as v5e:4x4, and what Google's schedulers call them.
+"""Describes TPU slices, such as v5e:4x4, and translates them to the names that GKE and gcloud use.
 
 Sources, read in November 2026: Google Cloud's documentation, "Plan TPUs in GKE" and "TPU7x (Ironwood)" for
 accelerator labels and topologies, the pages "TPU v4", "v5e", "v5p" and "v6e" for accelerator types and hosts,
@@ -14,19 +14,21 @@ import re
 from transformer_jax.config import ConfigError
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_SMALL_CUBOIDS = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")  # larger ones are of whole cubes of 4x4x4
+_SMALL_CUBOIDS = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")  # larger ones consist of cubes of 4x4x4
 
 
 @dataclasses.dataclass(frozen=True)
 class TpuGeneration:
-    """What all slices of one kind of TPU have in common."""
+    """Properties shared by all slices of one TPU generation."""
 
     name: str
-    most_chips: int  # of one slice
-    flat: bool  # two dimensions, not three
+    most_chips: int  # maximum of one slice
+    flat: bool  # the topology has two dimensions instead of three
     gke_accelerator: str  # value of the node label cloud.google.com/gke-tpu-accelerator
-    gcloud_prefix: str  # of the accelerator types of TPU VMs, such as v5litepod-16; "" where there are none
-    cores_per_chip: int  # TensorCores, which accelerator types count: v4-32 has 16 chips
+    gcloud_prefix: (
+        str  # of the accelerator types of TPU VMs, such as v5litepod-16; "" if there are no TPU VMs
+    )
+    cores_per_chip: int  # TensorCores; some accelerator types count them (v4-32 has 16 chips)
     runtime_version: str  # of TPU VMs, for JAX
 
 
@@ -40,20 +42,20 @@ GENERATIONS = {
         TpuGeneration("tpu7x", 9216, False, "tpu7x", "", 2, ""),
     )
 }
-CHIPS_PER_HOST = 4  # unless the slice is smaller, or one host of 8 has all of it
+CHIPS_PER_HOST = 4  # except for smaller slices, and for slices that are one host with 8 chips
 CHIPS_OF_LARGE_HOST = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class TpuSlice:
-    """Chips that are wired to one another: a generation and how many there are along each dimension."""
+    """A TPU slice: a generation, and the number of chips along each dimension."""
 
     generation: TpuGeneration
     shape: tuple[int, ...]
 
     @property
     def topology(self) -> str:
-        """As Kubernetes Engine has it: 4x4."""
+        """The topology in the notation of GKE, such as 4x4."""
         return "x".join(map(str, self.shape))
 
     @property
@@ -61,13 +63,14 @@ class TpuSlice:
         return math.prod(self.shape)
 
     def hosts(self, chips_per_host: int | None = None) -> int:
-        """Virtual machines of a slice in Kubernetes Engine.
+        """Returns the number of hosts (virtual machines) of the slice in GKE.
 
         Args:
-          chips_per_host: of the machines of the node pool; by default 4, or all of a smaller slice.
+          chips_per_host: the number of chips of each machine in the node pool; by default 4, or all chips of
+            a smaller slice.
 
         Raises:
-          ConfigError: there are no such machines for this slice.
+          ConfigError: no machines for this slice have ``chips_per_host`` chips.
         """
         choices = self.host_sizes()
         size = choices[0] if chips_per_host is None else chips_per_host
@@ -77,7 +80,7 @@ class TpuSlice:
         return self.chips // size
 
     def host_sizes(self) -> tuple[int, ...]:
-        """Chips that a host in Kubernetes Engine may have, the usual number first."""
+        """Returns the possible numbers of chips per host in GKE, the default first."""
         if self.chips < CHIPS_PER_HOST:
             return (self.chips,)
         if self.generation.flat and self.chips == CHIPS_OF_LARGE_HOST:
@@ -86,30 +89,30 @@ class TpuSlice:
 
     @property
     def vm_workers(self) -> int:
-        """Workers of a TPU VM, of which one has all of a flat slice of up to 8 chips."""
+        """The number of workers of a TPU VM; a flat slice of up to 8 chips has one worker."""
         if self.generation.flat and self.chips <= CHIPS_OF_LARGE_HOST:
             return 1
         return self.chips // CHIPS_PER_HOST
 
     @property
     def accelerator_type(self) -> str:
-        """Name for ``gcloud compute tpus``: v5litepod-16 for v5e:4x4, v4-32 for v4:2x2x4.
+        """The name for ``gcloud compute tpus``: v5litepod-16 for v5e:4x4, v4-32 for v4:2x2x4.
 
         Raises:
-          ConfigError: there are no TPU VMs of this generation, or a type of this size has another shape.
+          ConfigError: this generation has no TPU VMs, or TPU VMs of this size have another topology.
         """
         generation = self.generation
         if not generation.gcloud_prefix:
             raise ConfigError(
-                f"there are no TPU VMs of {generation.name}: Google has them in Kubernetes Engine, for "
-                f"launch/gke.py; TPU VMs are of {_listed(_vm_generations())}"
+                f"{generation.name} is not available as TPU VMs; use it in GKE with launch/gke.py, or use "
+                f"one of {_listed(_vm_generations())}"
             )
         usual = usual_shape(generation, self.chips)
         if usual != self.shape:
             shape = "x".join(map(str, usual))
             raise ConfigError(
-                f"a TPU VM of {self.chips} chips of {generation.name} has the topology {shape}, not "
-                f"{self.topology}: ask for {generation.name}:{shape}"
+                f"a TPU VM with {self.chips} chips of {generation.name} has the topology {shape}, not "
+                f"{self.topology}; use {generation.name}:{shape}"
             )
         return f"{generation.gcloud_prefix}-{self.chips * generation.cores_per_chip}"
 
@@ -118,31 +121,33 @@ class TpuSlice:
 
 
 def parse_slice(text: str) -> TpuSlice:
-    """Reads a slice such as ``v5e:4x4``.
+    """Parses a slice such as ``v5e:4x4``.
 
     Raises:
-      ConfigError: there is no such generation or topology; the message lists those there are.
+      ConfigError: the generation or topology does not exist; the message lists the available ones.
     """
     name, colon, topology = text.strip().lower().partition(":")
     if name not in GENERATIONS:
-        raise ConfigError(f"there is no TPU {name!r}: it is one of {_listed(GENERATIONS)}, as in v5e:4x4")
+        raise ConfigError(
+            f"unknown TPU {name!r}; use one of {_listed(GENERATIONS)}, with a topology, as in v5e:4x4"
+        )
     generation = GENERATIONS[name]
     known = topologies(generation)
     if topology in known:
         return TpuSlice(generation, tuple(map(int, topology.split("x"))))
     few = _listed(known[:12]) + (", …" if len(known) > 12 else "")
     if not colon:
-        raise ConfigError(f"{text!r} has no topology: for {name} there are {few}, as in {name}:{known[0]}")
+        raise ConfigError(f"{text!r} has no topology; for {name} use one of {few}, as in {name}:{known[0]}")
     near = _ascending(topology) if _ascending(topology) in known else None
     near = near or next(iter(difflib.get_close_matches(topology, known, 1)), known[0])
     rule = "" if generation.flat else "; larger ones are AxBxC with multiples of 4, A <= B <= C"
     raise ConfigError(
-        f"{name} has no topology {topology!r} (did you mean {name}:{near}?): it has {few}{rule}"
+        f"{name} has no topology {topology!r} (did you mean {name}:{near}?); use one of {few}{rule}"
     )
 
 
 def topologies(generation: TpuGeneration) -> list[str]:
-    """All topologies of a generation, the smaller ones first."""
+    """Returns all topologies of a generation, the smallest first."""
     if generation.flat:
         return list(_FLAT)
     edges = range(4, generation.most_chips // 16 + 1, 4)
@@ -156,13 +161,13 @@ def topologies(generation: TpuGeneration) -> list[str]:
 
 
 def usual_shape(generation: TpuGeneration, chips: int) -> tuple[int, ...]:
-    """The topology that so many chips have unless another is asked for: the one nearest to a cube."""
+    """Returns the default topology of a number of chips, which is the one closest to a square or cube."""
     shapes = [tuple(map(int, topology.split("x"))) for topology in topologies(generation)]
     return min((shape for shape in shapes if math.prod(shape) == chips), key=sum)
 
 
 def _ascending(topology: str) -> str:
-    """4x8 for 8x4, as topologies are written, but 2x2x1 for 1x2x2."""
+    """Returns a topology with its dimensions in the usual order: 4x8 for 8x4, but 2x2x1 for 1x2x2."""
     if not re.fullmatch(r"\d+(x\d+){1,2}", topology):
         return topology
     edges = sorted(map(int, topology.split("x")))

@@ -1,16 +1,18 @@
-"""``caption_questions``: questions about the captions of Multi30k, each answered by one span of text.
+"""Generates ``caption_questions``: questions about captions of Multi30k, each answered by one span of text.
 
-Extractive question answering in the form of SQuAD that needs no download beyond the captions. A context is
-three to five captions that follow one another; a question is about one of them, made from its surface by the
-patterns of ``templates``: who does something, what someone does, where, with what, in what clothes, and what
-has which colour or number. It is asked only where
+The data set has the form of SQuAD (extractive question answering) and needs no download except the captions.
+A context consists of three to five consecutive captions. A question is about one caption and is generated
+from its words with the patterns of ``templates``. It asks who does something, what someone does, where, with
+what or in which clothes, or for a colour or a number. A question is used only if
 
-* no other caption of the context has, or may have, all that the question speaks of, so the answer is one; and
-* another caption has something like an answer of its kind, so the kind alone does not tell where it is.
+* no other caption of the context contains, or could contain, everything that the question mentions, so that
+  the answer is unique; and
+* another caption contains a possible answer of the same kind, so that the kind alone does not reveal the
+answer.
 
-No question is asked twice about a caption. "May have" goes by words alone: a caption that means the same in
-other words is not seen. Of 60 questions drawn from the training split and read by their author, none had a
-wrong answer (2026-11-22); some are as clumsy as their captions.
+No question is asked twice about the same caption. The check for uniqueness compares words only; it misses a
+caption with the same meaning in other words. The author read 60 random questions of the training split
+(2026-11-22): no answer was wrong, but some questions are clumsy, like their captions.
 """
 
 import collections
@@ -35,7 +37,7 @@ CAPTION_FILES = {
     "test": "multi30k/test_2016_flickr.en.gz",
 }
 MOST_QUESTIONS = {"train": 60_000, "validation": 2_000, "test": 2_000}
-CAPTIONS_OF_CONTEXT = (3, 5)  # the least and the most
+CAPTIONS_OF_CONTEXT = (3, 5)  # minimum and maximum
 MOST_QUESTIONS_OF_CONTEXT = 3
 HOMEPAGE = "https://github.com/multi30k/dataset"
 
@@ -44,7 +46,7 @@ _SEED = 2016
 
 @dataclasses.dataclass(frozen=True)
 class CaptionQuestion:
-    """A question with its context, and the answer's text and first character."""
+    """A question, its context, and its answer; ``start`` is the answer's first character in the context."""
 
     id: str
     kind: str
@@ -55,15 +57,15 @@ class CaptionQuestion:
 
 
 def read_captions(folders: Sequence[str]) -> dict[str, list[str]]:
-    """The captions of every split that are sentences with a full stop, in their order.
+    """Returns the captions of each split that end with a full stop, in their order.
 
-    One that training has, too, is in no other split.
+    Captions that also occur in an earlier split, such as the training split, are left out.
 
     Args:
-      folders: where ``multi30k/`` may be; the first that has a file counts.
+      folders: folders that may contain ``multi30k/``; each file is read from the first one that has it.
 
     Raises:
-      DataError: a file is in none of them, or broken.
+      DataError: a file is missing from all folders, or is broken.
     """
     captions: dict[str, list[str]] = {}
     seen: set[str] = set()
@@ -72,9 +74,9 @@ def read_captions(folders: Sequence[str]) -> dict[str, list[str]]:
         path = next((path for path in paths if os.path.exists(path)), None)
         if path is None:
             raise DataError(
-                f"caption_questions is made from {name} of Multi30k, which is not in "
-                f"{' or '.join(map(os.path.abspath, folders))}: copy data/task1/raw/{os.path.basename(name)} "
-                f"of {HOMEPAGE} to {paths[0]}, or set ${DATA_VARIABLE} to the folder that has multi30k/"
+                f"caption_questions is generated from {name} of Multi30k, which is not in "
+                f"{' or '.join(map(os.path.abspath, folders))}; copy data/task1/raw/{os.path.basename(name)} "
+                f"of {HOMEPAGE} to {paths[0]}, or set ${DATA_VARIABLE} to the folder that contains multi30k/"
             )
         lines = [line.strip() for line in read_lines(path)]
         captions[split] = [line for line in lines if line.endswith(".") and line not in seen]
@@ -85,19 +87,19 @@ def read_captions(folders: Sequence[str]) -> dict[str, list[str]]:
 def make_questions(
     captions: list[str], most: int, name: str = ""
 ) -> tuple[list[CaptionQuestion], collections.Counter[str]]:
-    """Questions about contexts of consecutive captions, one context from every caption on.
+    """Returns questions about contexts of consecutive captions; one context begins at each caption.
 
-    The same captions give the same questions, on every machine.
+    The result is deterministic and the same on every machine.
 
     Args:
-      captions: a sentence each.
-      most: questions; where there are more, this number of them drawn uniformly.
-      name: of the split; questions' ids begin with it.
+      captions: one sentence each.
+      most: maximum number of questions; if there are more, a uniform random sample is returned.
+      name: name of the split, with which the ids of the questions begin.
 
     Returns:
-      The questions in the order of the captions, and how many were left out, by the reason.
+      The questions in the order of the captions, and the number of rejected questions by reason.
     """
-    # The legacy generator, because NumPy promises that its streams never change.
+    # NumPy guarantees that the streams of this legacy generator never change.
     rng = np.random.RandomState(_SEED)
     least, longest = CAPTIONS_OF_CONTEXT
     asked: set[tuple[int, str]] = set()
@@ -110,7 +112,7 @@ def make_questions(
             (place, candidate) for place, caption in enumerate(context) for candidate in _candidates(caption)
         ]
         everything = [everything[i] for i in rng.permutation(len(everything)).tolist()]
-        # The most frequent kind comes last, or most questions would be of it.
+        # The most frequent kind, "who", comes last. Otherwise most questions would be of this kind.
         for place, candidate in sorted(everything, key=lambda found: found[1].kind == "who"):
             others = [caption for n, caption in enumerate(context) if n != place]
             forms = [form for form in candidate.questions if (first + place, form) not in asked]
@@ -146,7 +148,7 @@ def _candidates(caption: str) -> list[templates.Candidate]:
 def is_only_answer(
     candidate: templates.Candidate, question: str, caption: str, others: Sequence[str]
 ) -> bool:
-    """Whether no other caption, and nothing else in its own, can be what the question is about."""
+    """Returns whether nothing else in the caption, and no other caption, can be meant by the question."""
     if candidate.subject and templates.times(caption, candidate.subject) != 1:
         return False
     return not any(templates.fits(other, question) for other in others)
@@ -175,7 +177,7 @@ class CaptionQuestions(tfds.core.GeneratorBasedBuilder):
     ]
 
     def __init__(self, *, file_format: Any = "array_record", **kwargs: Any):
-        # As in number_words: TFDS's own default format is one that only TensorFlow can write.
+        # As in number_words; the default format of TFDS can be written only with TensorFlow.
         super().__init__(file_format=file_format, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:

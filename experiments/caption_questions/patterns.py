@@ -1,4 +1,4 @@
-"""Regular expressions over the lists of ``words``: how a caption is built, and where its answers are."""
+"""Regular expressions over the lists of ``words`` that parse captions and find the answers in them."""
 
 import re
 from collections.abc import Iterable
@@ -12,15 +12,15 @@ def any_of(names: Iterable[str]) -> str:
 
 _FORMS = words.PARTICIPLES | words.THIRD_PERSONS
 _STOP = any_of(sorted(words.FUNCTION_WORDS | _FORMS))
-_ING = rf"(?!(?!(?:{any_of(sorted(words.ING_NOUNS))})\b)\w+ing\b)"  # no word in -ing but these nouns
+_ING = rf"(?!(?!(?:{any_of(sorted(words.ING_NOUNS))})\b)\w+ing\b)"  # excludes words in -ing, except nouns
 _DETERMINER = rf"(?:{any_of(words.DETERMINERS)})"
 _WORD = rf"(?!(?:{_STOP}|{any_of(words.DETERMINERS)})(?![\w'-])){_ING}[A-Za-z][\w'-]*"
 _COLOUR = rf"(?:(?:{any_of(words.SHADES)}) )?(?:{any_of(words.COLOURS)})"
 _COLOURS = rf"(?:{_COLOUR}, )?{_COLOUR}(?:,? and {_COLOUR})?"
 _WORDS = rf"(?:(?:{_COLOURS}|{_WORD}),? )"
-# A noun ends its phrase here: what follows is no further noun.
+# The end of a noun phrase: no further noun follows.
 _END = rf"(?=[.,]|$| (?:{_STOP}|{any_of(words.DETERMINERS)})\b| \w+ing\b)"
-_BEFORE_A_VERB = rf"(?= (?:{any_of(sorted(words.BASES))})\b)"  # of a plural: "Two men in hats | sit"
+_BEFORE_A_VERB = rf"(?= (?:{any_of(sorted(words.BASES))})\b)"  # for plurals: "Two men in hats | sit"
 _ITEM = rf"(?:(?:{_DETERMINER}) )?{_WORDS}{{0,4}}?(?:{any_of(words.LOOKS)})(?:{_END}|{_BEFORE_A_VERB})"
 _ITEMS = rf"{_ITEM}(?:,? and {_ITEM})?"
 _LOOKS = rf"(?:,? (?:in|with|wearing|dressed in) {_ITEMS},?)"
@@ -85,10 +85,10 @@ TAKING = words.listed(
     "grilling playing making building repairing inspecting buying peeling dragging operating preparing "
     "serving"
 )
-# Capitals that stay.
+# Words that keep their capital letter.
 PROPER = words.listed("Asian African American Indian Chinese Japanese Caucasian Hispanic Muslim")
 NEVER_CUT = words.listed("putting setting getting giving bringing coming going leaving throwing taking")
-# Where a caption has something that could be taken for the answer to a question of the kind.
+# For each kind of question, a pattern of possible answers.
 _LIKE_AN_ANSWER = {
     "who": rf"\b(?i:{_BEINGS})\b.* (?:{any_of(sorted(_FORMS))})\b",
     "doing": rf"\b(?:{any_of(sorted(words.PARTICIPLES))})\b",

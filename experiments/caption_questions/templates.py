@@ -1,7 +1,7 @@
-"""What can be asked about one caption, by its surface: patterns over the closed lists of ``words``.
+"""Generates the questions that can be asked about one caption, with patterns over the lists of ``words``.
 
-A caption is taken apart as *subject, looks, verb, rest*, as in "A man | in a blue shirt | is standing | on a
-ladder cleaning a window". One that does not fit is asked nothing, or its colours and numbers only.
+A caption is parsed into *subject, looks, verb, rest*, as in "A man | in a blue shirt | is standing | on a
+ladder cleaning a window". If a caption cannot be parsed, only its colours and numbers are asked for.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from experiments.caption_questions import patterns, words
 
 KINDS = ("who", "doing", "where", "what", "wearing", "colour", "count")
-MOST_WORDS_OF_REST = 8  # of the rest of a caption that a question repeats
+MOST_WORDS_OF_REST = 8  # maximum number of words after the verb that a question repeats
 
 _SAYS_NOTHING = words.FUNCTION_WORDS.union(
     words.listed(
@@ -24,14 +24,15 @@ _SAYS_NOTHING = words.FUNCTION_WORDS.union(
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """Something to ask about a caption, if nothing else in a context answers it.
+    """A possible question about a caption; it is used if nothing else in the context answers it.
 
     Attributes:
-      kind: of question, one of ``KINDS``.
-      questions: the same one in other words, from short to long; each says more of what is meant.
-      start: of the answer, in characters of the caption.
-      stop: of the answer.
-      subject: the noun that may stand only once in the caption, for the question to mean one thing; or "".
+      kind: the kind of question, one of ``KINDS``.
+      questions: forms of the question, from short to long; longer ones are more specific.
+      start: the first character of the answer in the caption.
+      stop: the end of the answer in the caption, exclusive.
+      subject: a noun that must occur only once in the caption, because the question would be ambiguous
+        otherwise; or "".
     """
 
     kind: str
@@ -43,7 +44,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """A caption taken apart: its first noun phrase, and what is said of it."""
+    """A parsed caption: its first noun phrase, its verb and the rest."""
 
     subject: tuple[int, int]  # characters
     core: str  # "the young man"
@@ -67,7 +68,7 @@ class _Parts:
 
     @property
     def predicate(self) -> str:
-        """What the subject is doing, in a question; "" where that is unknown, long or unclear."""
+        """The words of a question for what the subject does; "" if that is unknown, too long or unclear."""
         is_clear = (
             self.verb
             and not patterns.UNCLEAR.search(self.rest)
@@ -77,7 +78,7 @@ class _Parts:
 
 
 def candidates(caption: str) -> list[Candidate]:
-    """Everything that can be asked about a caption, in the order of ``KINDS`` and of the answers."""
+    """Returns all possible questions about a caption, in the order of ``KINDS`` and of the answers."""
     parts = _parse(caption)
     found = [*_of_colours(caption, parts), *_of_numbers(caption, parts)]
     if parts is not None:
@@ -88,7 +89,7 @@ def candidates(caption: str) -> list[Candidate]:
 
 
 def could_mislead(caption: str, kind: str) -> bool:
-    """Whether a caption has something that looks like the answer to a question of this kind."""
+    """Returns whether a caption contains something like an answer to a question of this kind."""
     return patterns.RIVALS[kind].search(caption) is not None
 
 
@@ -130,7 +131,7 @@ def _parse(caption: str) -> _Parts | None:
 
 
 def _has_one_verb(match: re.Match[str]) -> bool:
-    """Whether the verb is the caption's: "A man sitting on a bench reads a book" has another one."""
+    """Returns whether the matched verb is the main verb; in "A man sitting on a bench reads" it is not."""
     if match["auxiliary"] is not None:
         return True
     if match["verb"] in words.PARTICIPLES:
@@ -148,7 +149,7 @@ def _who(caption: str, parts: _Parts) -> Iterator[Candidate]:
         cuts = [match.start() for match in patterns.PREPOSITION.finditer(rest)]
         if parts.verb in patterns.NEVER_CUT:
             cuts = []
-        elif parts.verb not in patterns.STAYING:  # "Who is looking?" is no whole question
+        elif parts.verb not in patterns.STAYING:  # "Who is looking?" is not a complete question
             cuts = [cut for cut in cuts if cut > 0]
         rests = [*(rest[:cut] for cut in cuts), rest]
         rests = [shown for shown in rests if not patterns.INCOMPLETE.search(shown)]
@@ -235,17 +236,17 @@ def _short_and_long(parts: _Parts) -> list[str]:
 
 @functools.lru_cache(maxsize=200_000)
 def content(text: str) -> tuple[str, ...]:
-    """The words of a text that say what it is about: no function words, nor those of the questions."""
+    """Returns the content words of a text, without function words and question words."""
     found = (word.removesuffix("'s") for word in re.findall(r"[A-Za-z][\w'-]*", text))
     return tuple(word for word in found if word.lower() not in _SAYS_NOTHING)
 
 
 def fits(caption: str, question: str) -> bool:
-    """Whether a caption has, or may have, everything that a question speaks of."""
+    """Returns whether a caption contains, or could contain, everything that a question mentions."""
     there = content(caption)
     return all(any(words.agree(word, other) for other in there) for word in content(question))
 
 
 def times(caption: str, noun: str) -> int:
-    """How often a caption speaks of such a thing as ``noun``."""
+    """Returns how often a caption mentions something that ``noun`` can mean."""
     return sum(words.agree(noun, word) for word in content(caption))

@@ -1,4 +1,4 @@
-"""The closed word lists that the questions about captions are made with, and when two words agree."""
+"""Word lists from which the questions about captions are generated, and the comparison of words."""
 
 import functools
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The words of a text, in its order."""
+    """Returns the words of a text in their order."""
     return tuple(text.split())
 
 
@@ -17,7 +17,7 @@ COLOURS = listed(
 SHADES = listed("light dark bright navy neon royal pale")
 NUMBERS = listed("two three four five six seven eight nine ten")
 DETERMINERS = ("a", "an", "the", "one", "his", "her", "their", "its", "some", "several", "many", *NUMBERS)
-# Of a first noun phrase; the longer first, as a regular expression tries them.
+# Beginnings of a noun phrase. Longer ones come first, because a regular expression tries them in this order.
 GROUPS = (
     *(
         f"{article}{group} of"
@@ -27,7 +27,7 @@ GROUPS = (
     *("a few", "few"),
 )
 
-# Nouns of people: gender (m, f or -) and age (adult, child or -). What "-" leaves open agrees with both.
+# Nouns for people by gender (m, f or -) and age (adult, child or -); "-" agrees with every value.
 _PEOPLE = {
     "m adult": "man/men guy/guys gentleman/gentlemen male/males father/fathers businessman/businessmen "
     "fisherman/fishermen policeman/policemen fireman/firemen cowboy/cowboys workman/workmen monk/monks groom",
@@ -55,7 +55,7 @@ _ANIMALS = listed(
     "poodle/poodles greyhound/greyhounds duck/ducks donkey/donkeys goat/goats camel/camels "
     "elephant/elephants"
 )
-_NOT_SUBJECTS = {"other", "others", "another", "one", "someone"}  # people all the same
+_NOT_SUBJECTS = {"other", "others", "another", "one", "someone"}  # mean people, but are not used as subjects
 
 CLOTHES = listed(
     "shirt shirts t-shirt t-shirts tee-shirt jacket jackets hat hats dress dresses pants shorts coat "
@@ -101,7 +101,7 @@ PLACES = listed(
     "waterfront waterfall raft stoop boulder factory rug bathroom carpet aisle tub bathtub swing side "
     "middle edge top body air area canoe kayak bicycle motorcycle bike horse crowd"
 )
-# Of places; the longer first, as a regular expression tries them.
+# Prepositions of places. Longer ones come first, because a regular expression tries them in this order.
 PREPOSITIONS = (
     *("in front of", "on top of", "next to", "close to", "outside of", "out of"),
     *listed(
@@ -167,7 +167,7 @@ _STEMS = {form: _BASE_OF[participle] for form, participle in PARTICIPLE_OF.items
 
 
 def _beings() -> Iterator[tuple[str, tuple[str, str, str], bool]]:
-    """Every noun of people and animals, what it says of them as in _BEINGS, and whether it is a plural."""
+    """Yields the nouns for people and animals, each with its value in _BEINGS and whether it is a plural."""
     for kind, nouns in _PEOPLE.items():
         gender, age = kind.split()
         for forms in nouns.split():
@@ -180,7 +180,7 @@ def _beings() -> Iterator[tuple[str, tuple[str, str, str], bool]]:
             yield form, ("animal", "-" if species == "animal" else species, "-"), form == plural
 
 
-# Of a noun: people or animal, gender or species, age; "-" where it leaves that open.
+# noun -> ("people" or "animal", gender or species, age); "-" means that the noun does not say it.
 _BEINGS = {form: kind for form, kind, _ in _beings()}
 PEOPLE = tuple(form for form, kind in _BEINGS.items() if kind[0] == "people" and form not in _NOT_SUBJECTS)
 ANIMALS = tuple(form for form, kind in _BEINGS.items() if kind[0] == "animal")
@@ -203,7 +203,7 @@ _SAME = {
 
 @functools.cache
 def stem(word: str) -> str:
-    """A word as others are compared with it: lower case, verbs by their base, nouns without a plural's s."""
+    """Returns the normal form for comparing words: lower case, base forms of verbs, singular nouns."""
     word = word.lower()
     found = _STEMS.get(word)
     if found is None:
@@ -215,12 +215,12 @@ def stem(word: str) -> str:
 
 
 def is_being(word: str) -> bool:
-    """Whether it is a noun for people or animals."""
+    """Returns whether the word is a noun for people or animals."""
     return word.lower() in _BEINGS
 
 
 def agree(word: str, other: str) -> bool:
-    """Whether both may mean the same: "lady" and "person", "bike" and "bicycles", not "man" and "girl"."""
+    """Returns whether two words can mean the same: "lady" and "person", but not "man" and "girl"."""
     kind, other_kind = _BEINGS.get(word.lower()), _BEINGS.get(other.lower())
     if kind is None or other_kind is None:
         return stem(word) == stem(other)

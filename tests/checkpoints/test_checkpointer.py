@@ -178,7 +178,7 @@ def test_mismatches_are_listed_and_never_fallen_back_from(copied: Path) -> None:
         "params/encoder/kernel: float32[200, 16] in the checkpoint, float32[200, 17] here",
         "params/layers/0: bfloat16[8, 3] in the checkpoint, float32[8, 3] here",
         "params/decoder: not in the checkpoint",
-        "params/scale: in the checkpoint only",
+        "params/scale: only in the checkpoint",
     ):
         assert line in message
     many = {str(i): jax.ShapeDtypeStruct((), jnp.float32) for i in range(50)}
@@ -207,7 +207,7 @@ def test_average_is_the_mean_in_float32(written: Path) -> None:
 
 def test_average_needs_that_many_whole_ones(copied: Path) -> None:
     params = template(make_state(0, 200).params)
-    with pytest.raises(CheckpointError, match=r"last 3 checkpoints: .* has 2 whole .*latest=3"):
+    with pytest.raises(CheckpointError, match=r"last 3 checkpoints, .* has 2 intact .*latest=3"):
         Checkpointer(copied, CONFIG).average(params, last=3)
     with pytest.raises(ValueError, match="last=0"):
         Checkpointer(copied, CONFIG).average(params, last=0)
@@ -261,16 +261,18 @@ def test_bad_configs_and_arguments_are_refused(tmp_path: Path) -> None:
     with Checkpointer(tmp_path, CheckpointConfig(every_steps=4)) as checkpointer:
         assert [step for step in range(9) if checkpointer.is_due(step)] == [0, 4, 8]
         state = {"params": jnp.zeros(2)}
-        with pytest.raises(ValueError, match="JSON values only"):
+        with pytest.raises(ValueError, match="only JSON values"):
             checkpointer.save(1, state, {"iterator": b"bytes"})
-        with pytest.raises(ValueError, match="come back from JSON as it was"):
+        with pytest.raises(ValueError, match="changes when it is converted to JSON and back"):
             checkpointer.save(1, state, {"iterator": {1: 2}})
-        with pytest.raises(ValueError, match=r"best_metric='loss' is not among .* accuracy, bleu"):
+        with pytest.raises(
+            ValueError, match=r"best_metric='loss' is not a metric of this run; use one of accuracy, bleu"
+        ):
             checkpointer.save(1, state, {}, {"bleu": 1.0, "accuracy": 1.0})
         assert checkpointer.steps() == []
         checkpointer.save(5, state, {})
         for step in (5, 4):
-            with pytest.raises(CheckpointError, match="already holds a checkpoint of step 5"):
+            with pytest.raises(CheckpointError, match="already has a checkpoint of step 5"):
                 checkpointer.save(step, state, {})
 
 

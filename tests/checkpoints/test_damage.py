@@ -115,14 +115,14 @@ def test_all_damaged_is_an_error_that_lists_them(copied: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         Checkpointer(copied, CONFIG).restore(TEMPLATE)
     message = str(caught.value)
-    assert f"{copied} has no whole checkpoint:" in message
+    assert f"{copied} has no intact checkpoint;" in message
     assert "step 20: JSONDecodeError" in message
-    assert "step 10: half-written: it has no commit_success.txt" in message
+    assert "step 10: it is incomplete, because it has no commit_success.txt" in message
 
 
 def test_nothing_to_read_is_an_error_and_creates_nothing(tmp_path: Path) -> None:
     checkpointer = Checkpointer(tmp_path / "absent", CONFIG)
-    with pytest.raises(CheckpointError, match=r"absent has no whole checkpoint$"):
+    with pytest.raises(CheckpointError, match=r"absent has no intact checkpoint$"):
         checkpointer.restore(TEMPLATE)
     assert checkpointer.best_step() is None
     assert not (tmp_path / "absent").exists()
@@ -131,7 +131,7 @@ def test_nothing_to_read_is_an_error_and_creates_nothing(tmp_path: Path) -> None
 def test_a_step_asked_for_by_number_does_not_fall_back(copied: Path) -> None:
     checkpointer = Checkpointer(copied, CONFIG)
     assert checkpointer.restore(TEMPLATE, step=10).step == 10
-    with pytest.raises(CheckpointError, match="no whole checkpoint of step 15; it has: 10, 20"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint of step 15; available steps: 10, 20"):
         checkpointer.restore(TEMPLATE, step=15)
     truncate(largest_array(copied / "20"))
     with pytest.raises(CheckpointError, match=r"checkpoints/20 is damaged"):
@@ -167,7 +167,7 @@ def test_an_average_passes_over_a_damaged_one(copied: Path) -> None:
     found = Checkpointer(copied, CONFIG).average(TEMPLATE["params"], last=1)
     assert found.steps == (10,) and [skip.step for skip in found.skipped] == [20]
     assert_same(found.params, make_state(10)["params"])
-    with pytest.raises(CheckpointError, match="has 1 whole"):
+    with pytest.raises(CheckpointError, match="has 1 intact"):
         Checkpointer(copied, CONFIG).average(TEMPLATE["params"], last=2)
 
 
@@ -242,7 +242,7 @@ def test_a_full_disk_is_said_and_older_checkpoints_stay_whole(
     assert len(messages) == 3
     for message in messages:
         assert "the disk is full" in message and f"{tmp_path}/2" in message
-        assert "File too large" in message and "of step(s) 1 are whole" in message
+        assert "File too large" in message and "of step(s) 1 are complete" in message
     expected = np.random.default_rng(0).normal(size=(10, 10)).astype(np.float32)
     wanted = jax.ShapeDtypeStruct((10, 10), jnp.float32)
     found = Checkpointer(tmp_path, CONFIG).restore_params(wanted)

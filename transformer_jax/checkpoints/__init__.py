@@ -1,6 +1,6 @@
-"""Training checkpoints: the state and the position in the data, written atomically.
+"""Writes and reads training checkpoints: the state and the position in the data, written atomically.
 
-It may import types and config alone.
+It may import only ``types`` and ``config``.
 """
 
 from transformer_jax.checkpoints.checkpointer import CheckpointConfig, Checkpointer

@@ -175,7 +175,7 @@ class Checkpointer:
         scores = {name: float(value) for name, value in (metrics or {}).items()}
         if metrics is not None and self.config.keep_best and self.config.best_metric not in scores:
             raise ValueError(
-                f"checkpoint.best_metric={self.config.best_metric!r} is not among the metrics "
+                f"checkpoint.best_metric={self.config.best_metric!r} is not a metric of this run; use one of "
                 + ", ".join(sorted(scores))
             )
         data_states = files.gather_json(data_state)
@@ -186,9 +186,8 @@ class Checkpointer:
         latest = self.latest_step()
         if latest is not None and step <= latest:
             raise CheckpointError(
-                f"{self.directory} already holds a checkpoint of step {latest}, so none of step "
-                f"{step} can be added: continue from it, use another directory, or move the newer "
-                "ones away"
+                f"cannot save step {step}, because {self.directory} already has a checkpoint of step "
+                f"{latest}; continue from that one, use another directory, or move the newer checkpoints away"
             )
         self._writing, self._metrics[step] = step, scores
         try:
@@ -273,7 +272,7 @@ class Checkpointer:
           CheckpointError: there are too few intact checkpoints; the message says how many there are.
         """
         if last < 1:
-            raise ValueError(f"{last=} checkpoints cannot be averaged: it must be at least 1")
+            raise ValueError(f"{last=}, the number of checkpoints to average, must be at least 1")
         total: PyTree = None
         used: list[int] = []
         data_states: list[dict[str, Any]] = []
@@ -301,8 +300,8 @@ class Checkpointer:
             mean = jax.tree.map(lambda leaf: leaf / len(used), total)
             return RestoredParams(tuple(used), mean, data_states[0], tuple(skipped))
         raise CheckpointError(
-            f"cannot average the last {last} checkpoints: {self.directory} has {len(used)} whole "
-            f"one(s); ask for at most that, or train with checkpoint.keep_latest={last}"
+            f"cannot average the last {last} checkpoints, because {self.directory} has {len(used)} intact "
+            f"checkpoint(s); average at most this many, or train with checkpoint.keep_latest={last}"
         )
 
     def _read_newest(
@@ -311,7 +310,9 @@ class Checkpointer:
         found = files.find_steps(self.directory)
         if step is not None and not found.get(step):
             here = ", ".join(map(str, self.steps())) or "none"
-            raise CheckpointError(f"{self.directory} has no whole checkpoint of step {step}; it has: {here}")
+            raise CheckpointError(
+                f"{self.directory} has no complete checkpoint of step {step}; available steps: {here}"
+            )
         skipped: list[Skipped] = []
         for candidate in reversed(found) if step is None else [step]:
             if candidate == self._writing:
@@ -327,9 +328,9 @@ class Checkpointer:
                 if step is not None:
                     raise CheckpointError(f"{self.directory}/{step} is damaged: {error}") from error
                 skipped.append(self._skip(candidate, str(error)))
-        advice = ": bring one back from a copy, or start in another folder" if skipped else ""
+        advice = "; restore one from a backup, or start in another folder" if skipped else ""
         reasons = "".join(f"\n  step {skip.step}: {skip.reason}" for skip in skipped)
-        raise CheckpointError(f"{self.directory} has no whole checkpoint{advice}{reasons}")
+        raise CheckpointError(f"{self.directory} has no intact checkpoint{advice}{reasons}")
 
     def _skip(self, step: int, reason: str) -> Skipped:
         _log.warning("skipping the checkpoint %s/%d: %s", self.directory, step, reason)
@@ -374,13 +375,13 @@ class Checkpointer:
         for step, committed in files.find_steps(self.directory).items():
             path = self.directory / str(step)
             if not committed:
-                _log.warning("removing %s, which a run that was stopped left half-written", path)
+                _log.warning("removing the incomplete checkpoint %s of an interrupted run", path)
                 path.rmtree()
             elif step in self._damaged:
                 aside = self.directory / f"{step}{DAMAGED_SUFFIX}"
                 if aside.exists():
                     aside = self.directory / f"{step}{DAMAGED_SUFFIX}.{time.time_ns()}"
-                _log.warning("renaming %s, which is damaged, to %s", path, aside.name)
+                _log.warning("renaming the damaged checkpoint %s to %s", path, aside.name)
                 path.rename(aside)
 
     def _write_failed(self, error: Exception) -> CheckpointError:
@@ -393,5 +394,5 @@ class Checkpointer:
                 _log.debug("closing after a failed save: %s", again)
         path, whole = self.directory / str(step), self.steps()
         if jax.process_index() == 0 and step not in whole and path.exists():
-            path.rmtree()  # it may be what fills the disk
+            path.rmtree()  # the disk may be full because of it
         return CheckpointError(files.why_not_written(path, whole, error))

@@ -1,6 +1,6 @@
-"""One checkpoint on disk: its names, reading it, comparing it, and what its errors mean.
+"""Reads, writes and compares the files of one checkpoint, and interprets the errors of Orbax.
 
-``transformer_jax.checkpoints.checkpointer`` is what programs use; this module knows Orbax's files.
+This module depends on the file format of Orbax; other code uses ``transformer_jax.checkpoints.checkpointer``.
 """
 
 import errno
@@ -22,15 +22,15 @@ from orbax.checkpoint.options import AsyncOptions, AtomicityMode, AtomicityOptio
 
 from transformer_jax.types import PyTree
 
-COMMIT_FILE = "commit_success.txt"  # Orbax's name for it
-HALF_WRITTEN = f"half-written: it has no {COMMIT_FILE}"
+COMMIT_FILE = "commit_success.txt"  # the name that Orbax uses
+HALF_WRITTEN = f"it is incomplete, because it has no {COMMIT_FILE}"
 DATA_FILE = "data.json"
-_MAX_LISTED = 20  # leaves in one message
-_MAX_LINE = 400  # characters of another library's message
+_MAX_LISTED = 20  # number of leaves that a message lists
+_MAX_LINE = 400  # number of characters quoted from the message of another library
 _READ_AT_ONCE = 32
 _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _DISK_FULL_TEXTS = tuple(os.strerror(number).lower() for number in _DISK_FULL_ERRNOS)
-# Errors of the machine or of its user: an older checkpoint would meet them too.
+# These errors are not caused by damaged files; they would also occur with an older checkpoint.
 _NOT_DAMAGE_TEXTS = (
     "permission_denied",
     "permission denied",
@@ -42,19 +42,19 @@ LeafNames = tuple[str, ...]
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or none can be read."""
+    """A checkpoint cannot be written, or no checkpoint can be read."""
 
 
 class CheckpointMismatchError(CheckpointError):
-    """A whole checkpoint holds other arrays than those asked for."""
+    """A checkpoint is complete, but its arrays differ from the requested ones."""
 
 
 class DamagedError(Exception):
-    """The files of one checkpoint cannot be read; ``Checkpointer`` turns to an older one."""
+    """The files of one checkpoint cannot be read; ``Checkpointer`` then tries an older one."""
 
 
 def find_steps(directory: epath.Path) -> dict[int, bool]:
-    """The steps that have a folder, oldest first, and whether each was committed."""
+    """Returns the steps that have a folder, oldest first, and whether each was committed."""
     if not directory.is_dir():
         return {}
     found = [path for path in directory.iterdir() if path.name.isdigit() and path.is_dir()]
@@ -62,23 +62,23 @@ def find_steps(directory: epath.Path) -> dict[int, bool]:
 
 
 def make_manager(directory: epath.Path, kept: Callable[[Sequence[int]], set[int]]) -> ocp.CheckpointManager:
-    """An Orbax manager that writes in the background and commits last.
+    """Returns an Orbax manager that writes in the background and writes the commit file last.
 
     Args:
-      directory: an absolute path that exists.
-      kept: which of these steps to keep; the others are deleted after each save.
+      directory: an existing folder; the path is absolute.
+      kept: returns which of the given steps to keep; the others are deleted after each save.
     """
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     registry.add("state", ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler())
     registry.add("data", ocp.args.JsonSave, ocp.JsonCheckpointHandler(filename=DATA_FILE))
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_Keep(kept),
-        # Orbax's default, a rename, takes a half-copied folder for a checkpoint.
+        # With Orbax's default, a rename, a folder that is copied in part would count as a checkpoint.
         atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
         create=False,
         save_root_metadata=False,
-        # Folders are made before save() returns: a failure to make one in the background would
-        # leave Orbax's threads waiting for it, for minutes.
+        # Folders are created before save() returns. If creating one failed in the background, the
+        # threads of Orbax would wait for it for minutes.
         async_options=AsyncOptions(create_directories_asynchronously=False),
     )
     logging.getLogger("absl").addFilter(_is_not_orbax_chatter)
@@ -88,7 +88,7 @@ def make_manager(directory: epath.Path, kept: Callable[[Sequence[int]], set[int]
 def save_arguments(
     state: PyTree, data_states: Sequence[Any], metrics: Mapping[str, float]
 ) -> ocp.args.Composite:
-    """What ``make_manager``'s manager saves: every leaf of the state by name, and JSON."""
+    """Returns the arguments for saving with ``make_manager``: the leaves of the state by name, and JSON."""
     return ocp.args.Composite(
         state=ocp.args.PyTreeSave(_nest(_named_leaves(state, _raw_array))),
         data=ocp.args.JsonSave({"processes": list(data_states), "metrics": dict(metrics)}),
@@ -96,11 +96,11 @@ def save_arguments(
 
 
 def read_data(path: epath.Path) -> dict[str, Any]:
-    """Reads ``{"processes": each one's place in the data, "metrics": ...}`` of a checkpoint.
+    """Returns ``{"processes": [position in the data of each process], "metrics": {...}}`` of a checkpoint.
 
     Raises:
-      DamagedError: the file is missing or is not that.
-      CheckpointError: it may not be read.
+      DamagedError: the file is missing or has another content.
+      CheckpointError: reading is not permitted, or memory is exhausted.
     """
     try:
         data = json.loads((path / "data" / DATA_FILE).read_text())
@@ -110,20 +110,19 @@ def read_data(path: epath.Path) -> dict[str, Any]:
 
 
 def check_readable(path: epath.Path, prefix: LeafNames = ()) -> None:
-    """Reads what is stored below ``prefix`` once, and drops it; processes share the work.
+    """Checks that everything stored below ``prefix`` can be read; the processes share the work.
 
-    Orbax reads all arrays at once, and where one is damaged it forgets the others under way, which
-    then complain on stderr for as long as the process lives. Processes have to agree, too: one
-    that turned to an older checkpoint alone would leave the others waiting.
+    The check is needed for two reasons. Orbax reads all arrays concurrently; if one is damaged, it abandons
+    the other reads, whose errors then appear on standard error. And all processes must decide together: if
+    only one used an older checkpoint, the others would wait for it forever.
 
     Args:
       path: the folder of one step.
-      prefix: names that lead to the part of the state in question.
+      prefix: the path of the part of the state to check.
 
     Raises:
-      DamagedError: the files are missing, cut or changed, as far as they can tell: bits changed
-        inside an array go unnoticed.
-      CheckpointError: they may not be read.
+      DamagedError: files are missing, truncated or changed. Changed bits within an array are not detected.
+      CheckpointError: reading is not permitted, or memory is exhausted.
     """
     failure: Exception | None = None
     try:
@@ -143,7 +142,7 @@ def check_readable(path: epath.Path, prefix: LeafNames = ()) -> None:
 
 
 def _check_files(path: epath.Path, prefix: LeafNames) -> None:
-    details = [path / "_METADATA"]  # what Orbax wrote beside the arrays
+    details = [path / "_METADATA"]  # files that Orbax writes in addition to the arrays
     details += [each for each in (path / "_sharding",) if each.exists()]
     if (path / "array_metadatas").exists():
         details += list((path / "array_metadatas").iterdir())
@@ -156,27 +155,27 @@ def _check_files(path: epath.Path, prefix: LeafNames) -> None:
     starts = (part + b".", part + b"/") if part else b""
     keys = [key for key in store.list().result() if key.startswith(starts)]
     if not keys:
-        raise DamagedError("its arrays are not there")
+        raise DamagedError("its arrays are missing")
     keys = keys[jax.process_index() :: jax.process_count()]
     for first in range(0, len(keys), _READ_AT_ONCE):
         reads = [store.read(key) for key in keys[first : first + _READ_AT_ONCE]]
-        # Of a missing file TensorStore says that the value is empty, which no stored one is.
+        # TensorStore returns an empty value if the file is missing; stored values are never empty.
         if not all(read.result().value for read in reads):
             raise DamagedError("a file with the values of an array is missing")
 
 
 def read_state(path: epath.Path, template: PyTree, prefix: LeafNames = ()) -> PyTree:
-    """Reads a state, or the part of it that lies below ``prefix``.
+    """Reads a state, or the part of it below ``prefix``.
 
     Args:
       path: the folder of one step.
-      template: the part, as ``jax.ShapeDtypeStruct``s.
-      prefix: names that lead to the part.
+      template: the part to read, as ``jax.ShapeDtypeStruct``s.
+      prefix: the path of the part.
 
     Raises:
-      DamagedError: the files cannot be read.
-      CheckpointError: they may not be read.
-      CheckpointMismatchError: they hold arrays of other names, shapes or dtypes.
+      DamagedError: the files are damaged.
+      CheckpointError: reading is not permitted, or memory is exhausted.
+      CheckpointMismatchError: the stored arrays have other names, shapes or dtypes than the template.
     """
     logging.getLogger("absl").addFilter(_is_not_orbax_chatter)
     wanted = {prefix + names: leaf for names, leaf in _named_leaves(template, _raw_abstract).items()}
@@ -185,7 +184,7 @@ def read_state(path: epath.Path, template: PyTree, prefix: LeafNames = ()) -> Py
         stored = _named_leaves(metadata, lambda leaf: (tuple(leaf.shape), np.dtype(leaf.dtype)))
     except Exception as error:
         raise _reading_error(error, path) from error
-    # Orbax would cast a dtype silently, and stops at the first shape that differs.
+    # Orbax would cast dtypes silently, and its error would report only the first shape that differs.
     _check_same(stored, wanted, prefix, path)
     item = _nest(wanted)
     arguments = ocp.args.PyTreeRestore(
@@ -205,18 +204,19 @@ def read_state(path: epath.Path, template: PyTree, prefix: LeafNames = ()) -> Py
 
 
 def gather_json(value: Mapping[str, Any]) -> list[Any]:
-    """Every process's value, in the order of their indices.
+    """Returns the values of all processes, in the order of the process indices.
 
     Raises:
-      ValueError: it does not come back from JSON as it was.
+      ValueError: the value changes when it is converted to JSON and back.
     """
     try:
         text = json.dumps(dict(value))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"data_state must hold JSON values only: {error}") from error
+        raise ValueError(f"data_state must contain only JSON values: {error}") from error
     if json.loads(text) != value:
         raise ValueError(
-            "data_state must come back from JSON as it was: no keys but strings, no tuples, no NaN"
+            f"data_state={value!r} changes when it is converted to JSON and back; use string keys, lists "
+            "instead of tuples, and no NaN"
         )
     if jax.process_count() == 1:
         return [json.loads(text)]
@@ -227,7 +227,7 @@ def gather_json(value: Mapping[str, Any]) -> list[Any]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or one behind it, says that no more can be written."""
+    """Returns whether an error, or one of its causes, means that the disk or a quota is full."""
     for each in _chain(error):
         if isinstance(each, OSError) and each.errno in _DISK_FULL_ERRNOS:
             return True
@@ -237,7 +237,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line: Orbax's run over dozens."""
+    """Returns the type and the first line of an error; those of Orbax can have dozens of lines."""
     line = next(iter(str(error).splitlines()), "").partition("[tensorstore_spec=")[0].strip()
     if len(line) > _MAX_LINE:
         line = f"{line[: _MAX_LINE // 2]} ... {line[-_MAX_LINE // 2 :]}"
@@ -245,7 +245,7 @@ def first_line(error: BaseException) -> str:
 
 
 class _Keep:
-    """Orbax's protocol of a preservation policy, from a function of steps."""
+    """Implements Orbax's protocol of a preservation policy with a function of the steps."""
 
     def __init__(self, kept: Callable[[Sequence[int]], set[int]]) -> None:
         self._kept = kept
@@ -275,7 +275,7 @@ def _nest(leaves: Mapping[LeafNames, Any]) -> dict[str, Any]:
     return tree
 
 
-# Typed PRNG keys are stored as their raw data; the template says which implementation they have.
+# Typed PRNG keys are stored as their raw data; their implementation is taken from the template.
 
 
 def _is_key(leaf: Any) -> bool:
@@ -299,7 +299,7 @@ def _raw_abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 def _like(array: jax.Array, leaf: Any) -> jax.Array:
     if not _is_key(leaf):
         return array
-    implementations = []  # a ShapeDtypeStruct does not tell it, but its tracer does
+    implementations = []  # a ShapeDtypeStruct does not have it, but its tracer does
     jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), leaf)
     return jax.random.wrap_key_data(array, impl=implementations[0])
 
@@ -316,7 +316,7 @@ def _check_same(
         if names[: len(prefix)] != prefix:
             continue
         if names not in wanted:
-            lines.append(f"{name}: in the checkpoint only")
+            lines.append(f"{name}: only in the checkpoint")
         elif names not in stored:
             lines.append(f"{name}: not in the checkpoint")
         elif stored[names] != (wanted[names].shape, np.dtype(wanted[names].dtype)):
@@ -328,8 +328,8 @@ def _check_same(
         if count > _MAX_LISTED:
             lines[_MAX_LISTED:] = [f"... and {count - _MAX_LISTED} more"]
         raise CheckpointMismatchError(
-            f"the checkpoint {path} is not one of this model and optimizer (but another "
-            f"experiment's?): {count} array(s) differ\n  " + "\n  ".join(lines)
+            f"the checkpoint {path} does not match this model and optimizer; it may belong to another "
+            f"experiment. {count} array(s) differ:\n  " + "\n  ".join(lines)
         )
 
 
@@ -351,21 +351,27 @@ def _chain(error: BaseException) -> Iterable[BaseException]:
 
 
 def _is_not_orbax_chatter(record: logging.LogRecord) -> bool:
-    # Orbax warns in ordinary saves, and what goes wrong is raised. --verbosity=0 shows it all.
+    # Orbax logs warnings in normal saves, and raises real errors. --verbosity=0 shows all messages.
     told = absl_logging.get_verbosity() >= absl_logging.INFO
     return told or f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def why_not_written(path: epath.Path, whole: Sequence[int], error: Exception) -> str:
-    """What to tell a user whose checkpoint ``path`` could not be written; ``whole`` are the steps left."""
-    kept = "there is no other one"
+    """Returns the error message for a checkpoint that could not be written.
+
+    Args:
+      path: the folder of the checkpoint.
+      whole: the steps with complete checkpoints.
+      error: the error of Orbax.
+    """
+    kept = "there is no earlier checkpoint"
     if whole:
-        kept = f"the checkpoints of step(s) {', '.join(map(str, whole))} are whole"
+        kept = f"the checkpoints of step(s) {', '.join(map(str, whole))} are complete"
     what = f"could not write the checkpoint {path} ({first_line(error)}); {kept}"
     if not is_disk_full(error):
         return what
     return (
-        f"the disk is full (or a quota or a limit on file sizes is reached): {what}. Free some "
-        "space, or lower checkpoint.keep_latest and checkpoint.keep_best, then run the same "
-        "command again: it continues from the latest whole checkpoint"
+        f"the disk is full (or a quota or a limit on file sizes is reached): {what}. Free some space, or "
+        "lower checkpoint.keep_latest and checkpoint.keep_best, and then run the same command again; it "
+        "continues from the latest complete checkpoint"
     )

@@ -97,7 +97,7 @@ def test_clipping_looks_at_trained_parameters_alone() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(frozen=("encoder/(",)), r"frozen has 'encoder/\(', which is no regular expression"),
+        (dict(frozen=("encoder/(",)), r"frozen has 'encoder/\(', which is not a regular expression"),
         (dict(layer_decay=0.0), r"layer_decay=0.0 must be above 0"),
     ],
 )
@@ -109,8 +109,8 @@ def test_bad_freezing_and_decay_are_refused(changes, message) -> None:
 @pytest.mark.parametrize(
     ("frozen", "message"),
     [
-        (("encodr",), r"'encodr', which matches no parameter; there are .*encoder/layer_0/kernel"),
-        ((".*",), "leaves no"),
+        (("encodr",), r"'encodr', which matches no parameter; the parameters are .*encoder/layer_0/kernel"),
+        ((".*",), "freezes all"),
     ],
 )
 def test_a_pattern_that_freezes_nothing_or_all_is_refused(frozen, message) -> None:

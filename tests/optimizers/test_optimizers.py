@@ -205,12 +205,12 @@ def test_decay_mask_by_name_also_in_a_scanned_stack() -> None:
         ({"warmup_steps": -1}, "warmup_steps=-1 must be 0"),
         ({"warmup_start_factor": 1.5}, r"warmup_start_factor=1.5 must be in \[0, 1\]"),
         ({"end_rate_factor": 2.0, "schedule": "cosine"}, r"must be in \[0, 1\]"),
-        ({"end_rate_factor": 0.1}, "for the schedules cosine and linear"),
+        ({"end_rate_factor": 0.1}, "only to the schedules cosine and linear"),
         ({"b1": 1.0}, r"b1=1.0 must be in \[0, 1\)"),
         ({"b2": -0.1}, r"b2=-0.1 must be in"),
         ({"epsilon": 0.0}, "epsilon=0.0 must be a positive"),
-        ({"name": "adafactor", "b1": 0.5}, "b1=0.5 is for the names adam and adamw: leave it at 0.9"),
-        ({"weight_decay": 0.1}, "is for name='adamw': set it to 0 for name='adam'"),
+        ({"name": "adafactor", "b1": 0.5}, "b1=0.5 applies only to name='adam' and 'adamw'; leave it at 0.9"),
+        ({"weight_decay": 0.1}, "applies only to name='adamw'; set it to 0 for name='adam'"),
         ({"weight_decay": -0.1, "name": "adamw"}, "weight_decay=-0.1 must be 0"),
         ({"clip_norm": -1.0}, "clip_norm=-1.0 must be 0"),
     ],
@@ -223,7 +223,9 @@ def test_impossible_values_are_refused_by_name(changes: dict, message: str) -> N
 def test_a_schedule_needs_room_to_fall() -> None:
     for schedule in ("cosine", "linear"):
         config = OptimizerConfig(schedule=schedule, warmup_steps=100)
-        with pytest.raises(ValueError, match="warmup_steps to at most 99"):
+        with pytest.raises(
+            ValueError, match=r"warmup_steps=100 leaves none of the 100 steps .* use at most 99"
+        ):
             make_schedule(config, 100)
         make_schedule(config, 101)
     make_schedule(OptimizerConfig(warmup_steps=100), 2)  # need not fall: a shrunk experiment

@@ -1,6 +1,6 @@
-"""Optimizers and learning-rate schedules by name, as a section of an experiment.
+"""Makes optimizers and learning-rate schedules by name, from a section of an experiment.
 
-It may import types and config alone.
+It may import only ``types`` and ``config``.
 """
 
 from transformer_jax.optimizers.optimizers import (

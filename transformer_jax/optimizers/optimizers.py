@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimizers, by name, from one config section."""
+"""Makes learning-rate schedules and optimizers, by name, from one config section."""
 
 import dataclasses
 import math
@@ -62,7 +62,7 @@ class OptimizerConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1]")
         if self.end_rate_factor and self.schedule not in ("cosine", "linear"):
             raise ValueError(
-                f"end_rate_factor={self.end_rate_factor} is for the schedules cosine and linear: "
+                f"end_rate_factor={self.end_rate_factor} applies only to the schedules cosine and linear; "
                 f"set it to 0 for schedule={self.schedule!r}"
             )
         for pattern in self.frozen:
@@ -70,7 +70,7 @@ class OptimizerConfig:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(
-                    f"frozen has {pattern!r}, which is no regular expression: {error}"
+                    f"frozen has {pattern!r}, which is not a regular expression: {error}"
                 ) from error
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1")
@@ -86,12 +86,13 @@ class OptimizerConfig:
         for name in ("b1", "b2", "epsilon"):
             if self.name == "adafactor" and getattr(self, name) != defaults[name]:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} is for the names adam and adamw: leave it at "
+                    f"{name}={getattr(self, name)} applies only to name='adam' and 'adamw'; leave it at "
                     f"{defaults[name]} for name='adafactor'"
                 )
         if self.weight_decay and self.name != "adamw":
             raise ValueError(
-                f"weight_decay={self.weight_decay} is for name='adamw': set it to 0 for name={self.name!r}"
+                f"weight_decay={self.weight_decay} applies only to name='adamw'; set it to 0 for "
+                f"name={self.name!r}"
             )
 
 
@@ -156,8 +157,8 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     decays = config.schedule in ("cosine", "linear")
     if decays and warmup >= num_steps:
         raise ValueError(
-            f"the {config.schedule} schedule falls from step warmup_steps={warmup} to the last, "
-            f"{num_steps}: set optimizer.warmup_steps to at most {num_steps - 1}"
+            f"optimizer.warmup_steps={warmup} leaves none of the {num_steps} steps for the {config.schedule} "
+            f"schedule to decay; use at most {num_steps - 1}"
         )
 
     def decay(n: jax.Array) -> jax.Array:
@@ -249,10 +250,13 @@ def _trained_or_frozen(params: PyTree, patterns: tuple[str, ...]) -> PyTree:
     for pattern in patterns:
         if not any(re.match(pattern, path) for path in paths):
             raise ValueError(
-                f"optimizer.frozen has {pattern!r}, which matches no parameter; there are {', '.join(paths)}"
+                f"optimizer.frozen has {pattern!r}, which matches no parameter; the parameters are "
+                f"{', '.join(paths)}"
             )
     if all(any(re.match(pattern, path) for pattern in patterns) for path in paths):
-        raise ValueError(f"optimizer.frozen={patterns} leaves no parameter to be trained")
+        raise ValueError(
+            f"optimizer.frozen={patterns} freezes all parameters; remove a pattern, so that some are trained"
+        )
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "frozen" if any(re.match(p, _path(path)) for p in patterns) else "trained", params
     )

@@ -130,8 +130,8 @@ def test_a_greedy_search_whose_difference_is_no_number_differs(number, monkeypat
     [
         (["verify", STORED / "gpt2"], 2, "error: the comparison needs PyTorch and transformers"),
         (["verify", STORED], 2, f"error: {STORED} is not a checkpoint: it has no config.json\n"),
-        (["verify"], 2, "say: python -m transformer_jax.pretrained verify FOLDER"),
-        (["compare", STORED / "gpt2"], 2, "say: python -m transformer_jax.pretrained verify FOLDER"),
+        (["verify"], 2, "usage: python -m transformer_jax.pretrained verify FOLDER"),
+        (["compare", STORED / "gpt2"], 2, "usage: python -m transformer_jax.pretrained verify FOLDER"),
         (["verify", STORED / "gpt2", "--tolerance=-1"], 1, "--tolerance=-1: -1.0 is not a non-negative"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A model with its parameters and its tokenizer: texts and images in; texts, classes and vectors out.
+"""Applies a model with its parameters and tokenizer to texts and images.
 
 It may import decoding/, models/, families/, data/ and objectives/, but not pretrained/, which makes models.
 """

@@ -1,4 +1,4 @@
-"""Images that a user has, arrays or files, made ready for a model of images."""
+"""Prepares a user's images, which are arrays or files, for an image model."""
 
 import os
 from collections.abc import Callable
@@ -9,22 +9,23 @@ import numpy as np
 from transformer_jax.data import read_image
 from transformer_jax.models import TransformerConfig
 
-# From an image (height, width, channels), uint8, of any size to one of the model's.
+# Resizes an image (height, width, channels), uint8, to the model's size.
 Sizing: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 
 def model_image(config: TransformerConfig, image: Any, number: int, sizing: Sizing | None) -> np.ndarray:
-    """An image of the model's size.
+    """Returns an image of the model's size, as an array (height, width, channels) of uint8.
 
     Args:
-      config: of the model.
-      image: an array, or the path of a file, whose channels become the model's.
-      number: of the image, from 1 on, for messages.
-      sizing: brings an image of any size to the model's; None takes images of that size alone.
+      config: config of the model.
+      image: an array, or the path of an image file, which is converted to the model's number of channels.
+      number: number of the image, counted from 1, for error messages.
+      sizing: resizes an image to the model's size; if None, the image must already have this size.
 
     Raises:
-      DataError: the file is missing or broken, or is no image.
-      ValueError: it is neither, or an image that the model does not take.
+      DataError: the file is missing, broken or not an image.
+      ValueError: ``image`` is neither an array nor a path, or has another shape or dtype than the model
+        needs.
     """
     shape = config.front_end.input_shape
     if isinstance(image, str | os.PathLike):
@@ -39,7 +40,7 @@ def model_image(config: TransformerConfig, image: Any, number: int, sizing: Sizi
         if sizing is not None:
             wanted = f"(height, width, {shape[2]}), of any height and width"
         raise ValueError(
-            f"input {number} is {found}, but this is a model of images, uint8 of shape {wanted}, or paths of "
-            "their files"
+            f"input {number} is {found}, but this model needs images: arrays of dtype uint8 of shape "
+            f"{wanted}, or paths of image files"
         )
     return image

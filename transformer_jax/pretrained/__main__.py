@@ -19,11 +19,11 @@ from transformer_jax.pretrained.reading import read_model
 
 
 def main(argv: Sequence[str]) -> None:
-    """The program: ``verify FOLDER``."""
+    """Runs the program ``verify FOLDER``."""
     if len(argv) != 3 or argv[1] != "verify":
         raise app.UsageError(
-            "say: python -m transformer_jax.pretrained verify FOLDER (a run is written as such a folder by "
-            "python -m transformer_jax.export)",
+            "usage: python -m transformer_jax.pretrained verify FOLDER (python -m transformer_jax.export "
+            "writes such a folder for a run)",
             exitcode=2,
         )
     prepare_process()
@@ -39,12 +39,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def define_flags() -> None:
-    """The flags of ``main``."""
+    """Defines the flags of ``main``."""
     flags.DEFINE_float(
         "tolerance",
         verify.TOLERANCE,
-        "Largest absolute difference of an output that is still the same. A model whose numbers are large, "
-        "as the table shows, may need more.",
+        "Largest absolute difference at which two outputs count as equal. A model with large outputs, which "
+        "the table shows, may need a larger tolerance.",
         lower_bound=0.0,
     )
 

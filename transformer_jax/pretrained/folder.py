@@ -1,4 +1,4 @@
-"""A checkpoint's folder, opened: what its files say is read here, each file once, and handed on.
+"""Opens the folder of a checkpoint, and reads each of its files once, when it is first needed.
 
 folder = open_checkpoint("path/to/folder")  # hub.py: or a name on the hub, which is fetched
 folder.family, folder.content               # config.json, read when the folder was opened
@@ -28,11 +28,11 @@ class CheckpointFolder:
 
     Args:
       path: the folder.
-      name: what errors call it; by default its path.
-      family: the name of the model's family; by default as ``family_in`` finds it.
+      name: its name in error messages; by default its path.
+      family: the name of the model's family; by default the result of ``family_in``.
 
     Attributes:
-      path: as given.
+      path: the folder.
       content: the keys of ``config.json``.
       family: the model's family.
 
@@ -60,7 +60,7 @@ class CheckpointFolder:
 
     @functools.cached_property
     def tensors(self) -> TensorFiles:
-        """The names and shapes of the tensors; their numbers are read on request.
+        """The names and shapes of the tensors; their values are read on request.
 
         Raises:
           WeightsError: there are no tensors, or their files are broken or pickled.
@@ -69,7 +69,7 @@ class CheckpointFolder:
 
     @functools.cached_property
     def model(self) -> Description:
-        """The model's config and labels, by ``config.json`` and the names of the tensors.
+        """The model's config and labels, from ``config.json`` and the names of the tensors.
 
         Raises:
           ConfigError: a key is missing or broken, or the model differs from the family of this library.

@@ -1,4 +1,4 @@
-"""``preprocessor_config.json`` of ``transformers``: what becomes of an image before the model sees it."""
+"""Reads and writes ``preprocessor_config.json`` of ``transformers``, the preprocessing of image models."""
 
 import math
 import pathlib
@@ -20,26 +20,26 @@ from transformer_jax.types import PyTree
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
-# What transformers takes for a key that is not there: 0 to 1 of pixels from 0 to 255, as always here, and of
-# these -1 to 1, as usual.
+# The defaults of transformers for missing keys. Pixels from 0 to 255 are rescaled to 0 to 1, which is the
+# only supported rescaling, and then normalized to -1 to 1.
 _FIXED = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 _MEAN, _STD = 0.5, 0.5
 _USUAL = (("image_mean", _MEAN), ("image_std", _STD))
-# The same of sizes; what the processor of DeiT (Touvron et al. 2021) has otherwise.
+# The defaults for sizes, and those of the processor of DeiT (Touvron et al. 2021).
 _SIZES = {"do_resize": True, "size": 224, "resample": 2, "do_center_crop": False, "crop_size": 224}
 _DEIT_SIZES = _SIZES | {"size": 256, "resample": 3, "do_center_crop": True}
-_KNOWN_KINDS = re.compile(r"(ViT|DeiT)(ImageProcessor\w*|FeatureExtractor)")  # of which this is so
-_CHANNELS = (1, 3, 4)  # of the pictures that Pillow resizes
-_FILTERS = range(6)  # Pillow's
+_KNOWN_KINDS = re.compile(r"(ViT|DeiT)(ImageProcessor\w*|FeatureExtractor)")  # processors with these defaults
+_CHANNELS = (1, 3, 4)  # numbers of channels for which Pillow can resize images
+_FILTERS = range(6)  # the numbers of Pillow's resampling filters
 
 
 class ImagePreprocessor(NamedTuple):
-    """What becomes of an image before a checkpoint's model sees it.
+    """Describes how a checkpoint's images are preprocessed.
 
     Attributes:
-      sizing: how it gets the model's size; None where it must have it.
-      mean: what is subtracted from pixels between 0 and 1, of each channel.
-      std: what they are divided by then.
+      sizing: how images are resized to the model's size; None if they must already have it.
+      mean: per channel, the number that is subtracted from pixels between 0 and 1.
+      std: per channel, the number by which the difference is divided.
     """
 
     sizing: Resizing | None
@@ -48,11 +48,11 @@ class ImagePreprocessor(NamedTuple):
 
     @property
     def is_usual(self) -> bool:
-        """Whether pixels become -1 to 1, which is what a model is given here."""
+        """Whether pixels are normalized to -1 to 1, as for the models of this library."""
         return {*self.mean} == {_MEAN} and {*self.std} == {_STD}
 
     def pixels(self, images: Float[np.ndarray, "B height width C"]) -> Float[np.ndarray, "B height width C"]:
-        """What the checkpoint's model is given for ``images`` from -1 to 1."""
+        """Returns the inputs of the checkpoint's model for ``images`` with pixels from -1 to 1."""
         found = (images / 2 + 0.5 - np.array(self.mean)) / np.array(self.std)
         return images if self.is_usual else found.astype(images.dtype)
 
@@ -61,15 +61,15 @@ class ImagePreprocessor(NamedTuple):
         return {"images": self.pixels(inputs["images"])}
 
     def merged(self, params: PyTree) -> PyTree:
-        """Returns parameters that give for pixels from -1 to 1 what ``params`` give for the checkpoint's.
+        """Returns parameters for pixels from -1 to 1 with the outputs of ``params`` for ``self.pixels``.
 
-        The embedding of patches is linear, and the checkpoint's pixels are a multiple of those plus a number.
+        This is possible because the embedding of patches is linear and ``self.pixels`` is affine.
         """
         if self.is_usual:
             return params
         say(
-            f"image_mean={self.mean} and image_std={self.std} become part of the embedding of "
-            "patches: pixels are from -1 to 1"
+            f"image_mean={self.mean} and image_std={self.std} are merged into the embedding of patches; the "
+            "model takes pixels from -1 to 1"
         )
         mean, std = (jnp.array(numbers, jnp.float32) for numbers in (self.mean, self.std))
         patches = params["embed_patches"]["patches"]
@@ -85,16 +85,16 @@ class ImagePreprocessor(NamedTuple):
 
 
 def read_image_preprocessor(folder: CheckpointFolder, config: TransformerConfig) -> ImagePreprocessor:
-    """How images of any size become those of a model, by the ``preprocessor_config.json`` beside it.
+    """Returns the preprocessing of images that ``preprocessor_config.json`` of a checkpoint describes.
 
     Args:
-      folder: of the checkpoint. Where it has no such file, images have the model's size and are from -1 to 1.
-      config: of the model. Where its images are to have another size than the checkpoint's, they are resized
-        and cut in the same proportion.
+      folder: folder of the checkpoint. If it has no such file, images must have the model's size, and their
+        pixels are from -1 to 1.
+      config: config of the model. If its image size differs from the checkpoint's, the sizes of resizing and
+        cropping are scaled in proportion.
 
     Raises:
-      ConfigError: it is broken; or it makes numbers of pixels, or resizes images, in a way that is not known
-        here.
+      ConfigError: the file is broken, or it rescales, normalizes or resizes images in an unsupported way.
     """
     path = folder.path / PREPROCESSOR_FILE
     channels = config.front_end.input_shape[2]
@@ -118,16 +118,16 @@ def read_image_preprocessor(folder: CheckpointFolder, config: TransformerConfig)
     if differing:
         advice = _advice(content, channels)
         raise ConfigError(
-            f"{path} has {', '.join(differing)}: here pixels become 0 to 1 by a rescale_factor of 1/255, and "
-            f"an image_mean and an image_std, a number or {channels}, are all that may differ from what "
-            "makes -1 to 1." + (f" To have the same pixels, {', '.join(advice)}" if advice else "")
+            f"{path} has {', '.join(differing)}: this is not supported. The rescale_factor must be 1/255, "
+            f"and image_mean and image_std must each be a number or {channels} numbers, with image_std above "
+            "0." + (f" To get the same pixels, {', '.join(advice)}" if advice else "")
         )
     try:
         return ImagePreprocessor(_resizing(content, config.front_end.input_shape), mean, std)
     except ValueError as error:
         raise ConfigError(
-            f"{path} has {error}. To read the model all the same, for images of its size alone, write "
-            "do_resize: false there"
+            f"{path} has {error}. To read the model without resizing, for images of its own size only, write "
+            "do_resize: false in this file"
         ) from error
 
 
@@ -136,7 +136,7 @@ def _kind(content: Mapping[str, Any]) -> str:
 
 
 def _check_complete(content: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Raises ConfigError for a processor whose own values are not known here, where it leaves one out."""
+    """Raises ConfigError if the file lacks a key and the defaults of its processor are not known."""
     kind = _kind(content)
     if not kind or _KNOWN_KINDS.fullmatch(kind):
         return
@@ -147,13 +147,13 @@ def _check_complete(content: Mapping[str, Any], path: pathlib.Path) -> None:
     missing = [key for key in needed if key not in content]
     if missing:
         raise ConfigError(
-            f"{path} lacks {', '.join(missing)}: what a {kind} takes for them is not known here, and must be "
-            "written there"
+            f"{path} lacks {', '.join(missing)}; the defaults of a {kind} are not known to this library, so "
+            "add their values to the file"
         )
 
 
 def _advice(content: Mapping[str, Any], channels: int) -> list[str]:
-    """How to write what ``content`` makes of pixels as it is known here, where that can be."""
+    """Returns changes of the file that give the same pixels in a supported way, if there are any."""
     found = []
     if content.get("do_normalize") is False:
         found.append(
@@ -176,14 +176,14 @@ def _is_same(value: Any, wanted: bool | float) -> bool:
 
 
 def _of_channels(value: Any, channels: int) -> tuple[float, ...]:
-    """One number for each channel, of which there may be one for all; () where there is something else."""
+    """Returns one number per channel; ``value`` may be one number for all. Returns () for any other value."""
     numbers = value if isinstance(value, list) else [value] * channels
     are_numbers = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
     return tuple(map(float, numbers)) if are_numbers and len(numbers) == channels else ()
 
 
 def _resizing(content: Mapping[str, Any], shape: tuple[int, ...]) -> Resizing | None:
-    """What ``content`` says of sizes; raises ValueError for what it does not say as it should."""
+    """Returns the resizing that ``content`` describes, or None; raises ValueError if it is unsupported."""
     kind = _kind(content)
     content = {**(_DEIT_SIZES if kind.startswith("DeiT") else _SIZES), **content}
     height, width, channels = shape
@@ -191,9 +191,14 @@ def _resizing(content: Mapping[str, Any], shape: tuple[int, ...]) -> Resizing | 
         return None
     resample = content["resample"]
     if type(resample) is not int or resample not in _FILTERS:
-        raise ValueError(f"resample={resample!r}, which must be the number of a filter of Pillow, 0 to 5")
+        raise ValueError(
+            f"resample={resample!r}; it must be the number of a resampling filter of Pillow, 0 to 5"
+        )
     if isinstance(content["size"], int) and kind and not _KNOWN_KINDS.fullmatch(kind):
-        raise ValueError(f"size={content['size']}, of which a {kind} makes something that is not known here")
+        raise ValueError(
+            f"size={content['size']}; how a {kind} interprets a single number is not known to this library, "
+            "so give height and width, or shortest_edge"
+        )
     is_cut = bool(content["do_center_crop"])
     whole = _sides(content, "size")
     if not is_cut and isinstance(whole, tuple):
@@ -202,18 +207,23 @@ def _resizing(content: Mapping[str, Any], shape: tuple[int, ...]) -> Resizing | 
     is_square = isinstance(cut, tuple) and cut[0] == cut[1] and height == width
     if not is_cut or not isinstance(cut, tuple) or (isinstance(whole, int) and not is_square):
         raise ValueError(
-            f"size={content['size']!r}, whose shortest_edge needs do_center_crop and a square crop_size"
+            f"size={content['size']!r}; a shortest_edge needs do_center_crop and a square crop_size"
         )
     pairs = zip(whole if isinstance(whole, tuple) else (whole, whole), cut, (height, width), strict=True)
     scaled = [(round(side * wanted / part), wanted) for side, part, wanted in pairs]
     if any(side < wanted for side, wanted in scaled):
-        raise ValueError(f"crop_size={content['crop_size']!r}, which must be within size={content['size']!r}")
+        raise ValueError(
+            f"crop_size={content['crop_size']!r}; it must not be larger than size={content['size']!r}"
+        )
     sides = (scaled[0][0], scaled[1][0])
     return Resizing(sides if isinstance(whole, tuple) else sides[0], (height, width), resample)
 
 
 def _sides(content: Mapping[str, Any], key: str) -> tuple[int, int] | int:
-    """Height and width in pixels, written as one number or as an object; or what the shorter side becomes."""
+    """Returns the height and width in pixels at ``key``, or the length of the shorter side.
+
+    The value is a number, an object with height and width, or an object with shortest_edge.
+    """
     value = content[key]
     found = [value, value] if isinstance(value, int) else []
     for names in (("height", "width"), ("shortest_edge",)):
@@ -221,7 +231,8 @@ def _sides(content: Mapping[str, Any], key: str) -> tuple[int, int] | int:
             found = [value[name] for name in names]
     if not found or any(type(side) is not int or side < 1 for side in found):
         raise ValueError(
-            f"{key}={value!r}, which must be pixels: a number, height and width, or shortest_edge"
+            f"{key}={value!r}; it must be a number of pixels, or an object with height and width, or one "
+            "with shortest_edge"
         )
     return (found[0], found[1]) if len(found) == 2 else found[0]
 
@@ -231,7 +242,7 @@ def image_preprocessor_content(config: TransformerConfig, sizing: Any) -> dict[s
 
     Args:
       config: the model's config.
-      sizing: a ``Resizing``; anything else stands for one that resizes whole images, bilinear.
+      sizing: a ``Resizing``; any other value means that whole images are resized with a bilinear filter.
     """
     height, width, channels = config.front_end.input_shape
     resizing = (
@@ -252,7 +263,7 @@ def image_preprocessor_content(config: TransformerConfig, sizing: Any) -> dict[s
     }
     if resizing.whole == resizing.middle:
         return content
-    # Not every version of ViT's processor cuts.
+    # Some versions of ViT's processor cannot crop.
     kind = "CLIPImageProcessor" if isinstance(resizing.whole, int) else "DeiTImageProcessor"
     cut = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
     return content | {"image_processor_type": kind, **cut}

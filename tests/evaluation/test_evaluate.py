@@ -194,7 +194,7 @@ def test_an_objective_from_outside_has_its_own_predictor(setting, monkeypatch):
     experiment, tokenizer, params, _ = setting
     run = TrainedRun(dataclasses.replace(experiment, objective=Reversal()), tokenizer, params, (6,))
     with pytest.raises(
-        ConfigError, match=r"^Reversal\.PREDICTOR='reversals' is no key of evaluation\.PREDICT"
+        ConfigError, match=r"^Reversal\.PREDICTOR='reversals' is not a key of evaluation\.PREDICT"
     ):
         scoring.evaluate_run(run, make_mesh(MeshConfig()))
     monkeypatch.setitem(PREDICTORS, "reversals", reversals)

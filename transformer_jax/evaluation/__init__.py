@@ -1,4 +1,4 @@
-"""Scores of a trained run on a split: its loss, and its translations, answers or reconstructions.
+"""Scores a trained run on a split: its loss, and its translations, answers or reconstructions.
 
 It may import runs/ and the folders below it. training/ calls it during a run and at its end.
 """

@@ -1,4 +1,4 @@
-"""The registry of predictors: what a run outputs for a split beyond its loss, and how that is scored."""
+"""The registry of predictors, which compute the outputs of a run for a split and score them."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -34,7 +34,7 @@ def predictor_of(objective: Objective) -> Predictor | None:
         return None
     if objective.PREDICTOR not in PREDICTORS:
         raise ConfigError(
-            f"{type(objective).__name__}.PREDICTOR={objective.PREDICTOR!r} is no key of "
+            f"{type(objective).__name__}.PREDICTOR={objective.PREDICTOR!r} is not a key of "
             f"evaluation.PREDICTORS: {nearest(objective.PREDICTOR, PREDICTORS)}"
         )
     return PREDICTORS[objective.PREDICTOR]

@@ -1,4 +1,4 @@
-"""The text generator that translates with the settings of a run."""
+"""Makes the text generator that translates with the settings of a run."""
 
 import dataclasses
 
@@ -22,10 +22,10 @@ def translator(
     """Returns a generator whose outputs are translations of plain texts; that of a blank text is empty.
 
     Args:
-      config: of an encoder-decoder.
+      config: config of an encoder-decoder model.
       tokenizer: its tokenizer.
-      settings: how to search or sample, how much longer than its source an output may be, and the batch size.
-      mesh: the devices to compute on, with rows over its data axes; by default where the parameters are.
+      settings: the decoding settings, by how many tokens an output may exceed its source, and the batch size.
+      mesh: the devices to compute on, with rows split over its data axes; by default those of the parameters.
       cut_to: maximum number of tokens of a source, special tokens included. A longer source is truncated. By
         default a source that the model does not take is an error.
 
@@ -34,8 +34,9 @@ def translator(
     """
     if config.is_encoder_only or config.is_decoder_only:
         raise ConfigError(
-            "translating needs a model of an encoder and a decoder: for others there are "
-            "transformer_jax.generate, classify and embed"
+            "translation needs an encoder-decoder model, but this model has no "
+            f"{'decoder' if config.is_encoder_only else 'encoder'}; use transformer_jax.generate, classify "
+            "or embed instead"
         )
     fields = dataclasses.fields(DecodingSettings)
     decoding = DecodingSettings(**{field.name: getattr(settings, field.name) for field in fields})

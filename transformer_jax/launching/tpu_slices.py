@@ -25,9 +25,7 @@ class TpuGeneration:
     most_chips: int  # maximum of one slice
     flat: bool  # the topology has two dimensions instead of three
     gke_accelerator: str  # value of the node label cloud.google.com/gke-tpu-accelerator
-    gcloud_prefix: (
-        str  # of the accelerator types of TPU VMs, such as v5litepod-16; "" if there are no TPU VMs
-    )
+    gcloud_prefix: str  # of accelerator types of TPU VMs, such as v5litepod-16; "" without TPU VMs
     cores_per_chip: int  # TensorCores; some accelerator types count them (v4-32 has 16 chips)
     runtime_version: str  # of TPU VMs, for JAX
 

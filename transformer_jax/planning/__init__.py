@@ -1,4 +1,4 @@
-"""An experiment compiled for accelerators that are not there: does it fit, and how fast is it?
+"""Compiles experiments for accelerators that are not present, and predicts their memory use and speed.
 
 It may import training/, evaluation/, runs/ and all below; the program ``transformer_jax.plan`` calls it.
 """

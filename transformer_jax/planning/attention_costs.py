@@ -1,4 +1,4 @@
-"""The operations of attention kernels in a compiled program, whose custom calls do not state them."""
+"""Counts the operations of attention kernels in a compiled program, whose custom calls do not state them."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""An experiment, the folder that training it leaves behind, and a trained run loaded from there.
+"""Describes experiments, reads and writes the folders of their runs, and loads trained runs.
 
 It may import pretrained/, inference/, cli/ and all below, but not training/ or evaluation/.
 """

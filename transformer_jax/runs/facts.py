@@ -1,9 +1,9 @@
-"""What an experiment's objective is told about its model."""
+"""Collects the properties of an experiment's model that its objective needs."""
 
 from transformer_jax.models import TransformerConfig
 from transformer_jax.objectives import ModelFacts
 
 
 def model_facts(model: TransformerConfig) -> ModelFacts:
-    """Returns what an objective may know about a model with this config."""
+    """Returns the properties of a model that its objective may use."""
     return ModelFacts(model.num_labels, model.front_end.FEATURE, model.front_end.input_shape)

@@ -54,9 +54,81 @@ SIDES = ("inputs", "targets")
 CUT = "_cut"
 BATCH_KEYS = tuple(side + part for side in SIDES for part in ("", "_positions", "_segments"))
 
-# The types that the value of each feature of an example may have. Lists may be empty. Images are uint8 arrays
+LIST_OF = "list of "  # "list of texts" is a list of values of the kind "text", and so on
+_TEXT = "One two three four. Five six seven eight."
+
+
+class Kind(NamedTuple):
+    """A kind of value that a feature of an example may have.
+
+    Attributes:
+      description: the kind with its article, for error messages.
+      accepts: returns whether a value is of this kind.
+      stand_in: returns a made-up value. Its argument is the shape of the array that the model reads, which
+        matters only to kinds that are arrays.
+      from_plain: returns the value, given what JSON or TFDS has for it: a text, a number or a nested list.
+        Raises TypeError or ValueError if that is no such value. None if JSON cannot hold the kind.
+    """
+
+    description: str
+    accepts: Callable[[Any], bool]
+    stand_in: Callable[[tuple[int, ...]], Any]
+    from_plain: Callable[[Any], Any] | None = None
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_image(value: Any) -> bool:
+    if not hasattr(value, "__array__"):
+        return False
+    array = np.asarray(value)
+    return array.dtype == np.uint8 and array.ndim == 3
+
+
+# All kinds that ``FEATURES`` may name. A program may add kinds and features of its own.
+KINDS: dict[str, Kind] = {
+    "text": Kind("a text", lambda value: isinstance(value, str), lambda _: _TEXT, _itself),
+    "integer": Kind("an integer", _is_integer, lambda _: 0, _itself),
+    "image": Kind(
+        "an image, a uint8 array (height, width, channels),",
+        _is_image,
+        lambda shape: np.zeros(shape, np.uint8),
+    ),
+}
+
+
+def find_kind(name: str) -> Kind:
+    """Returns the kind with this name: an entry of ``KINDS``, or a list of the values of one."""
+    if not name.startswith(LIST_OF):
+        return KINDS[name]
+    item = KINDS[name.removeprefix(LIST_OF).removesuffix("s")]
+
+    def accepts(value: Any) -> bool:
+        is_list = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
+        return is_list and all(map(item.accepts, value))
+
+    def stand_in(shape: tuple[int, ...]) -> list[Any]:
+        value = item.stand_in(shape)
+        words = _TEXT.split()
+        return words if isinstance(value, str) else [value] * len(words)
+
+    def from_plain(value: Any) -> list[Any]:
+        if item.from_plain is None or not isinstance(value, list):
+            raise ValueError(f"{value!r:.80} is not a {name}")
+        return [item.from_plain(element) for element in value]
+
+    return Kind(f"a {name}", accepts, stand_in, from_plain)
+
+
+# The kinds that the value of each feature of an example may have. Lists may be empty. Images are uint8 arrays
 # of shape (height, width, channels); ``answer_starts`` are indices of characters in ``context``.
-FEATURES = {
+FEATURES: dict[str, tuple[str, ...]] = {
     "inputs": ("text", "list of texts"),  # a list contains words
     "pair": ("text",),  # the second text of a pair; the first are the inputs
     "targets": ("text",),

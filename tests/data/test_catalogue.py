@@ -13,6 +13,7 @@ from transformer_jax.data import DataError, SourceConfig, load_source
 from transformer_jax.data.catalogue import TfdsSource
 from transformer_jax.data.datasets.number_words.number_words import LocalInfo
 from transformer_jax.data.image_files import decode_image
+from transformer_jax.types import FEATURES, KINDS, Kind
 
 WORDS = [["A", "small", "dog"], [], ["Größe"]]
 ANSWERS = [(["a", "bc"], [0, 12]), ([], []), (["d"], [5])]
@@ -97,6 +98,15 @@ def test_labels_words_and_answers(folder):
     assert plain == [{"inputs": f"número {i}"} for i in range(3)]
     answers = read(folder, ("answers", "answers/text"), ("answer_starts", "answers/answer_start"))
     assert answers == sorted([{"answers": t, "answer_starts": s} for t, s in ANSWERS], key=str)
+
+
+def test_a_feature_of_a_kind_from_outside(folder, monkeypatch):
+    kind = Kind("a score", lambda value: isinstance(value, float), lambda shape: 0.0, float)
+    monkeypatch.setitem(KINDS, "score", kind)
+    monkeypatch.setitem(FEATURES, "scores", ("score",))
+    assert read(folder, ("scores", "score")) == [{"scores": 0.5}] * 3
+    with pytest.raises(DataError, match=r"the feature 'id' must be a score to be scores, not 'n"):
+        read(folder, ("scores", "id"))
 
 
 @pytest.mark.parametrize(("key", "channels"), [("gray", 1), ("nested/color", 3)])

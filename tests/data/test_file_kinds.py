@@ -11,6 +11,7 @@ from transformer_jax.config import ConfigError, read_section
 from transformer_jax.data import DataError, SourceConfig, load_source, load_sources
 from transformer_jax.data.examples import JoinedSource, MemorySource
 from transformer_jax.data.text_files import slice_of
+from transformer_jax.types import FEATURES, KINDS, Kind
 
 
 def config(folder, kind, train, features, **more):
@@ -175,6 +176,33 @@ def test_jsonl_values_that_a_feature_cannot_be(tmp_path, feature, value, message
         read_all(config(tmp_path, "jsonl", "a.jsonl", ((feature, "x"),)))
 
 
+@pytest.fixture
+def curve(monkeypatch):
+    """A kind of value, and a feature of it, that the library does not have: arrays (steps, 2) of floats."""
+
+    def from_plain(value):
+        return np.asarray(value, np.float32)
+
+    kind = Kind(
+        "a curve", lambda value: np.shape(value)[1:] == (2,), lambda shape: np.zeros(shape), from_plain
+    )
+    monkeypatch.setitem(KINDS, "curve", kind)
+    monkeypatch.setitem(FEATURES, "curves", ("curve",))
+
+
+def test_a_feature_of_a_kind_from_outside_is_read_from_jsonl(tmp_path, curve):
+    (tmp_path / "a.jsonl").write_text('{"x": [[1, 2], [3, 4.5]]}\n')
+    (example,) = read_all(config(tmp_path, "jsonl", "a.jsonl", (("curves", "x"),)))
+    assert example["curves"].dtype == np.float32
+    np.testing.assert_array_equal(example["curves"], [[1, 2], [3, 4.5]])
+    for value in ([[1, 2], [3]], [[1, 2, 3]], "a", None):
+        (tmp_path / "a.jsonl").write_text(json.dumps({"x": value}) + "\n")
+        with pytest.raises(DataError, match=r"a\.jsonl, line 1: 'x' must be a curve to be curves, not"):
+            read_all(config(tmp_path, "jsonl", "a.jsonl", (("curves", "x"),)))
+    with pytest.raises(ValueError, match="kind 'text' cannot hold 'curves'"):
+        config(tmp_path, "text", "a", (("curves", "x"),))
+
+
 def test_a_nested_key_that_is_not_there(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"qa": {"texts": []}}\n')
     with pytest.raises(DataError, match=r"line 1: there is no key 'qa/text': did you mean 'texts'\?"):
@@ -287,7 +315,7 @@ def test_bad_idx_files(digits):
         ({"features": (("images", "0"),)}, "kind 'tsv' cannot hold 'images'; it can hold inputs, pair"),
         ({"features": (("labels", "0"),), "prefix": "a"}, "prefix='a' needs the feature inputs"),
         ({"kind": "document"}, "kind 'document' cannot hold 'targets'; it can hold inputs"),
-        ({"kind": "idx"}, "kind 'idx' cannot hold 'inputs'; it can hold images, labels"),
+        ({"kind": "idx"}, "kind 'idx' cannot hold 'inputs'; it can hold labels, images"),
         ({"kind": "pattern", "pattern": "("}, "is not a regular expression"),
         ({"kind": "pattern", "pattern": "(?P<o>.)"}, r"has no group '0': it has o"),
         ({"kind": "text", "train": ("a[:1]", "b[:2]")}, "must have the same slice in all its names"),

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from transformer_jax.types import FEATURES, Example
+from transformer_jax.types import FEATURES, Example, find_kind
 
 _FINGERPRINTED = 256  # maximum number of examples that a fingerprint hashes
 
@@ -103,8 +103,8 @@ class PrefixedSource:
         return self._prefix + text if text.strip() else text
 
 
-def check_value(feature: str, value: Any, where: str) -> None:
-    """Checks that a value has a type that ``FEATURES`` allows for the feature.
+def read_value(feature: str, value: Any, where: str) -> Any:
+    """Returns the value of a feature, given a plain value, after checking that it is of an allowed kind.
 
     Args:
       feature: one of ``FEATURES``.
@@ -112,28 +112,22 @@ def check_value(feature: str, value: Any, where: str) -> None:
       where: the location of the value, for the error: file and line, or example, and key.
 
     Raises:
-      DataError: the value has another type, or contains half of a surrogate pair.
+      DataError: the value is of another kind than those of ``FEATURES``, or contains half of a surrogate
+        pair.
     """
-    allowed = FEATURES[feature]
-    if _kind(value) not in allowed and not (value == [] and any(kind.startswith("list") for kind in allowed)):
-        raise DataError(f"{where} must be {described(feature)} to be {feature}, not {value!r:.80}")
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and any(0xD800 <= ord(character) < 0xE000 for character in text):
             raise DataError(f"{where} has half of a surrogate pair, which is not a character")
+    for kind in map(find_kind, FEATURES[feature]):
+        try:
+            found = value if kind.from_plain is None else kind.from_plain(value)
+        except (TypeError, ValueError):
+            continue
+        if kind.accepts(found):
+            return found
+    raise DataError(f"{where} must be {described(feature)} to be {feature}, not {value!r:.80}")
 
 
 def described(feature: str) -> str:
-    """Returns the types that a feature may have in words, such as "a text or a list of texts"."""
-    return " or ".join(f"an {kind}" if kind[0] == "i" else f"a {kind}" for kind in FEATURES[feature])
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return "integer"
-    if isinstance(value, list):
-        kinds = set(map(_kind, value))
-        if kinds in ({"text"}, {"integer"}):
-            return f"list of {kinds.pop()}s"
-    return ""
+    """Returns the kinds that a feature may have in words, such as "a text or a list of texts"."""
+    return " or ".join(f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" for kind in FEATURES[feature])

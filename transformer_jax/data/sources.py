@@ -4,7 +4,7 @@ import codecs
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from transformer_jax.config import check_types, nearest
@@ -20,7 +20,7 @@ from transformer_jax.data.text_files import (
     read_pattern,
     split_name,
 )
-from transformer_jax.types import FEATURES
+from transformer_jax.types import FEATURES, find_kind
 
 SPLITS = ("train", "validation", "test")
 # The features of TFDS's squad, and of data sets in the same format.
@@ -31,16 +31,13 @@ SQUAD_FEATURES = (
     ("answer_starts", "answers/answer_start"),
 )
 
-_TEXTS = tuple(name for name, kinds in FEATURES.items() if "text" in kinds)
-# For each kind of source, the features that it can hold.
-_HELD = {
-    "tfds": tuple(FEATURES),
-    "jsonl": tuple(name for name in FEATURES if name != "images"),
-    "text": _TEXTS,
-    "tsv": _TEXTS,
-    "pattern": _TEXTS,
-    "document": ("inputs",),
-    "idx": ("images", "labels"),
+# For each kind of source, whether it can hold a feature.
+_HOLDS: dict[str, Callable[[str], bool]] = {
+    "tfds": lambda feature: True,
+    "jsonl": lambda feature: any(find_kind(name).from_plain is not None for name in FEATURES[feature]),
+    "document": lambda feature: feature == "inputs",
+    "idx": lambda feature: feature in ("images", "labels"),
+    **dict.fromkeys(("text", "tsv", "pattern"), lambda feature: "text" in FEATURES[feature]),
 }
 _FILE_A_FEATURE = ("text", "idx")
 
@@ -114,10 +111,10 @@ class SourceConfig:
                 raise ValueError(f"source.features: there is no feature {name!r}: {nearest(name, FEATURES)}")
             if names.count(name) > 1:
                 raise ValueError(f"source.features names {name!r} twice")
-            if name not in _HELD[self.kind]:
+            if not _HOLDS[self.kind](name):
                 raise ValueError(
                     f"source.features={self.features!r}: a source of kind {self.kind!r} cannot hold "
-                    f"{name!r}; it can hold {', '.join(_HELD[self.kind])}"
+                    f"{name!r}; it can hold {', '.join(filter(_HOLDS[self.kind], FEATURES))}"
                 )
             if self.kind == "tsv" and not where.isdecimal():
                 raise ValueError(

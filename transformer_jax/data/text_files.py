@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformer_jax.config import nearest
-from transformer_jax.data.examples import DataError, MemorySource, check_value
+from transformer_jax.data.examples import DataError, MemorySource, read_value
 
 DATA_VARIABLE = "TRANSFORMER_JAX_DATA"
 
@@ -150,8 +150,7 @@ def read_objects(name: str, features: Features, encoding: str) -> MemorySource:
                 if step not in known:
                     raise DataError(f"{where}: there is no key {key!r}: {nearest(step, known)}")
                 value = value[step]
-            check_value(feature, value, f"{where}: {key!r}")
-            columns[feature].append(value)
+            columns[feature].append(read_value(feature, value, f"{where}: {key!r}"))
     return MemorySource(columns)
 
 

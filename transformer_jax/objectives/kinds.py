@@ -1,71 +1,12 @@
-"""Kinds of values that the features of examples have: which values each accepts, and a made-up one."""
+"""What objectives ask about the kinds of values that the features of examples have (``types.KINDS``)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from transformer_jax.config import ConfigError
-from transformer_jax.types import FEATURES
-
-_LIST = "list of "
-_TEXT = "One two three four. Five six seven eight."
-
-
-class Kind(NamedTuple):
-    """A kind of value.
-
-    Attributes:
-      description: the kind with its article, for error messages.
-      accepts: returns whether a value is of this kind.
-      stand_in: returns a made-up value. Its argument is the shape of the array that the model reads, which
-        matters only to kinds that are arrays.
-    """
-
-    description: str
-    accepts: Callable[[Any], bool]
-    stand_in: Callable[[tuple[int, ...]], Any]
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _is_image(value: Any) -> bool:
-    if not hasattr(value, "__array__"):
-        return False
-    array = np.asarray(value)
-    return array.dtype == np.uint8 and array.ndim == 3
-
-
-# All kinds that ``types.FEATURES`` may name. "list of texts" is a list of the kind "text", and so on.
-KINDS: dict[str, Kind] = {
-    "text": Kind("a text", lambda value: isinstance(value, str), lambda _: _TEXT),
-    "integer": Kind("an integer", _is_integer, lambda _: 0),
-    "image": Kind(
-        "an image, a uint8 array (height, width, channels),",
-        _is_image,
-        lambda shape: np.zeros(shape, np.uint8),
-    ),
-}
-
-
-def find_kind(name: str) -> Kind:
-    """Returns the kind with this name: an entry of ``KINDS``, or a list of the values of one."""
-    if not name.startswith(_LIST):
-        return KINDS[name]
-    item = KINDS[name.removeprefix(_LIST).removesuffix("s")]
-
-    def accepts(value: Any) -> bool:
-        is_list = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
-        return is_list and all(map(item.accepts, value))
-
-    def stand_in(shape: tuple[int, ...]) -> list[Any]:
-        value = item.stand_in(shape)
-        words = _TEXT.split()
-        return words if isinstance(value, str) else [value] * len(words)
-
-    return Kind(f"a {name}", accepts, stand_in)
+from transformer_jax.types import FEATURES, LIST_OF, Kind, find_kind
 
 
 def kinds_of(feature: str, *, as_list: bool) -> list[Kind]:
@@ -76,8 +17,8 @@ def kinds_of(feature: str, *, as_list: bool) -> list[Kind]:
       as_list: whether an objective reads a list if the feature may be a list or a single value. Only one of
         them is accepted, because a text that is taken for a list would be a list of characters.
     """
-    lists = [name for name in FEATURES[feature] if name.startswith(_LIST)]
-    singles = [name for name in FEATURES[feature] if not name.startswith(_LIST)]
+    lists = [name for name in FEATURES[feature] if name.startswith(LIST_OF)]
+    singles = [name for name in FEATURES[feature] if not name.startswith(LIST_OF)]
     return [find_kind(name) for name in (lists if lists and (as_list or not singles) else singles)]
 
 

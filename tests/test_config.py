@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self
 
 import ml_collections
 import pytest
@@ -153,6 +154,31 @@ def test_check_types_catches_what_a_program_passes() -> None:
     check_types(Outer(required=1), "outer")
     with pytest.raises(ConfigError, match=r"config\.outer\.required must be int"):
         check_types(Outer(required="1"), "outer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Linked:
+    """A section as a program outside the library may write it."""
+
+    weights: Mapping[str, float]
+    function: Callable[[int], int] = abs
+    next: Self | None = None
+
+
+def test_sections_may_have_types_with_parameters_and_self() -> None:
+    section = Linked({"a": 1.0}, next=Linked({}))
+    check_types(section, "linked")
+    values = {"weights": {}, "function": abs, "next": None}
+    assert read_section(Linked, values | {"next": values}, "linked").next == Linked({})
+    for changes, message in (
+        ({"weights": 3}, r"config\.linked\.weights must be .*Mapping\[str, float\], not 3"),
+        ({"function": 3}, r"config\.linked\.function must be .*not 3"),
+        ({"next": 3}, r"config\.linked\.next must be a section of keys, not 3"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_section(Linked, values | changes, "linked")
+    with pytest.raises(ConfigError, match=r"config\.linked\.next must be .*Linked.*not Outer"):
+        check_types(Linked({}, next=Outer(1)), "linked")  # type: ignore[arg-type]
 
 
 def test_the_defaults_are_the_papers_base_model() -> None:

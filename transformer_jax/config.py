@@ -46,7 +46,7 @@ def read_section(cls: type[Section], values: Any, section: str) -> Section:
     """
     if not isinstance(values, Mapping | ConfigDict):
         raise ConfigError(f"config.{section} must be a section of keys, not {values!r}")
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     found = dict(values.items())
     fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     check_keys(found, fields, f"config.{section}")
@@ -79,9 +79,22 @@ def check_keys(found: Iterable[str], known: Iterable[str], where: str) -> None:
 
 def check_types(section: Any, name: str) -> None:
     """Raises ConfigError if a field of the dataclass ``section`` has a value of the wrong type."""
-    hints = typing.get_type_hints(type(section))
+    hints = _hints(type(section), include_extras=False)
     for field in dataclasses.fields(section):
         _check_type(getattr(section, field.name), hints[field.name], f"config.{name}.{field.name}")
+
+
+def _hints(cls: type, *, include_extras: bool = True) -> dict[str, Any]:
+    """Returns the types of the fields of a dataclass; ``Self``, alone or in a union, is the class itself."""
+    hints = typing.get_type_hints(cls, include_extras=include_extras)
+
+    def resolved(hint: Any) -> Any:
+        options = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
+        if typing.Self not in options:
+            return hint
+        return typing.Union[tuple(cls if option is typing.Self else option for option in options)]  # noqa: UP007
+
+    return {name: resolved(hint) for name, hint in hints.items()}
 
 
 def _from_plain(value: Any, hint: Any, section: str) -> Any:
@@ -145,7 +158,7 @@ def read_fields(
     Raises:
       ConfigError: a name is unknown or given twice, or a value has the wrong type.
     """
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name not in names:
@@ -187,4 +200,6 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if not isinstance(hint, type):  # such as Mapping[str, int], of which only the Mapping is checked
+        return not isinstance(origin, type) or isinstance(value, origin)
     return isinstance(value, hint)

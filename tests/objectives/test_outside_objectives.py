@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.objectives.toy import ToyTokenizer, draw
+from tests.objectives.toy import ToyTokenizer, draw, padded
 from transformer_jax.objectives import ModelFacts, Objective, TokenObjective
 from transformer_jax.objectives.base import BoundTransform
 
@@ -58,6 +58,19 @@ class Copying(TokenObjective):
     def encode(self, example, tokenizer):
         tokens = tokenizer.encode_whole(example["inputs"])
         return {"inputs": tokens, "targets": tokens}
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioning(TokenObjective):
+    """Predicts the caption of an image."""
+
+    FEATURES = ("images", "targets")
+    ARGUMENTS = ("images", "targets")
+
+    name: str = "captioning"
+
+    def encode(self, example, tokenizer):
+        return {"images": example["images"], "targets": tokenizer.encode_whole(example["targets"])}
 
 
 def encoded(objective, example):
@@ -122,3 +135,18 @@ def test_a_token_objective_needs_only_its_tokens():
     np.testing.assert_allclose(loss, 2 * np.log(8), rtol=1e-6)
     metrics = objective.metrics({name: float(value) for name, value in sums.items()})
     assert metrics["perplexity"] == pytest.approx(8, rel=1e-5) and set(metrics) == set(objective.METRICS)
+
+
+def test_a_token_objective_gives_the_model_arrays_that_are_no_side():
+    tokens = encoded(Captioning(), {"images": IMAGE, "targets": "abc"})
+    batch = padded([tokens], 4)
+    given = {}
+
+    def apply(variables, *, per_token, **arguments):
+        given.update(arguments)
+        return per_token(jnp.zeros((2, 4, 8)), slice(None))
+
+    _, sums = Captioning().loss(apply, {}, batch, {}, train=False)
+    sides = {"targets", "targets_positions", "targets_segments"}
+    assert given.keys() == sides | {"images", "train", "rngs"} and given["images"].shape == (2, 4, 3, 2)
+    assert float(sums["tokens"]) == 2

@@ -4,15 +4,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformer_jax.objectives.base import Apply, Rngs
-from transformer_jax.types import Array, Batch, PyTree
+from transformer_jax.types import SIDES, Array, Batch, PyTree
 
 _PARTS = ("", "_positions", "_segments")
 
 
-def side_arrays(batch: Batch, *sides: str) -> dict[str, Array]:
-    """Returns tokens, positions and segments of these sides, and ``inputs_types`` if the batch has them."""
-    found = {side + part: batch[side + part] for side in sides for part in _PARTS}
-    if "inputs" in sides and "inputs_types" in batch:
+def side_arrays(batch: Batch, *names: str) -> dict[str, Array]:
+    """Returns the arrays of a batch that a model reads.
+
+    Args:
+      batch: the batch.
+      names: for a side, its tokens, positions and segments are returned, and ``inputs_types`` if the batch
+        has them; for any other key, the array with this key.
+    """
+    found = {}
+    for name in names:
+        found |= {name + part: batch[name + part] for part in (_PARTS if name in SIDES else ("",))}
+    if "inputs" in names and "inputs_types" in batch:
         found["inputs_types"] = batch["inputs_types"]
     return found
 

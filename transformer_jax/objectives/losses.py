@@ -95,11 +95,11 @@ def target_sums(
     *,
     train: bool,
 ) -> tuple[jax.Array, Sums]:
-    """Returns ``token_sums`` of ``batch["targets"]``, predicted by a model that reads the given sides.
+    """Returns ``token_sums`` of ``batch["targets"]``, predicted by a model that reads the given arrays.
 
     Args:
       apply, params, batch, rngs, train: see ``Objective.loss``.
-      sides: the sides of the batch that the model reads.
+      sides: the sides and other keys of the batch that the model reads; see ``calls.side_arrays``.
       label_smoothing: see ``smoothed_cross_entropy``.
     """
     targets = jnp.asarray(batch["targets"])

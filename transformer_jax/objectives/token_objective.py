@@ -17,8 +17,9 @@ class TokenObjective(Objective):
     A subclass says in ``encode`` and ``pieces`` what the inputs and the targets are.
 
     Class attributes:
-      ARGUMENTS: the sides of a batch that the model reads. An encoder-decoder reads inputs and targets, of
-        which each token is predicted from those before it.
+      ARGUMENTS: the sides of a batch that the model reads, and other keys, such as "images" for a front end
+        that reads these. An encoder-decoder reads targets, of which each token is predicted from those
+        before it.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "nll", "perplexity", "accuracy")

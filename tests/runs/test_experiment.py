@@ -13,10 +13,11 @@ from tokenizers import models
 from tests.tiny_training import OWN_WORDS, SIZES, tiny_experiment
 from transformer_jax import families
 from transformer_jax.config import ConfigError
-from transformer_jax.data import TokenizerConfig, load_sources, rows_per_batch, train_tokenizer
+from transformer_jax.data import Tokenizer, TokenizerConfig, load_sources, rows_per_batch, train_tokenizer
 from transformer_jax.data.sources import SQUAD_FEATURES
 from transformer_jax.models.attention import FullAttention
-from transformer_jax.objectives import QuestionAnswering
+from transformer_jax.models.front_ends import Patches
+from transformer_jax.objectives import QuestionAnswering, TokenObjective
 from transformer_jax.runs.experiment import EvaluateConfig, make_transform, read_experiment
 from transformer_jax.runs.folder import (
     check_workdir,
@@ -62,6 +63,43 @@ def test_the_tokenizer_sees_the_training_split_only(corpus, tmp_path):
     tokenizer = load_or_train_tokenizer(tmp_path, experiment)
     lengths = {split: len(tokenizer.encode(word)) for split, word in OWN_WORDS.items()}
     assert lengths["train"] == 1 and lengths["validation"] > 1 and lengths["test"] > 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioning(TokenObjective):
+    FEATURES = ("images", "targets")
+    ARGUMENTS = ("images", "targets")
+
+    name: str = "captioning"
+
+    def encode(self, example, tokenizer):
+        raise NotImplementedError
+
+
+def test_a_decoder_needs_a_tokenizer_whatever_the_encoder_reads(corpus, tmp_path):
+    tiny = tiny_experiment(corpus)
+    path = tmp_path / "mine.json"
+    train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=300), ["red blue green small large"] * 9).save(
+        path
+    )
+    source = dataclasses.replace(
+        tiny.data.source, kind="tfds", train=("train",), validation=(), test=(),
+        features=(("images", "image"), ("targets", "text")),
+    )  # fmt: skip
+    data = dataclasses.replace(tiny.data, source=source, tokenizer=TokenizerConfig(path=str(path)))
+    model = dataclasses.replace(tiny.model, front_end=Patches(image_shape=(8, 8, 1), patch_size=4))
+    experiment = dataclasses.replace(tiny, model=model, objective=Captioning(), data=data)
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"mine.json has 2[0-9]+ tokens, the model only"):
+        load_or_train_tokenizer(run, experiment)
+    model = dataclasses.replace(model, vocab_size=300)
+    experiment = dataclasses.replace(experiment, model=model)
+    tokenizer = load_or_train_tokenizer(run, experiment)
+    assert tokenizer.fingerprint == load_tokenizer(run, experiment).fingerprint
+    assert tokenizer.fingerprint == Tokenizer.load(path).fingerprint
+    with pytest.raises(ConfigError, match=r"config\.data\.max_length=99 is longer than the model's"):
+        dataclasses.replace(experiment, data=dataclasses.replace(data, max_length=99))
+    assert shrink(experiment).model.vocab_size == 300 and shrink(experiment).model.d_model == 16
 
 
 def test_a_tokenizer_file_that_was_mended_is_read_again(corpus, tmp_path):

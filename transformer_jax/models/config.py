@@ -103,7 +103,7 @@ class TransformerConfig:
         self._check_stacks()
         self._check_parts()
         self.front_end.check(self)
-        if self.is_encoder_only and not self.front_end.has_tokens:
+        if not self.has_vocabulary:
             return
         if self.vocab_size < 1:
             raise ConfigError(f"model.vocab_size={self.vocab_size} must be at least 1")
@@ -123,6 +123,11 @@ class TransformerConfig:
     def is_decoder_only(self) -> bool:
         """Whether there is no encoder, as in GPT-2."""
         return self.num_encoder_layers == 0
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether the model reads or predicts tokens, so that it needs a tokenizer."""
+        return self.front_end.has_tokens or not self.is_encoder_only
 
     @property
     def encoder(self) -> StackConfig:

@@ -212,7 +212,7 @@ def _undecided(config: TransformerConfig) -> set[str]:
         found |= {"eos_id", "decoder_start_id"}
     if config.is_decoder_only:
         found |= {"pad_id", "decoder_start_id"}  # padding is found by segments
-    if not config.front_end.has_tokens:
+    if not config.has_vocabulary:
         found.add("pad_id")
     if config.positions != "relative":
         found |= {"relative_buckets", "relative_max_distance"}

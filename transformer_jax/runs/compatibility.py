@@ -47,8 +47,8 @@ def check_sections(
 
 
 def _check_lengths(model: TransformerConfig, data: DataConfig, train: Any) -> None:
-    """Checks that vocabulary and texts fit a model of texts."""
-    if not model_facts(model).reads_text:
+    """Checks that vocabulary and texts fit a model that reads or predicts tokens."""
+    if not model.has_vocabulary:
         return
     tokenizer = data.tokenizer
     is_trained = tokenizer.kind != "byte" and not tokenizer.path and not train.init_from

@@ -141,7 +141,7 @@ def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experim
       DataError: the file is broken, or the training split cannot be read.
     """
     path = pathlib.Path(workdir) / TOKENIZER_FILE
-    is_needed = experiment.model.front_end.has_tokens
+    is_needed = experiment.model.has_vocabulary
     if not is_needed or has_checkpoints(workdir) or _was_made_for(workdir, experiment):
         return load_tokenizer(workdir, experiment)
     section = experiment.data.tokenizer
@@ -182,7 +182,7 @@ def load_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> T
       ConfigError: the vocabulary or the ids of special tokens do not fit the model.
       DataError: the file is missing or broken.
     """
-    if not experiment.model.front_end.has_tokens:  # nothing to encode: bytes will do, and need no file
+    if not experiment.model.has_vocabulary:  # nothing to encode: bytes will do, and need no file
         return train_tokenizer(TokenizerConfig(kind="byte"), ())
     path = pathlib.Path(workdir) / TOKENIZER_FILE
     if not path.exists():

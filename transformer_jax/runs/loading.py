@@ -15,7 +15,6 @@ from transformer_jax.inference.model import Pretrained
 from transformer_jax.pretrained.reading import from_pretrained, params_template
 from transformer_jax.reporting.progress import say
 from transformer_jax.runs.experiment import Experiment
-from transformer_jax.runs.facts import model_facts
 from transformer_jax.runs.folder import CHECKPOINTS_FOLDER, load_config, load_tokenizer, run_folder
 from transformer_jax.sharding import partitioning
 from transformer_jax.types import PyTree
@@ -154,7 +153,7 @@ def from_run(
         family_of(config),
         config,
         run.params,
-        run.tokenizer if model_facts(config).reads_text else None,
+        run.tokenizer if config.has_vocabulary else None,
         objective.label_names,
         prompt_start=tuple(run.tokenizer.id_of(role) for role in objective.PROMPT_START),
         sizing=objective.sizing,

@@ -84,7 +84,7 @@ def _shrink_model(model: TransformerConfig, vocab_size: int) -> TransformerConfi
         encoder_changes=encoder_changes,
         decoder_changes=decoder_changes,
     )
-    if not model.front_end.has_tokens:
+    if not model.has_vocabulary:
         return small
     # The decoder starts with the same special token as before; the trained tokenizer has another id for it.
     start_id = {model.pad_id: PAD_ID, model.eos_id: EOS_ID}.get(model.decoder_start_id, BOS_ID)

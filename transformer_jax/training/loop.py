@@ -207,7 +207,7 @@ def train(config: Experiment | ConfigDict, workdir: str) -> dict[str, Any]:
             )
         writer.resume(step)
         _on_first_process(lambda: store_config(workdir, experiment))
-        unit = experiment.model.front_end.UNIT
+        unit = "tokens" if experiment.model.has_vocabulary else experiment.model.front_end.UNIT
         bar = stack.enter_context(ProgressBar(settings.num_steps, step, active=is_first, unit=unit))
         first, began = step, time.monotonic() - seconds
         while True:

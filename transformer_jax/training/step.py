@@ -132,7 +132,7 @@ def _check_rows(experiment: Experiment, mesh: Mesh) -> None:
     data, micro = experiment.data, experiment.train.gradient_accumulation_steps
     shares = partitioning.num_batch_shards(mesh) * micro
     contexts = mesh.shape[partitioning.CONTEXT_AXIS]
-    for length in data.lengths if experiment.model.front_end.has_tokens else ():
+    for length in data.lengths if experiment.model.has_vocabulary else ():
         if length % contexts:
             raise ConfigError(
                 f"the row length of {length} tokens is not divisible by config.mesh.context={contexts}; make "

@@ -11,7 +11,8 @@ import pytest
 from tests.tiny_training import tiny_experiment
 from transformer_jax.data import load_source, training_iterator
 from transformer_jax.models import abstract_params, build
-from transformer_jax.planning.batches import batch_template, num_tokens
+from transformer_jax.models.front_ends import Patches
+from transformer_jax.planning.batches import batch_template, num_tokens, source_shapes
 from transformer_jax.runs.experiment import Experiment, make_transform, read_experiment
 from transformer_jax.runs.folder import load_or_train_tokenizer
 from transformer_jax.runs.shrinking import shrink
@@ -46,6 +47,21 @@ def test_as_the_pipeline_makes_them(corpus: pathlib.Path, tmp_path: pathlib.Path
         key: array.sharding for key, array in real.items()
     }
     assert num_tokens(found) == batch["targets"].size
+
+
+def test_sources_have_the_shapes_that_the_encoder_reads(corpus: pathlib.Path) -> None:
+    experiment = tiny_experiment(corpus)
+    found = source_shapes(experiment, 6)
+    assert {name: leaf.shape for name, leaf in found.items()} == {
+        "inputs": (6, 40),
+        "inputs_segments": (6, 40),
+    }
+    images = dataclasses.replace(experiment.model, front_end=Patches(image_shape=(8, 12, 3), patch_size=4))
+    # The objective is not asked for these shapes, and none of the library's reads images and has a decoder.
+    object.__setattr__(experiment, "model", images)
+    assert {name: leaf.shape for name, leaf in source_shapes(experiment, 6).items()} == {
+        "images": (6, 8, 12, 3)
+    }
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

@@ -77,6 +77,16 @@ def batch_template(
     }
 
 
+def source_shapes(experiment: Experiment, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the inputs of the encoder for ``rows`` sources of the greatest length, as shapes."""
+    model = experiment.model
+    length = min(experiment.data.max_length, model.batch_max_length)
+    source = model.front_end.draw_inputs(model.part("encoder"), np.random.default_rng(0), [length])
+    return {
+        name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype) for name, array in source.items()
+    }
+
+
 def num_tokens(batch: dict[str, jax.ShapeDtypeStruct]) -> int:
     """Returns the number of tokens of a batch, padding included.
 

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from transformer_jax.config import ConfigError
-from transformer_jax.planning.batches import batch_template, num_tokens
+from transformer_jax.planning.batches import batch_template, num_tokens, source_shapes
 from transformer_jax.planning.collectives import find_collectives
 from transformer_jax.planning.costs import Work, read_work, total
 from transformer_jax.planning.estimate import estimate, mesh_coords
@@ -99,7 +99,10 @@ def _sizes(name: str, experiment: Experiment, mesh: Mesh) -> tuple[int, int, int
     rows = settings.batch_size * (settings.beam_size if settings.temperature == 0 else 1)
     length = min(experiment.data.max_length, model.batch_max_length)
     width = length if model.is_decoder_only else min(length + settings.extra_length, model.targets_max_length)
-    return rows, rows, decode_flops(model, rows, length, width)
+    source = 0
+    if not model.is_decoder_only:
+        source = model.front_end.length(model, source_shapes(experiment, rows))
+    return rows, rows, decode_flops(model, rows, source, width)
 
 
 def _pallas_name(work: Work) -> str:

@@ -25,7 +25,7 @@ from transformer_jax.config import ConfigError
 from transformer_jax.evaluation.scoring import make_evaluate_step
 from transformer_jax.models import build, evaluation_keys
 from transformer_jax.models.cache import NO_AXIS, PromptContext, row_axes
-from transformer_jax.planning.batches import batch_template
+from transformer_jax.planning.batches import batch_template, source_shapes
 from transformer_jax.planning.hardware import EXAMPLES, Topology
 from transformer_jax.runs.experiment import Experiment
 from transformer_jax.sharding import partitioning
@@ -193,6 +193,7 @@ def _lower_decode(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
     params = compile_train_step(experiment, mesh)[0].params
     rows = settings.batch_size * (settings.beam_size if settings.temperature == 0 else 1)
     length = min(experiment.data.max_length, model.batch_max_length)
+    sources = {} if model.is_decoder_only else source_shapes(experiment, rows)
     network: Any = build(model)
 
     # Structures of context and cache, which accept only arrays while these are shapes, and their row axes.
@@ -204,9 +205,11 @@ def _lower_decode(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
             context: Any = PromptContext(jnp.zeros(rows, jnp.int32))
             cache = network.init_cache(rows, length)
         else:
-            arguments = (jnp.ones((rows, length), jnp.int32), jnp.ones((rows, length), jnp.int32))
             context = network.apply(
-                {"params": params}, *arguments, method="encode_context", rngs=evaluation_keys(model)
+                {"params": params},
+                **{name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in sources.items()},
+                method="encode_context",
+                rngs=evaluation_keys(model),
             )
             cache = network.init_cache(rows, min(length + settings.extra_length, model.targets_max_length))
         trees[:] = jax.tree.structure(context), jax.tree.structure(cache)

@@ -19,6 +19,10 @@ class ConfigError(ValueError):
     """A config key is unknown or missing, or its value has a wrong type or cannot be used."""
 
 
+class UnknownNameError(ConfigError):
+    """A name is not in the registry where a config looks for it."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)  # hashable by identity, as an annotation must be
 class Kinds:
     """Annotates a field that is one of several dataclasses: ``field: Annotated[Base, Kinds(REGISTRY)]``.
@@ -120,7 +124,7 @@ def _read_kind(registry: Mapping[str, type], values: Any, section: str) -> Any:
     """Reads a section whose key ``kind`` says which dataclass of a registry it is."""
     kind = values.get("kind") if isinstance(values, Mapping | ConfigDict) else None
     if not isinstance(kind, str) or kind not in registry:
-        raise ConfigError(f"config.{section}.kind={kind!r} is unknown: {nearest(kind, registry)}")
+        raise UnknownNameError(f"config.{section}.kind={kind!r} is unknown: {nearest(kind, registry)}")
     return read_section(registry[kind], values, section)
 
 

@@ -288,9 +288,9 @@ def is_read(name, holders, nodes):
     ("key", "owner", "name"), [pytest.param(*case, id=case[0]) for case in sections_of(Experiment, "")]
 )
 def test_every_config_key_is_read_by_something(key, owner, name):
+    if key in ("objective.name", "extensions"):
+        return  # read_experiment reads these before there are sections
     section = key.split(".")[-2]
-    if key == "objective.name":
-        return  # read_experiment chooses the class of the section by it, before there is one
     reads = False
     for text, tree in modules():
         # "config" is this section only where its class, or the section by its name, is at hand.

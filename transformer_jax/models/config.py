@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Annotated, Any, Literal
 
-from transformer_jax.config import ConfigError, Kinds, check_types, nearest, read_fields
+from transformer_jax.config import ConfigError, Kinds, UnknownNameError, check_types, nearest, read_fields
 from transformer_jax.models.attention import ATTENTIONS, AttentionSpec, FullAttention
 from transformer_jax.models.front_ends import FRONT_ENDS, FrontEnd, Tokens
 from transformer_jax.models.heads import HEADS
@@ -183,7 +183,7 @@ class TransformerConfig:
     def _check_stacks(self) -> None:
         """Checks the pattern of attention, the residual strategy, and the changes of both stacks."""
         if self.residual not in RESIDUALS:
-            raise ConfigError(
+            raise UnknownNameError(
                 f"model.residual={self.residual!r} is no residual strategy: "
                 f"{nearest(self.residual, RESIDUALS)}"
             )
@@ -208,7 +208,7 @@ class TransformerConfig:
         if self.is_encoder_only and self.is_decoder_only:
             raise ConfigError("model.num_encoder_layers and num_decoder_layers must not both be 0")
         if self.head not in HEADS:
-            raise ConfigError(f"config.model.head={self.head!r} is no head: {nearest(self.head, HEADS)}")
+            raise UnknownNameError(f"config.model.head={self.head!r} is no head: {nearest(self.head, HEADS)}")
         part = "encoder" if self.is_encoder_only else "decoder"
         if HEADS[self.head].part != part:
             usable = ", ".join(name for name, head in HEADS.items() if head.part == part)

@@ -1,12 +1,13 @@
 """Reads an experiment: its sections as checked dataclasses."""
 
 import dataclasses
+import importlib
 from typing import Any
 
 import ml_collections
 
 from transformer_jax.checkpoints.checkpointer import CheckpointConfig
-from transformer_jax.config import ConfigError, check_keys, check_types, read_section
+from transformer_jax.config import ConfigError, UnknownNameError, check_keys, check_types, read_section
 from transformer_jax.data import DataConfig, Tokenizer
 from transformer_jax.decoding.settings import DecodingSettings
 from transformer_jax.layers.attention_kernels import check_attention
@@ -87,7 +88,13 @@ class EvaluateConfig(DecodingSettings):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that determines a run. Each section is read by the module that it configures."""
+    """Everything that determines a run. Each section is read by the module that it configures.
+
+    Attributes:
+      extensions: "package.module:function" of functions that add entries to the library's registries. They
+        are called before the sections of a config are read, so that a run folder can be used by every
+        program. A config file that uses such entries calls them itself too. Not a section.
+    """
 
     model: TransformerConfig
     objective: Objective
@@ -97,6 +104,7 @@ class Experiment:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    extensions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         try:
@@ -124,13 +132,44 @@ def read_experiment(config: Any) -> Experiment:
         )
     found = dict(config.items())
     check_keys(found, sections, "config")
-    if not hasattr(found["objective"], "items"):
-        raise ConfigError(f"config.objective must be a section of keys, not {found['objective']!r}")
-    objective: dict[str, Any] = dict(found["objective"].items())
-    if objective.get("name") not in OBJECTIVES:
-        raise ConfigError(f"config.objective.name must be one of {', '.join(OBJECTIVES)}")
-    sections["objective"] = OBJECTIVES[objective["name"]]
-    return Experiment(**{name: read_section(cls, found[name], name) for name, cls in sections.items()})
+    del sections["extensions"]
+    extensions = _extend(found["extensions"])
+    try:
+        sections["objective"] = _objective_class(found["objective"])
+        read = {name: read_section(cls, found[name], name) for name, cls in sections.items()}
+    except UnknownNameError as error:
+        raise UnknownNameError(
+            f"{error}. If a module of yours adds it to the library, name its function in config.extensions, "
+            'such as ("my_package.my_module:register",)'
+        ) from error
+    return Experiment(**read, extensions=extensions)
+
+
+def _objective_class(section: Any) -> type[Objective]:
+    if not hasattr(section, "items"):
+        raise ConfigError(f"config.objective must be a section of keys, not {section!r}")
+    name = dict(section.items()).get("name")
+    if name not in OBJECTIVES:
+        raise UnknownNameError(f"config.objective.name={name!r} must be one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]
+
+
+def _extend(extensions: Any) -> tuple[str, ...]:
+    """Calls the functions that ``Experiment.extensions`` names, and returns their names."""
+    if not isinstance(extensions, list | tuple) or not all(isinstance(name, str) for name in extensions):
+        raise ConfigError(f"config.extensions must be a tuple of texts, not {extensions!r}")
+    for extension in extensions:
+        module, _, function = extension.partition(":")
+        try:
+            register = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(
+                f"config.extensions names {extension!r}, which cannot be imported: {error}. Give the "
+                '"package.module:function" of a function that adds entries to registries, and start Python '
+                "where that module can be imported, such as in its folder or with PYTHONPATH"
+            ) from error
+        register()
+    return tuple(extensions)
 
 
 def make_transform(experiment: Experiment, tokenizer: Tokenizer, *, train: bool) -> BoundTransform:

@@ -36,7 +36,10 @@ SUMMARY_FILE = "summary.json"
 
 # A run may be continued with other values of these; a change of any other key makes it another experiment.
 FREE_SECTIONS = ("checkpoint", "evaluate", "mesh")
-FREE_KEYS = ("train.num_steps", "train.log_every_steps", "train.evaluate_every_steps", "data.source.folder")
+FREE_KEYS = (
+    *("train.num_steps", "train.log_every_steps", "train.evaluate_every_steps"),
+    *("data.source.folder", "extensions"),
+)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -119,7 +122,7 @@ def load_config(workdir: str | os.PathLike[str]) -> Experiment:
     """
     path = pathlib.Path(workdir) / CONFIG_FILE
     try:
-        return read_experiment(upgraded(json.loads(path.read_text(encoding="utf-8"))))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if has_checkpoints(workdir):
             raise ConfigError(
@@ -128,6 +131,7 @@ def load_config(workdir: str | os.PathLike[str]) -> Experiment:
         raise ConfigError(f"{workdir} holds no run: it has no {CONFIG_FILE}") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
+    return read_experiment(upgraded(content))
 
 
 def load_or_train_tokenizer(workdir: str | os.PathLike[str], experiment: Experiment) -> Tokenizer:

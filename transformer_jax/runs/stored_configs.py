@@ -11,8 +11,9 @@ from typing import Any
 from transformer_jax.models.attention import FullAttention
 from transformer_jax.models.front_ends import FRONT_ENDS, Tokens
 
-# By section: keys that it has gained, each with the value that means what runs did before.
+# By section: keys that it has gained, each with the value that means what runs did before. "" is the config.
 ADDED_KEYS: dict[str, dict[str, Any]] = {
+    "": {"extensions": []},
     "data.source": {"builder_class": ""},
     "data.more_sources": {"builder_class": ""},
     "model": {
@@ -36,7 +37,7 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
         for front_end in FRONT_ENDS.values():
             front_end.upgrade(model)
     for path, added in ADDED_KEYS.items():
-        for section in _sections(config, path.split(".")):
+        for section in _sections(config, path.split(".") if path else []):
             for key, value in added.items():
                 section.setdefault(key, value)
     return config

@@ -2,11 +2,13 @@
 
 import dataclasses
 import importlib
+import json
 
 import pytest
 
 from tests.tiny_training import tiny_experiment
 from transformer_jax.config import ConfigError
+from transformer_jax.models.front_ends import FRONT_ENDS
 from transformer_jax.models.heads import HEADS
 from transformer_jax.objectives import OBJECTIVES
 from transformer_jax.runs import load_config, read_experiment
@@ -97,3 +99,21 @@ def test_a_module_may_move_between_two_parts_of_a_run(experiment, tmp_path):
     store_config(tmp_path, experiment)
     loaded = load_config(tmp_path)
     check_workdir(tmp_path, dataclasses.replace(loaded, extensions=("moved.retelling:register",)))
+
+
+def test_a_front_end_from_outside_brings_its_own_old_keys_to_date(experiment, tmp_path, monkeypatch):
+    (tmp_path / "later.py").write_text(
+        "from transformer_jax.models.front_ends import FRONT_ENDS, Tokens\n"
+        "class Later(Tokens):\n"
+        "    @staticmethod\n"
+        "    def upgrade(model):\n"
+        "        model['dropout'] = model.pop('old_dropout')\n"
+        "def register():\n"
+        "    FRONT_ENDS['later'] = Later\n"
+    )
+    monkeypatch.setitem(FRONT_ENDS, "later", FRONT_ENDS["tokens"])  # so that it is removed after the test
+    content = json.loads(json.dumps(dataclasses.asdict(experiment)))
+    content["extensions"].append("later:register")
+    content["model"]["old_dropout"] = content["model"].pop("dropout")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert load_config(tmp_path).model == experiment.model

@@ -133,7 +133,7 @@ def read_experiment(config: Any) -> Experiment:
     found = dict(config.items())
     check_keys(found, sections, "config")
     del sections["extensions"]
-    extensions = _extend(found["extensions"])
+    extensions = call_extensions(found["extensions"])
     try:
         sections["objective"] = _objective_class(found["objective"])
         read = {name: read_section(cls, found[name], name) for name, cls in sections.items()}
@@ -154,8 +154,12 @@ def _objective_class(section: Any) -> type[Objective]:
     return OBJECTIVES[name]
 
 
-def _extend(extensions: Any) -> tuple[str, ...]:
-    """Calls the functions that ``Experiment.extensions`` names, and returns their names."""
+def call_extensions(extensions: Any) -> tuple[str, ...]:
+    """Calls the functions that ``Experiment.extensions`` names, and returns their names.
+
+    Raises:
+      ConfigError: these are no names, or one of them cannot be imported.
+    """
     if not isinstance(extensions, list | tuple) or not all(isinstance(name, str) for name in extensions):
         raise ConfigError(f"config.extensions must be a tuple of texts, not {extensions!r}")
     for extension in extensions:

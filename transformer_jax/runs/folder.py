@@ -26,7 +26,7 @@ from transformer_jax.files import write_json
 from transformer_jax.pretrained.folder import TOKENIZER_FILE, find_tokenizer
 from transformer_jax.pretrained.hub import find_folder
 from transformer_jax.reporting.progress import say
-from transformer_jax.runs.experiment import Experiment, read_experiment
+from transformer_jax.runs.experiment import Experiment, call_extensions, read_experiment
 from transformer_jax.runs.stored_configs import upgraded
 
 CONFIG_FILE = "config.json"
@@ -131,6 +131,8 @@ def load_config(workdir: str | os.PathLike[str]) -> Experiment:
         raise ConfigError(f"{workdir} holds no run: it has no {CONFIG_FILE}") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
+    if isinstance(content, dict):  # front ends from outside bring their keys to date too
+        call_extensions(content.get("extensions", ()))
     return read_experiment(upgraded(content))
 
 

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import pathlib
 
@@ -22,6 +23,7 @@ from transformer_jax.data import SPLITS
 from transformer_jax.data.catalogue import OUR_BUILDERS
 from transformer_jax.data.datasets.number_words import number_words
 from transformer_jax.data.text_files import split_name
+from transformer_jax.models import TransformerConfig
 from transformer_jax.objectives import OBJECTIVES, Objective
 from transformer_jax.pretrained.config_json import describe
 from transformer_jax.runs.experiment import Experiment, read_experiment
@@ -254,6 +256,7 @@ def mentions(tree, class_name, section):
         if getattr(node, "attr", "") == section or class_name in (
             getattr(node, "id", ""),
             getattr(node, "name", ""),
+            getattr(node, "value", ""),  # of an annotation in quotes
         ):
             return True
     return False
@@ -291,12 +294,14 @@ def test_every_config_key_is_read_by_something(key, owner, name):
     if key in ("objective.name", "extensions"):
         return  # read_experiment reads these before there are sections
     section = key.split(".")[-2]
+    # The blocks of a model read its fields from the config of their stack.
+    classes = [owner.__name__, "StackConfig"] if owner is TransformerConfig else [owner.__name__]
     reads = False
-    for text, tree in modules():
+    for (text, tree), class_name in itertools.product(modules(), classes):
         # "config" is this section only where its class, or the section by its name, is at hand.
-        at_hand = owner.__name__ in text or f".{section}" in text
-        if at_hand and mentions(tree, owner.__name__, section):
-            inside, outside = inside_and_outside(tree, owner.__name__)
+        at_hand = class_name in text or f".{section}" in text
+        if at_hand and mentions(tree, class_name, section):
+            inside, outside = inside_and_outside(tree, class_name)
             reads |= is_read(name, {"self", *HOLDERS}, inside) or is_read(name, {section, *HOLDERS}, outside)
     # Names of splits, decoding settings and mesh axes are read by their names in a list.
     lists = {"source": SPLITS, "evaluate": DECODING_FLAGS, "mesh": MESH_AXES}

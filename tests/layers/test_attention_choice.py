@@ -1,6 +1,7 @@
 """Which program computes an attention, and that a model is the same with each."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,8 +27,17 @@ def arrays(length: int = 256, keys: int = 256, size: int = 64, dtype: str = "bfl
     return [jnp.zeros((2, n, 2, size), dtype) for n in (length, keys, keys)]
 
 
+NUMBERS = itertools.count()
+
+
 @pytest.fixture
-def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def name() -> str:
+    """A name of an attention that has not been logged yet, because a reason is logged once for each name."""
+    return f"attention_{next(NUMBERS)}"
+
+
+@pytest.fixture
+def choose(name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """The name of what is chosen for a model on one device of a platform."""
 
     def choice(
@@ -40,10 +50,9 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         monkeypatch.setattr(attention_kernels, "target_platform", lambda: platform)
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         with placed(Placement(mesh, {}, asked)):
-            chosen = choose_kernel(*(tensors or arrays()), mask or Mask(), **options, name="attention")
+            chosen = choose_kernel(*(tensors or arrays()), mask or Mask(), **options, name=name)
         return "plain" if chosen is None else chosen.NAME
 
-    attention_kernels._warn_plain.cache_clear()
     return choice
 
 
@@ -57,7 +66,7 @@ def test_each_platform_has_its_kernel(choose: Callable[..., str]) -> None:
 
 
 def test_what_stands_in_the_way_is_said_once(
-    choose: Callable[..., str], caplog: pytest.LogCaptureFixture
+    choose: Callable[..., str], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
         assert choose("tpu", *arrays(64, 100)) == "plain"
@@ -66,9 +75,9 @@ def test_what_stands_in_the_way_is_said_once(
         assert choose("gpu", *arrays(size=80)) == "plain"
     messages = [record.getMessage() for record in caplog.records]
     assert messages[:2] == [
-        "attention is plain XLA on this TPU: of so few tokens a kernel computes more than 1.5 scores for "
+        f"{name} is plain XLA on this TPU: of so few tokens a kernel computes more than 1.5 scores for "
         "each that is needed",
-        "attention is plain XLA on this TPU: attention_dropout=0.1 needs the attention weights, which a "
+        f"{name} is plain XLA on this TPU: attention_dropout=0.1 needs the attention weights, which a "
         "kernel does not store",
     ]
     assert len(messages) == 3
@@ -128,21 +137,21 @@ UNKNOWN = [
     ("part", "words"), UNKNOWN, ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_no_kernel_is_given_a_mask_part_that_it_cannot_express(
-    part: MaskPart, words: str, choose: Callable[..., str], caplog: pytest.LogCaptureFixture
+    part: MaskPart, words: str, choose: Callable[..., str], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     mask = Mask(Segments(None, jnp.ones((2, 256), jnp.int32)), part)
     assert choose("tpu", mask=mask) == "plain"
     assert choose("gpu", mask=mask) == "plain"
     for_tpu, for_gpu = (record.getMessage() for record in caplog.records)
-    assert for_tpu == f"attention is plain XLA on this TPU: splash cannot express the mask part {words}"
+    assert for_tpu == f"{name} is plain XLA on this TPU: splash cannot express the mask part {words}"
     assert f"triton cannot express the mask part {words}" in for_gpu
-    for name, kernel in attention_kernels.KERNELS.items():
+    for kernel_name, kernel in attention_kernels.KERNELS.items():
         with pytest.raises(
-            ValueError, match=f"mesh.attention='{name}' .* cannot express the mask part {words}"
+            ValueError, match=f"mesh.attention='{kernel_name}' .* cannot express the mask part {words}"
         ):
-            choose("cpu", asked=name, mask=mask)
+            choose("cpu", asked=kernel_name, mask=mask)
         with pytest.raises(
-            ValueError, match=f"{name} cannot express the mask part {words}.* plain attention"
+            ValueError, match=f"{kernel_name} cannot express the mask part {words}.* plain attention"
         ):
             kernel(*arrays(), mask=mask)
 
@@ -192,11 +201,10 @@ def test_an_unknown_kernel_is_an_error(choose: Callable[..., str], tmp_path: Any
 
 
 def test_several_devices_need_a_placement(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(attention_kernels, "target_platform", lambda: "tpu")
-    attention_kernels._warn_plain.cache_clear()
-    assert choose_kernel(*arrays(), Mask(), name="attention") is None
+    assert choose_kernel(*arrays(), Mask(), name=name) is None
     assert "may be split over 8 devices" in caplog.text
 
 
@@ -269,15 +277,18 @@ def test_plain_attention_computes_a_mask_part_from_outside() -> None:
 def test_messages_name_an_attention_without_its_layer(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Any
 ) -> None:
-    attention_kernels._warn_plain.cache_clear()
     monkeypatch.setattr(attention_kernels, "target_platform", lambda: "tpu")
-    model = build(
-        dataclasses.replace(tiny_experiment(tmp_path).model, num_encoder_layers=2, num_decoder_layers=2)
-    )
+    # A rate that no other test has, because a reason is logged once for each name.
+    layers = dict(num_encoder_layers=2, num_decoder_layers=2, attention_dropout=0.123)
+    model = build(dataclasses.replace(tiny_experiment(tmp_path).model, **layers))
     tokens = jnp.ones((2, 8), jnp.int32)
-    variables = model.init(jax.random.key(0), tokens, tokens)
-    call = on_mesh(lambda variables: model.apply(variables, tokens, tokens), make_mesh(MeshConfig()))
-    jax.eval_shape(call, {"params": variables["params"]})
+    variables = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)
+    keys = {"dropout": jax.random.key(0)}
+
+    def call(params: Any) -> Any:
+        return model.apply({"params": params}, tokens, tokens, train=True, rngs=keys)
+
+    jax.eval_shape(on_mesh(call, make_mesh(MeshConfig())), variables["params"])
     said = sorted(record.getMessage().split(" is plain")[0] for record in caplog.records)
     assert said == ["decoder/context_attention", "decoder/self_attention", "encoder/self_attention"]
 

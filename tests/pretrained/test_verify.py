@@ -1,10 +1,12 @@
 """Comparing with transformers: its input, its table, and its mistakes. What it finds: tests/parity/live."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,17 +26,98 @@ runpy.run_module("transformer_jax.pretrained", run_name="__main__", alter_sys=Tr
 """
 
 
-class Sequences:
-    """Tokens of one text as PyTorch holds them."""
+class Tensor:
+    """A stand-in for a PyTorch tensor, with the operations that the comparison uses."""
 
-    def __init__(self, tokens):
-        self.tokens = np.array(tokens)
+    def __init__(self, values, dtype=None):
+        self.values, self.dtype = np.array(values), dtype
 
     def __getitem__(self, places):
-        return Sequences(self.tokens[places[1]])
+        return Tensor(self.values[places])
+
+    def long(self):
+        return self
 
     def numpy(self):
-        return self.tokens
+        return self.values
+
+    def log_softmax(self, axis):
+        return self  # the stand-in model returns log-probabilities
+
+
+class TheirModel:
+    """A stand-in for a model of ``transformers``.
+
+    Args:
+      vocab_size: number of its logits.
+      greedy: logits (tokens, vocab_size) of its greedy search, for each text in turn.
+      beams: tokens that its beam search appends to every text, with the score -1.
+      score: log-probability of every token that its beam search does not choose.
+    """
+
+    def __init__(self, vocab_size, greedy, beams, score):
+        self.vocab_size, self.greedy, self.beams, self.score = vocab_size, iter(greedy), beams, score
+
+    def eval(self):
+        return self
+
+    def __call__(self, *, input_ids, return_dict=False, **_):
+        logits = np.full((*input_ids.values.shape, self.vocab_size), self.score, np.float32)
+        return {"logits": Tensor(logits)} if return_dict else types.SimpleNamespace(logits=Tensor(logits))
+
+    def generate(self, *, input_ids, generation_config, **_):
+        if generation_config.num_beams == 1:
+            return types.SimpleNamespace(logits=[Tensor(row[None]) for row in next(self.greedy)])
+        sequences = Tensor([[*input_ids.values[0], *self.beams]])
+        return types.SimpleNamespace(sequences=sequences, sequences_scores=[-1.0])
+
+
+class OurModel:
+    """A stand-in for a model of this library."""
+
+    def __init__(self, config):
+        self.vocab_size = config.vocab_size
+
+    def apply(self, variables, inputs, inputs_segments, **_):
+        return jnp.zeros((*inputs.shape, self.vocab_size))
+
+
+@pytest.fixture
+def compare(monkeypatch):
+    """Compares stand-ins for both models of one GPT-2, and returns the last two comparisons.
+
+    Each search returns three texts; the stand-in for PyTorch is installed whether PyTorch is or not.
+    """
+    ours = from_pretrained(STORED / "gpt2")
+
+    def compared(our_greedy, our_beams, their_greedy, their_beams, their_score):
+        theirs = TheirModel(ours.config.vocab_size, their_greedy, their_beams, their_score)
+        torch, transformers = types.ModuleType("torch"), types.ModuleType("transformers")
+        torch.float32, torch.int32, torch.tensor = "float32", "int32", Tensor
+        torch.no_grad = contextlib.nullcontext
+        torch.ones_like = lambda tensor: Tensor(np.ones_like(tensor.values))
+        torch.cat = lambda tensors: Tensor(np.concatenate([tensor.values for tensor in tensors]))
+        transformers.logging = types.SimpleNamespace(
+            set_verbosity_error=lambda: None, disable_progress_bar=lambda: None
+        )
+        transformers.GenerationConfig = types.SimpleNamespace
+        transformers.GPT2LMHeadModel = types.SimpleNamespace(from_pretrained=lambda *_, **__: theirs)
+
+        class OurGenerator:
+            def __init__(self, config, settings, *_, **__):
+                self.texts = our_greedy if settings.beam_size == 1 else our_beams
+
+            def generate(self, params, texts):
+                return [np.array(text) for text in self.texts]
+
+        monkeypatch.setitem(sys.modules, "torch", torch)
+        monkeypatch.setitem(sys.modules, "transformers", transformers)
+        monkeypatch.setattr(verify, "Generator", OurGenerator)
+        monkeypatch.setattr(verify, "build", OurModel)
+        return verify.compare(CheckpointFolder(STORED / "gpt2"), ours.config, ours.params)[-2:]
+
+    compared.vocab_size = ours.config.vocab_size
+    return compared
 
 
 def test_every_head_has_outputs_to_compare_and_is_in_a_fixture():
@@ -85,43 +168,37 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch):
         verify.compare(CheckpointFolder(STORED / "gpt2"), ours.config, ours.params)
 
 
+def chosen(vocab_size, *tokens):
+    """Returns logits (tokens, vocab_size) that are 2 for these tokens and 0 otherwise."""
+    logits = np.zeros((len(tokens), vocab_size), np.float32)
+    logits[np.arange(len(tokens)), tokens] = 2.0
+    return logits
+
+
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize(
     ("other", "their_score", "difference"),
     [([5, 6], -1.5, 0.5), ([5, 6], np.nan, np.nan), ([], -1.5, np.inf), ([7, 8], np.nan, 0.0)],
     ids=str,
 )
-def test_beams_whose_difference_is_no_number_differ(other, their_score, difference, number, monkeypatch, rng):
-    """Of three texts, of which one has it: what comes before or after does not hide it."""
-    ours = from_pretrained(STORED / "gpt2")
-    found = [np.array(other if i == number else [7, 8]) for i in range(3)]
-    monkeypatch.setattr(verify, "_our_texts", lambda *_: found)
-    monkeypatch.setattr(verify, "_their_score", lambda *_: their_score)
-
-    def generated(theirs, config, text, **_):
-        return types.SimpleNamespace(sequences=Sequences([*text, 7, 8]), sequences_scores=[-1.0])
-
-    monkeypatch.setattr(verify, "_generated", generated)
-    inputs = verify.draw_inputs(ours.config, rng)
-    compared = verify._compare_beams(None, ours.config, ours.params, inputs, 1e-4)
+def test_beams_whose_difference_is_no_number_differ(other, their_score, difference, number, compare):
+    """Of three texts, one has such a difference; the texts before and after it do not hide it."""
+    beams = [other if i == number else [7, 8] for i in range(3)]
+    greedy = [chosen(compare.vocab_size, 9)] * 3
+    same, compared = compare([[9]] * 3, beams, greedy, [7, 8], their_score)
+    assert same.name == "greedy, 8 tokens" and same.is_same
+    assert compared.name == "4 beams, 8 tokens"
     np.testing.assert_equal(compared.difference, difference)
     assert compared.is_same == (difference == 0) and compared.largest == 1.0
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_a_greedy_search_whose_difference_is_no_number_differs(number, monkeypatch, rng):
-    ours, texts = from_pretrained(STORED / "gpt2"), iter(range(3))
-
-    def logits(*_):
-        found = np.zeros((2, ours.config.vocab_size), np.float32)
-        found[:, 7] = np.nan if next(texts) == number else 1.0
-        found[:, 9] = 2.0
-        return found
-
-    monkeypatch.setattr(verify, "_our_texts", lambda *_: [np.array([9, 9])] * 3)
-    monkeypatch.setattr(verify, "_their_greedy_logits", logits)
-    inputs = verify.draw_inputs(ours.config, rng)
-    compared = verify._compare_greedy(None, ours.config, ours.params, inputs, 1e-4)
+def test_a_greedy_search_whose_difference_is_no_number_differs(number, compare):
+    logits = [chosen(compare.vocab_size, 9, 9) for _ in range(3)]
+    for i, found in enumerate(logits):
+        found[:, 7] = np.nan if i == number else 1.0
+    compared, same = compare([[9, 9]] * 3, [[7, 8]] * 3, logits, [7, 8], -1.0)
+    assert same.is_same
     assert np.isnan(compared.difference) and np.isnan(compared.largest) and not compared.is_same
 
 

@@ -1,7 +1,6 @@
 """What ``save_pretrained`` refuses to write, and what it leaves of an older checkpoint in a folder."""
 
 import dataclasses
-import errno
 import json
 import pathlib
 import shutil
@@ -9,13 +8,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from tests.parity.test_fixtures import STORED
 from transformer_jax import families
 from transformer_jax.config import ConfigError
 from transformer_jax.models import abstract_params
 from transformer_jax.models.heads import HEADS
-from transformer_jax.pretrained import saving, weights
+from transformer_jax.pretrained import saving
 from transformer_jax.pretrained.config_json import content_of
 from transformer_jax.pretrained.reading import from_pretrained
 from transformer_jax.pretrained.saving import save_pretrained
@@ -135,17 +135,17 @@ def test_parameters_without_the_head_of_the_config_are_not_written(older):
 
 @pytest.mark.parametrize("shard_bytes", [20_000, 5_000_000])
 def test_a_disk_that_is_full_leaves_the_checkpoint_that_was_there(shard_bytes, older, monkeypatch):
-    before, write = contents(older), weights._save
+    before, write = contents(older), safetensors.numpy.save_file
     room = 2 if shard_bytes == 20_000 else 0
 
-    def full_disk(*arguments):
+    def full_disk(*arguments, **options):
         nonlocal room
         room -= 1
         if room < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(*arguments)
+            raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+        write(*arguments, **options)
 
-    monkeypatch.setattr(weights, "_save", full_disk)
+    monkeypatch.setattr(safetensors.numpy, "save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_pretrained(older, from_pretrained(STORED / "gpt2"), shard_bytes=shard_bytes)
     assert contents(older) == before

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -47,8 +48,8 @@ def tiny_bert(corpus, **sections):
     )  # fmt: skip
 
 
-def classifier(corpus, model):
-    """Tells three classes apart, with the encoder of ``model``."""
+def classifier(corpus, model, labels="abc"):
+    """Classifies texts, with the encoder of ``model``."""
     experiment = tiny_bert(corpus)
     source = dataclasses.replace(
         experiment.data.source,
@@ -57,8 +58,8 @@ def classifier(corpus, model):
     )
     return dataclasses.replace(
         experiment,
-        model=dataclasses.replace(model, head="classes", num_labels=3),
-        objective=Classification(labels=("a", "b", "c")),
+        model=dataclasses.replace(model, head="classes", num_labels=len(labels)),
+        objective=Classification(labels=tuple(labels)),
         data=dataclasses.replace(
             experiment.data, source=source, tokenizer=TokenizerConfig(kind="byte"), max_length=12, buckets=()
         ),
@@ -161,12 +162,22 @@ def test_another_head_is_drawn_and_all_else_kept(first_run, corpus, capsys):
     ],
     ids=["pooler", "masked_tokens", "all", "another number", "another kind"],
 )
-def test_what_two_heads_share_is_kept(corpus, before, after, kept):
-    params, configs = [], []
-    for seed, (head, num_labels) in enumerate((before, after)):
-        configs.append(dataclasses.replace(tiny_bert(corpus).model, head=head, num_labels=num_labels))
-        params.append(shifted_params(configs[-1], seed))
-    found = initialization._with_head(*params, *configs)
+def test_what_two_heads_share_is_kept(corpus, before, after, kept, monkeypatch):
+    head, num_labels = before
+    plain = tiny_bert(corpus)
+    trained = dataclasses.replace(plain.model, head=head, num_labels=num_labels)
+    params = [shifted_params(trained, 0)]
+    run = types.SimpleNamespace(params=params[0], steps=(1,), experiment=types.SimpleNamespace(model=trained))
+    monkeypatch.setattr(initialization, "load_run", lambda *_, **__: run)
+
+    head, num_labels = after
+    experiment = classifier(corpus, plain.model, "abcd"[:num_labels]) if num_labels else plain
+    assert experiment.model.head == head
+    mesh = partitioning.make_mesh(experiment.mesh, jax.devices()[:1])
+    template, _, _ = compile_train_step(experiment, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, template.params)
+    params += [jax.device_put(shifted_params(experiment.model, 1), shardings)]
+    found = initial_params(experiment, params[1], mesh, corpus)
     assert found.keys() == params[1].keys() and found["head"].keys() == params[1]["head"].keys()
     assert_same(found["encoder"], params[0]["encoder"])
     for part, tree in found["head"].items():

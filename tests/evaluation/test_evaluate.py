@@ -10,7 +10,7 @@ import pytest
 
 from tests.tiny_training import OWN_WORDS, SIZES, tiny_experiment, write_corpus
 from transformer_jax.config import ConfigError
-from transformer_jax.data import count_cut, evaluation_batches, load_source
+from transformer_jax.data import count_cut, evaluation_batches, load_source, training_iterator
 from transformer_jax.evaluation import PREDICTORS, score_texts, scoring, translations
 from transformer_jax.evaluation.predictions import Outputs
 from transformer_jax.inference.generation import TextGenerator
@@ -139,14 +139,26 @@ class Recording(Seq2Seq):
         return super().pieces(tokens, context)
 
 
-def test_only_what_is_trained_on_is_changed_at_random(setting, monkeypatch):
+class FirstBatch(Exception):
+    """Ends a training before its first step."""
+
+
+def first_batch(*arguments, **options):
+    """Reads one training batch, with the data already opened, and ends the training."""
+    iterator = training_iterator(*arguments, **options)
+    next(iterator)
+    iterator.close()
+    raise FirstBatch
+
+
+def test_only_what_is_trained_on_is_changed_at_random(setting, tmp_path, monkeypatch):
     experiment, tokenizer, params, _ = setting
     experiment = dataclasses.replace(experiment, objective=Recording())
     mesh = make_mesh(MeshConfig())
     monkeypatch.setattr(Recording, "asked", asked := [])
-    iterator, _ = loop._open_data(experiment, tokenizer, mesh)
-    next(iterator)
-    iterator.close()
+    monkeypatch.setattr(loop, "training_iterator", first_batch)
+    with pytest.raises(FirstBatch):
+        loop.train(experiment, str(tmp_path))
     evaluated = [text for is_training, text in asked if not is_training]
     trained = [text for is_training, text in asked if is_training]
     assert len(evaluated) == SIZES["validation"] + SIZES["test"] and len(trained) >= 32  # a window

@@ -48,7 +48,8 @@ def test_the_first_signal_is_noted_and_a_second_interrupt_interrupts(number, cap
 def test_a_signal_before_the_first_step_leaves_a_run_to_begin(experiment, tmp_path, monkeypatch, capsys):
     workdir = str(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "_open_data", after(signal.SIGTERM, train_module._open_data))
+        iterator = after(signal.SIGTERM, train_module.training_iterator)
+        patch.setattr(train_module, "training_iterator", iterator)
         assert train(experiment, workdir) == {}
     assert "SIGTERM: no step was trained yet. Continue the run with:" in capsys.readouterr().err
     assert train(experiment, workdir)["steps"] == 6

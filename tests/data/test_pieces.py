@@ -339,6 +339,9 @@ def test_an_example_without_what_the_objective_needs():
         def encode_with_places(self, text):
             raise NotImplementedError
 
+        def template(self, num_texts):
+            raise NotImplementedError
+
         def id_of(self, role):
             raise NotImplementedError
 

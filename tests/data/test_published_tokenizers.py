@@ -73,8 +73,8 @@ MADE = {"bert": bert, "gpt2": gpt2, "bart": bart, "t5": t5}
 ROLES = {
     "bert": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4},
     "gpt2": {"bos": 0, "eos": 0},
-    "bart": {"bos": 0, "pad": 1, "eos": 2, "unk": 3, "mask": 4},
-    "t5": {"pad": 0, "eos": 1, "unk": 2},
+    "bart": {"bos": 0, "pad": 1, "eos": 2, "unk": 3, "mask": 4, "cls": 0, "sep": 2},
+    "t5": {"pad": 0, "eos": 1, "unk": 2, "sep": 1},
 }
 SPECIAL = {"bert": 5, "gpt2": 1, "bart": 5, "t5": 5}
 EVERY = pytest.mark.parametrize("name", MADE)
@@ -163,6 +163,24 @@ def test_whole_texts_have_the_template_of_the_file_or_eos(loaded):
     for special in ((), ("<cls>", "<sep>", "<mask>")):
         ours = train_tokenizer(TokenizerConfig(kind="byte", special_tokens=special), [])
         assert ours.encode_whole("a <eos>").tolist() == [*ours.encode("a <eos>").tolist(), 2]
+
+
+def test_templates_of_one_text_and_of_two(loaded):
+    """BART's and RoBERTa's pairs have two tokens between the texts; without a template the roles decide."""
+    ours = train_tokenizer(TokenizerConfig(kind="byte", special_tokens=("<cls>", "<sep>")), [])
+    wanted = {
+        "bert": ([[2], [3]], [[2], [3], [3]]),
+        "bart": ([[0], [2]], [[0], [2, 2], [2]]),
+        "t5": ([[], [1]], [[], [1], [1]]),
+    }
+    for tokenizer, parts in [
+        *((loaded[0][name], parts) for name, parts in wanted.items()),
+        (ours, ([[4], [5]], [[4], [5], [5]])),
+    ]:
+        for count, expected in enumerate(parts, 1):
+            assert [part.tolist() for part in tokenizer.template(count)] == expected
+    with pytest.raises(DataError, match="the tokenizer has no cls token"):
+        loaded[0]["gpt2"].template(1)
 
 
 @EVERY

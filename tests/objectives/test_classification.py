@@ -48,6 +48,21 @@ def test_long_pairs_are_cut_like_popping_from_the_longer_list():
                 assert int(piece["labels"]) == 3
 
 
+TWO_BETWEEN = {2: [["bos"], ["eos", "eos"], ["eos"]], 1: [[], ["eos"]]}  # RoBERTa's pairs, T5's texts
+
+
+def test_the_template_of_the_tokenizer_decides_and_stays_when_texts_are_cut():
+    tokenizer, objective = ToyTokenizer(parts=TWO_BETWEEN), Classification(cut_long=True)
+    pair = objective.encode({"inputs": A, "pair": B, "labels": 0}, tokenizer)
+    whole = f"<bos> {A} <eos> <eos> {B} <eos>"
+    assert written(tokenizer, pair) == (whole, [0] * 33 + [1] * 31)
+    (piece,) = objective.pieces(pair, draw(tokenizer, 9))
+    cut = "<bos> a00 a01 a02 <eos> <eos> b00 b01 <eos>"
+    assert written(tokenizer, piece) == (cut, [0] * 6 + [1] * 3)
+    (one,) = objective.pieces(objective.encode({"inputs": A, "labels": 0}, tokenizer), draw(tokenizer, 3))
+    assert written(tokenizer, one) == ("a00 a01 <eos>", [0] * 3)
+
+
 def test_a_long_text_keeps_its_beginning():
     tokenizer, objective = ToyTokenizer(), Classification(cut_long=True)
     (piece,) = objective.pieces(objective.encode({"inputs": A, "labels": 0}, tokenizer), draw(tokenizer, 5))

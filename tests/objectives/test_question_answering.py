@@ -48,6 +48,23 @@ def test_a_span_is_the_tokens_that_hold_the_answer(answer, text):
     assert tokens["_starts"][[0, 1, 2, 3, -1]].tolist() == [-1] * 5
 
 
+def test_the_template_of_the_tokenizer_stays_in_windows():
+    parts = {2: [["bos"], ["eos", "eos"], ["eos"]]}
+    tokenizer, objective = ToyTokenizer(parts=parts), QuestionAnswering(stride=7)
+    pieces = objective.pieces(objective.encode(asked("029 030", WORDS), tokenizer), draw(tokenizer, 16))
+    start = 0
+    for piece in pieces:
+        written = tokenizer.tokens(piece["inputs"])
+        context = WORDS.split()[start : start + 10]
+        assert written == ["<bos>", "who", "did", "<eos>", "<eos>", *context, "<eos>"]
+        first, last = piece["answer_span"]
+        assert (written[first : last + 1] == ["029", "030"]) == {"029", "030"}.issubset(context)
+        assert piece["_starts"][[0, 4, -1]].tolist() == [-1] * 3 and piece["_starts"][5] >= 0
+        start += 7
+    with pytest.raises(ValueError, match="a question of 2 tokens leaves no room"):
+        objective.pieces(objective.encode(asked("029 030", WORDS), tokenizer), draw(tokenizer, 6))
+
+
 def test_without_an_answer_the_span_is_cls():
     example = asked("Prague") | {"answers": [], "answer_starts": []}
     assert QuestionAnswering().encode(example, ToyTokenizer())["answer_span"].tolist() == [0, 0]

@@ -100,6 +100,9 @@ class WordLengths:
     def encode_with_places(self, text):
         raise NotImplementedError
 
+    def template(self, num_texts):
+        raise NotImplementedError
+
     def id_of(self, role):
         raise NotImplementedError
 

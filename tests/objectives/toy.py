@@ -17,9 +17,12 @@ class ToyTokenizer:
 
     vocab_size = VOCAB_SIZE
 
-    def __init__(self, num_sentinels: int = 100, roles: tuple[str, ...] = tuple(ROLES)):
+    def __init__(
+        self, num_sentinels: int = 100, roles: tuple[str, ...] = tuple(ROLES), parts: dict | None = None
+    ):
         self.sentinels = tuple(VOCAB_SIZE - 1 - i for i in range(num_sentinels))
         self.roles = roles
+        self.parts = parts or {}
         self.targets = self
         self.known: list[str] = []
 
@@ -41,6 +44,11 @@ class ToyTokenizer:
                     self.known.append(token)
                 rows.append((FIRST_ID + self.known.index(token), number, start, stop))
         return Encoding(*np.array(rows, np.int32).reshape(-1, 4).T)
+
+    def template(self, num_texts: int) -> tuple[np.ndarray, ...]:
+        """As ``parts`` has it, by roles; by default "<cls> a <sep> b <sep>"."""
+        parts = self.parts.get(num_texts, [["cls"], *[["sep"]] * num_texts])
+        return tuple(np.array([self.id_of(role) for role in part], np.int32) for part in parts)
 
     def id_of(self, role: str) -> int:
         if role not in self.roles:

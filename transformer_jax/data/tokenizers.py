@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -25,21 +24,11 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from transformer_jax.config import check_types, nearest
 from transformer_jax.data.examples import DataError, Source
+from transformer_jax.data.special_tokens import ROLES, find_roles, keep_out, stored_template
 from transformer_jax.files import write_whole
 from transformer_jax.types import SPECIAL_TOKENS, TEXT_FEATURES, UNK_ID, Encoding
 
 NUM_BYTES = 256
-
-# The roles of special tokens and their names: this library's first, then those of published vocabularies.
-ROLES = {
-    "pad": ("<pad>", "[PAD]"),
-    "bos": ("<bos>", "<s>", "<|endoftext|>"),
-    "eos": ("<eos>", "</s>", "<|endoftext|>"),
-    "unk": ("<unk>", "[UNK]"),
-    "cls": ("<cls>", "[CLS]"),
-    "sep": ("<sep>", "[SEP]"),
-    "mask": ("<mask>", "[MASK]"),
-}
 
 _TEXTS_AT_ONCE = 4096
 
@@ -101,22 +90,23 @@ class Tokenizer:
     def __init__(self, implementation: tokenizers.Tokenizer, targets: "Tokenizer | None" = None):
         self._targets = targets
         self._content = implementation.to_str(pretty=True)
-        self._roles = _find_roles(implementation)
+        self._roles = find_roles(implementation)
         if not {"eos", "sep"} & set(self._roles):
             raise DataError(
                 "the tokenizer has no token that ends a text: one of "
-                f"{', '.join((*ROLES['eos'], *ROLES['sep']))} must be in its vocabulary"
+                f"{', '.join(dict.fromkeys((*ROLES['eos'], *ROLES['sep'])))} must be in its vocabulary"
             )
         added = implementation.get_added_tokens_decoder()
         special = {id_: token.content for id_, token in added.items() if token.special}
         self._special_ids = np.array(sorted(special), np.int32)
         # Otherwise "<eos>" within a text would end it. The file does not store this setting.
         implementation.encode_special_tokens = True
-        _keep_out(implementation, list(special.values()))
+        keep_out(implementation, list(special.values()))
         # A file from elsewhere may enable truncation or padding.
         implementation.no_truncation()
         implementation.no_padding()
         self._implementation = implementation
+        self._templates: dict[int, tuple[np.ndarray, ...]] = {}
 
     @property
     def targets(self) -> "Tokenizer":
@@ -203,6 +193,25 @@ class Tokenizer:
         if implementation.num_special_tokens_to_add(is_pair=False):
             return np.array(implementation.encode(text, add_special_tokens=True).ids, np.int32)
         return np.append(self.encode(text, parse_special=parse_special), np.int32(self.id_of("eos")))
+
+    def template(self, num_texts: int) -> tuple[Int32[np.ndarray, "_"], ...]:
+        """Returns the special tokens of an encoder's input: before the first text, between texts, at the end.
+
+        They are those that the tokenizer's file adds: "<s> a </s> </s> b </s>" for RoBERTa's. If it adds
+        none, they are "[CLS] a [SEP] b [SEP]".
+
+        Args:
+          num_texts: 1, or 2 for a pair.
+
+        Raises:
+          DataError: the file adds none, and there is no cls or sep token.
+        """
+        if num_texts not in self._templates:
+            self._templates[num_texts] = stored_template(self._implementation, num_texts) or (
+                np.array([self.id_of("cls")], np.int32),
+                *[np.array([self.id_of("sep")], np.int32)] * num_texts,
+            )
+        return self._templates[num_texts]
 
     def with_template(self, single: str, pair: str) -> "Tokenizer":
         """Returns this tokenizer with special tokens around texts, unless its file already adds some.
@@ -299,29 +308,6 @@ def _read(path: str | os.PathLike[str]) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # the binding raises no more specific type
         raise DataError(f"{path} is not a tokenizer.json: {error}") from error
-
-
-def _find_roles(implementation: tokenizers.Tokenizer) -> dict[str, int]:
-    roles = {}
-    for role, names in ROLES.items():
-        ids = [id_ for id_ in map(implementation.token_to_id, names) if id_ is not None]
-        if ids:
-            roles[role] = ids[0]
-    return roles
-
-
-def _keep_out(implementation: tokenizers.Tokenizer, special: Sequence[str]) -> None:
-    """Splits the name of a special token in a text after its first character, so that it is ordinary text.
-
-    A unigram model has its special tokens among its pieces and would otherwise find "</s>" in a text.
-    """
-    names = [name for name in special if len(name) > 1]
-    if not names:
-        return
-    pattern = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in sorted(names))
-    split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
-    first = implementation.pre_tokenizer
-    implementation.pre_tokenizer = split if first is None else pre_tokenizers.Sequence([first, split])
 
 
 def training_texts(config: TokenizerConfig, source: Source) -> Iterator[str]:

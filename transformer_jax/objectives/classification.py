@@ -24,9 +24,9 @@ class Classification(LabelledObjective):
     """Predict the class of an example.
 
     The tokens of a text are "[CLS] a [SEP]", those of a pair of texts "[CLS] a [SEP] b [SEP]" with token
-    types 0 and 1 (BERT, section 4). Images (height, width, channels) are uint8 until the loss scales 0 to 255
-    to -1 to 1. They are resized here and not in the source, because a training image is cropped anew at every
-    visit from all of its pixels.
+    types 0 and 1 (BERT, section 4); the template of the tokenizer may have other special tokens. Images
+    (height, width, channels) are uint8 until the loss scales 0 to 255 to -1 to 1. They are resized here and
+    not in the source, because a training image is cropped anew at every visit from all of its pixels.
 
     Attributes:
       cut_long: cut texts that are longer than ``max_length`` at the end, of two texts always the longer one,
@@ -143,13 +143,16 @@ class Classification(LabelledObjective):
         if len(ids) <= context.max_length or not self.cut_long:
             return [tokens]
         is_pair = bool(types.any())
-        check_room(context.max_length, 4 if is_pair else 3)
+        template = context.tokenizer.template(2 if is_pair else 1)
+        special = sum(map(len, template))
+        check_room(context.max_length, special + len(template) - 1)
         first = int((types == 0).sum())
-        texts = [ids[1 : first - 1], *([ids[first:-1]] if is_pair else [])]
-        room = context.max_length - 1 - len(texts)
-        lengths = _cut_lengths([len(text) for text in texts], room)
+        texts = [ids[len(template[0]) : first - len(template[1])]]
+        if is_pair:
+            texts.append(ids[first : len(ids) - len(template[-1])])
+        lengths = _cut_lengths([len(text) for text in texts], context.max_length - special)
         texts = [text[:length] for text, length in zip(texts, lengths, strict=True)]
-        joined = _joined(texts, int(ids[0]), int(ids[-1]))
+        joined = _joined(texts, template)
         return [{**tokens, **joined, CUT: np.array(len(ids) - len(joined["inputs"]))}]
 
     def as_evaluated(
@@ -237,15 +240,16 @@ class Classification(LabelledObjective):
 def encode_texts(tokenizer: Encoder, text: str, pair: str | None = None) -> dict[str, np.ndarray]:
     """Returns an encoder's ``inputs`` and ``inputs_types`` for one text or a pair: int32, of any length."""
     texts = [tokenizer.encode(part) for part in (text, pair) if part is not None]
-    return _joined(texts, tokenizer.id_of("cls"), tokenizer.id_of("sep"))
+    return _joined(texts, tokenizer.template(len(texts)))
 
 
-def _joined(texts: list[np.ndarray], cls: int, sep: int) -> dict[str, np.ndarray]:
+def _joined(texts: list[np.ndarray], template: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
     """Returns "[CLS] a [SEP]" or "[CLS] a [SEP] b [SEP]" with its types."""
-    parts, types = [[cls]], [0]
-    for number, text in enumerate(texts):
-        parts += [text, [sep]]
-        types += [number] * (len(text) + 1)
+    before, *after = template
+    parts, types = [before], [0] * len(before)
+    for number, (text, end) in enumerate(zip(texts, after, strict=True)):
+        parts += [text, end]
+        types += [number] * (len(text) + len(end))
     return {"inputs": np.concatenate(parts).astype(np.int32), "inputs_types": np.array(types, np.int32)}
 
 

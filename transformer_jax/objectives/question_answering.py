@@ -83,15 +83,16 @@ class QuestionAnswering(Objective):
         whole = tokenizer.encode(example["inputs"])
         question = whole[: self.max_question_length]
         encoding = tokenizer.encode_with_places(example["context"])
-        cls, sep = tokenizer.id_of("cls"), tokenizer.id_of("sep")
-        before = len(question) + 2
+        start, middle, end = tokenizer.template(2)
+        before = len(start) + len(question) + len(middle)
 
-        def around(middle: np.ndarray) -> np.ndarray:
-            return np.concatenate([np.full(before, NO_PLACE), middle, [NO_PLACE]]).astype(np.int32)
+        def around(places: np.ndarray) -> np.ndarray:
+            ends = (np.full(before, NO_PLACE), np.full(len(end), NO_PLACE))
+            return np.concatenate([ends[0], places, ends[1]]).astype(np.int32)
 
         return {
-            "inputs": np.concatenate([[cls], question, [sep], encoding.ids, [sep]]).astype(np.int32),
-            "inputs_types": np.repeat([0, 1], [before, len(encoding.ids) + 1]).astype(np.int32),
+            "inputs": np.concatenate([start, question, middle, encoding.ids, end]).astype(np.int32),
+            "inputs_types": np.repeat([0, 1], [before, len(encoding.ids) + len(end)]).astype(np.int32),
             "answer_span": _answer_span(example, encoding.starts, encoding.stops, before),
             "_starts": around(encoding.starts),
             "_stops": around(encoding.stops),
@@ -107,17 +108,18 @@ class QuestionAnswering(Objective):
         if length <= context.max_length:
             return [tokens]
         before = int((tokens["inputs_types"] == 0).sum())
-        room = context.max_length - before - 1
+        template = [len(part) for part in context.tokenizer.template(2)]
+        room = context.max_length - before - template[-1]
         if room < 1:
             raise ValueError(
-                f"a question of {before - 2} tokens leaves no room for its context in data.max_length="
-                f"{context.max_length}: raise that, or lower objective.max_question_length="
-                f"{self.max_question_length}"
+                f"a question of {before - sum(template[:2])} tokens leaves no room for its context in "
+                f"data.max_length={context.max_length}: raise that, or lower "
+                f"objective.max_question_length={self.max_question_length}"
             )
-        found, start, end = [], before, length - 1  # of the context
+        found, start, end = [], before, length - template[-1]  # of the context
         while True:
             stop = min(start + room, end)
-            kept = np.r_[0:before, start:stop, end]
+            kept = np.r_[0:before, start:stop, end:length]
             window = {key: tokens[key][kept] for key in ("inputs", "inputs_types", "_starts", "_stops")}
             first, last = tokens["answer_span"]
             is_whole = start <= first and last < stop

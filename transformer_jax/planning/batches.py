@@ -37,6 +37,9 @@ class _StandIn:
         starts = np.append(np.int32(0), stops[:-1] + 1).astype(np.int32)
         return Encoding(words + len(ROLES), words, starts, stops)
 
+    def template(self, num_texts: int) -> tuple[np.ndarray, ...]:
+        return tuple(np.array([self.id_of(role)], np.int32) for role in ("cls", *["sep"] * num_texts))
+
     def id_of(self, role: str) -> int:
         return ROLES.index(role)
 

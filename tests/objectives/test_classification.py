@@ -10,6 +10,8 @@ import pytest
 
 from tests.objectives.toy import ToyTokenizer, draw, floats, log_softmax, padded
 from transformer_jax.models.front_ends.patches import scaled_pixels
+from transformer_jax.objectives import ModelFacts
+from transformer_jax.objectives.base import BoundTransform
 from transformer_jax.objectives.classification import Classification
 
 A = " ".join(f"a{i:02d}" for i in range(30))
@@ -245,3 +247,13 @@ def test_other_classes_than_the_model_tells_are_not_passed_over():
     assert np.isnan(loss) and float(sums["correct"]) == 0
     with pytest.raises(ValueError, match=r"the model has 2 classes, but objective.labels=\('a',\) names 1"):
         Classification(labels=("a",)).loss(apply, {}, batch, {}, train=False)
+
+
+@pytest.mark.parametrize("reads_types", [False, True])
+def test_a_model_of_fewer_than_two_types_gets_none(reads_types):
+    facts = ModelFacts(num_labels=2, reads_types=reads_types)
+    transform = BoundTransform(Classification(cut_long=True), ToyTokenizer(), 8, train=True, model=facts)
+    tokens = transform.encode({"inputs": A, "pair": B, "labels": 0})
+    (piece,) = transform.pieces(tokens, np.random.default_rng(0), lambda: tokens)
+    assert len(piece["inputs"]) == 8 and int(piece["labels"]) == 0
+    assert ("inputs_types" in piece) == reads_types

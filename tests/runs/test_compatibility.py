@@ -38,9 +38,9 @@ def changed(config, changes):
             "config.objective.name='classification' needs config.model.head='classes', not 'token_classes'",
         ),
         (
-            "bert_trec",
-            {"model.num_token_types": 0},
-            "config.objective.name='classification' marks the parts of an input by token types: set",
+            "bert_mlm",
+            {"objective.next_sentence": True, "model.head": "pretraining", "model.num_token_types": 1},
+            "config.objective.name='masked_lm' marks the parts of an input by token types: set",
         ),
         (
             "bert_trec",

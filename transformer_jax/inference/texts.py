@@ -118,7 +118,7 @@ def encoder_tokens(
     config: TransformerConfig, tokenizer: Tokenizer, text: Classified, number: int
 ) -> dict[str, np.ndarray]:
     """Returns the tokens of a text or pair of texts for an encoder-only model, with types if the model has
-    them.
+    several.
 
     Raises:
       ValueError: the input is neither, or has more tokens than the model takes. The message has its
@@ -130,7 +130,7 @@ def encoder_tokens(
     first, second = _text_and_second(text, number)
     tokens = encode_texts(tokenizer, first, second)
     check_tokens(tokens["inputs"], number, first, config)
-    if not config.num_token_types:
+    if config.num_token_types < 2:
         del tokens["inputs_types"]
     return tokens
 

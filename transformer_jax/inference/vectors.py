@@ -83,7 +83,7 @@ def vector_tokens(
     *,
     cut: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Returns the tokens of a text for the encoder, with types if the model has them.
+    """Returns the tokens of a text for the encoder, with types if the model has several.
 
     Raises:
       ValueError: there are more than ``longest`` and ``cut`` is not set, or the model does not have a token.
@@ -99,7 +99,7 @@ def vector_tokens(
     if count > most:
         tokens = {key: np.append(array[: most - 1], array[-1:]) for key, array in tokens.items()}
     check_tokens(tokens["inputs"], number, text, config)
-    if not config.num_token_types:
+    if config.num_token_types < 2:
         del tokens["inputs_types"]
     return tokens
 

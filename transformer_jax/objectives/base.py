@@ -40,11 +40,13 @@ class ModelFacts(NamedTuple):
       num_labels: number of classes; 0 for a model whose head has no classes.
       feature: the feature of examples that the model reads, a key of ``types.FEATURES``.
       shape: shape of that feature's array, such as an image; () for texts.
+      reads_types: whether token types tell the texts of an input apart; special tokens do in any case.
     """
 
     num_labels: int = 0
     feature: str = "inputs"
     shape: tuple[int, ...] = ()
+    reads_types: bool = True
 
     @property
     def reads_text(self) -> bool:
@@ -98,7 +100,10 @@ class Objective(abc.ABC):
 
     @property
     def num_token_types(self) -> int:
-        """The number of token types that a model of texts must have; 0 if types are not used."""
+        """The number of token types that a model of texts must have; 0 if the objective needs none.
+
+        A model with fewer than two types does not get any, see ``BoundTransform.pieces``.
+        """
         return 0
 
     @property
@@ -236,6 +241,12 @@ class BoundTransform:
     def pieces(
         self, tokens: TokenExample, rng: np.random.Generator, draw_other: Callable[[], TokenExample]
     ) -> list[TokenExample]:
-        """Returns what one visit of an example trains on, see ``Objective.pieces``."""
+        """Returns what one visit of an example trains on, see ``Objective.pieces``.
+
+        Token types are left out if the model does not read them.
+        """
         context = Drawing(rng, self.max_length, self.tokenizer, draw_other, self.train)
-        return self.objective.pieces(tokens, context)
+        found = self.objective.pieces(tokens, context)
+        if self.model.reads_types:
+            return found
+        return [{key: piece[key] for key in piece if key != "inputs_types"} for piece in found]

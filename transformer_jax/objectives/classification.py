@@ -76,11 +76,6 @@ class Classification(LabelledObjective):
             )
 
     @property
-    def num_token_types(self) -> int:
-        """2: one for each text of a pair."""
-        return 2
-
-    @property
     def may_cut(self) -> bool:
         """Whether texts that are too long are cut and scored: ``cut_long``."""
         return self.cut_long

@@ -54,11 +54,6 @@ class QuestionAnswering(Objective):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
     @property
-    def num_token_types(self) -> int:
-        """2: one for the question and one for the context."""
-        return 2
-
-    @property
     def may_cut(self) -> bool:
         """True: questions that are longer than ``max_question_length`` are cut."""
         return True

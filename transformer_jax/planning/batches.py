@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 
 from transformer_jax.data import rows_per_batch
 from transformer_jax.data.padding import pad_batch
+from transformer_jax.objectives.base import BoundTransform
 from transformer_jax.objectives.special_tokens import ROLES
 from transformer_jax.runs.experiment import Experiment
 from transformer_jax.runs.facts import model_facts
 from transformer_jax.sharding import partitioning
-from transformer_jax.types import SIDES, Drawing, Encoding, TokenExample
+from transformer_jax.types import SIDES, Encoding, TokenExample
 
 
 class _StandIn:
@@ -48,10 +49,10 @@ def token_example(experiment: Experiment) -> TokenExample:
     """Returns a made-up example as the experiment's objective gives it to the pipeline."""
     objective, tokenizer = experiment.objective, _StandIn(experiment.model.vocab_size)
     example = objective.stand_in(model_facts(experiment.model), dict(experiment.data.source.features))
-    tokens = objective.encode(example, tokenizer)
     length = min(experiment.data.max_length, 64)
-    drawing = Drawing(np.random.default_rng(0), length, tokenizer, lambda: tokens, True)
-    return objective.pieces(tokens, drawing)[0]
+    transform = BoundTransform(objective, tokenizer, length, True, model_facts(experiment.model))
+    tokens = transform.encode(example)
+    return transform.pieces(tokens, np.random.default_rng(0), lambda: tokens)[0]
 
 
 def batch_template(

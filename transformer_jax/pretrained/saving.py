@@ -105,7 +105,7 @@ def _templated(tokenizer: Tokenizer, config: TransformerConfig) -> Tokenizer:
 def _tokenizer_content(tokenizer: Tokenizer, config: TransformerConfig) -> dict[str, Any]:
     names = {f"{role}_token": token for role, token in tokenizer.role_tokens.items()}
     # Without this key, some versions of transformers give every model token types, and others give none.
-    types = ["token_type_ids"] if config.num_token_types else []
+    types = ["token_type_ids"] if config.num_token_types > 1 else []
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.inputs_max_length,

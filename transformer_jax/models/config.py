@@ -61,6 +61,8 @@ class TransformerConfig:
     initial_stddev: float = 0.0  # standard deviation of normally distributed weights; 0: Xavier uniform
     head: str = "tokens"  # what the model predicts: a name of ``models.heads.HEADS``
     num_labels: int = 0  # of heads whose outputs are scores of the user's labels
+    pooler: Literal["tanh", "relu"] = "tanh"  # activation of the layer that pools the first vector
+    pooler_dropout: bool = False  # ``dropout`` on what the pooler of the head "classes" reads, too
     dropout: float = 0.1  # rate, on the outputs of sub-layers and on embeddings + positions, section 5.4
     attention_dropout: float = 0.0  # on attention weights
     feedforward_dropout: float = 0.0  # on the hidden layer of feed-forward networks

@@ -126,13 +126,17 @@ class MaskedTokens(nn.Module):
 
 
 class Pooler(nn.Module):
-    """Returns ``tanh(W x_0 + b)``, where x_0 is the first vector: that of [CLS] or of an image's class."""
+    """Returns ``tanh(W x_0 + b)``, where x_0 is the first vector: that of [CLS] or of an image's class.
+
+    The activation is ``config.pooler``.
+    """
 
     config: "TransformerConfig"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B D"]:
-        return jnp.tanh(dense(self.config, self.config.d_model, "embed", "dense")(x[:, 0]))
+        activation = {"tanh": jnp.tanh, "relu": nn.relu}[self.config.pooler]
+        return activation(dense(self.config, self.config.d_model, "embed", "dense")(x[:, 0]))
 
 
 class PooledVectors(nn.Module):
@@ -195,7 +199,8 @@ class Classes(nn.Module):
     """Returns logits (B, num_labels) of the classes of a whole input.
 
     They are computed from the pooled vector, with dropout (Devlin et al. 2019, section 4.1), or from the
-    first vector as it is (Dosovitskiy et al. 2021, section 3.1).
+    first vector as it is (Dosovitskiy et al. 2021, section 3.1). With ``config.pooler_dropout`` there is
+    dropout before the pooler too (Liu et al. 2019, the released code).
     """
 
     config: "TransformerConfig"
@@ -207,6 +212,8 @@ class Classes(nn.Module):
         config = self.config
         vector = x[:, 0]
         if pools_classes(config):
+            if config.pooler_dropout:
+                x = Dropout(config.dropout)(x[:, :1], train=train)
             vector = Dropout(config.dropout)(Pooler(config, name="pooler")(x), train=train)
         return dense(config, config.num_labels, "labels", "classes")(vector)
 

@@ -22,6 +22,8 @@ ADDED_KEYS: dict[str, dict[str, Any]] = {
         "residual": "plain",
         "encoder_changes": [],
         "decoder_changes": [],
+        "pooler": "tanh",
+        "pooler_dropout": False,
     },
 }
 

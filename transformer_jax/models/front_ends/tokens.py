@@ -192,6 +192,12 @@ class Tokens(FrontEnd):
             config, table, self.position_offset, self.positions_skip_padding, name="embed_inputs"
         )
 
+    def is_alike(self, other: FrontEnd) -> bool:
+        """Returns whether both count positions in the same way; with padding skipped, from any offset."""
+        if self.positions_skip_padding and isinstance(other, Tokens):
+            return other.positions_skip_padding
+        return self == other
+
     def check(self, config: "TransformerConfig") -> None:
         """Raises ConfigError if an offset of positions has no table to apply to."""
         if self.position_offset and config.positions == "relative":
@@ -207,9 +213,9 @@ class Tokens(FrontEnd):
     def draw_inputs(
         self, config: "TransformerConfig", rng: np.random.Generator, lengths: Sequence[int]
     ) -> dict[str, np.ndarray]:
-        """Returns random tokens, their segments, and types if the model has types."""
+        """Returns random tokens, their segments, and types if the model has several."""
         inputs = draw_tokens(config, rng, lengths, "inputs")
-        if config.num_token_types:
+        if config.num_token_types > 1:
             types = rng.integers(0, config.num_token_types, inputs["inputs"].shape, dtype=np.int32)
             inputs["inputs_types"] = types * inputs["inputs_segments"]
         return inputs

@@ -44,6 +44,10 @@ def _models() -> dict[str, tuple[TransformerConfig, Objective]]:
             ),
             Classification(),
         ),
+        "roberta": (
+            families.roberta.config("tiny", **_TEXT, **_DROPOUT, num_encoder_layers=1),
+            MaskedLM(),
+        ),
         "gpt2": (
             families.gpt2.config(
                 "small", **_TEXT, **_DROPOUT, num_decoder_layers=1, eos_id=2, decoder_start_id=2

@@ -10,8 +10,9 @@ from transformer_jax.config import ConfigError
 from transformer_jax.families import FAMILIES
 from transformer_jax.models import abstract_params
 
-# What transformers' ``num_parameters`` gives for the released checkpoints (of BERT for BertModel, with its
-# pooler), and for ViT what timm and the papers' authors give, with 1,000 classes.
+# What transformers' ``num_parameters`` gives for the released checkpoints (of BERT and RoBERTa for the models
+# with their poolers; of "tiny" RoBERTa for these sizes), and for ViT what timm and the papers'
+# authors give, with 1,000 classes.
 PUBLISHED = {
     "bert": {
         "tiny": 4_385_920,
@@ -21,6 +22,14 @@ PUBLISHED = {
         "base": 109_482_240,
         "large": 335_141_888,
         "minilm": 22_713_216,
+    },
+    "roberta": {
+        "tiny": 6_913_152,
+        "distilroberta": 82_118_400,
+        "base": 124_645_632,
+        "large": 355_359_744,
+        "xlm_roberta_base": 278_043_648,
+        "xlm_roberta_large": 559_890_432,
     },
     "gpt2": {"small": 124_439_808, "medium": 354_823_168, "large": 774_030_080, "xl": 1_557_611_200},
     "t5": {
@@ -65,7 +74,7 @@ PUBLISHED = {
     },
     "marian": {"opus-mt": 74_410_496},
 }
-HEADS = {"bert": dict(head="pooled")}
+HEADS = {"bert": dict(head="pooled"), "roberta": dict(head="pooled")}
 
 
 def count(config):

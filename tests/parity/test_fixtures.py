@@ -39,6 +39,8 @@ MODELS = {
     "bert_sequence": ("BertForSequenceClassification", TYPED, ("logits",)),
     "bert_tokens": ("BertForTokenClassification", TYPED, ("logits",)),
     "bert_qa": ("BertForQuestionAnswering", TYPED, ("start_logits", "end_logits")),
+    "roberta_masked_lm": ("RobertaForMaskedLM", TEXT, ("logits",)),
+    "roberta_sequence": ("RobertaForSequenceClassification", TEXT, ("logits",)),
     "gpt2": ("GPT2LMHeadModel", TEXT, ("logits",)),
     "t5": ("T5ForConditionalGeneration", TEXTS, ("logits",)),
     "t5_v1_1": ("T5ForConditionalGeneration", TEXTS, ("logits",)),
@@ -50,9 +52,23 @@ MODELS = {
 }
 DECODING_MODELS = ("gpt2", "t5", "t5_v1_1", "bart", "marian")
 # One of every family: what PyTorch computes beside these is compared for every change.
-ONE_OF_EACH_FAMILY = ("bert_pretraining", "gpt2", "t5_v1_1", "bart", "marian", "vit")
+ONE_OF_EACH_FAMILY = (
+    "bert_pretraining",
+    "roberta_sequence",
+    "gpt2",
+    "t5_v1_1",
+    "bart",
+    "marian",
+    "vit",
+)
 # Under these names a tied tensor would be stored once more.
-TIED_NAMES = ("embed_tokens.weight", "cls.predictions.decoder.weight", "lm_head.weight")
+TIED_NAMES = (
+    "embed_tokens.weight",
+    "cls.predictions.decoder.weight",
+    "lm_head.decoder.weight",
+    "lm_head.decoder.bias",
+    "lm_head.weight",
+)
 
 
 def each_family_once() -> list[Any]:
@@ -112,7 +128,7 @@ def test_every_tensor_is_random_and_has_a_gradient(name: str) -> None:
         gradient = arrays[f"grad/{key}"]
         assert gradient.shape == tensor.shape
         # What is added to every key changes no attention weight.
-        if "key.bias" not in key and "k_proj.bias" not in key:
+        if not key.endswith(("key.bias", "k_proj.bias")):
             assert np.abs(gradient).max() > 1e-3, f"{key} has no part in the outputs"
 
 

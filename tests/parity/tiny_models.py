@@ -124,6 +124,16 @@ _GPT2 = dict(
     bos_token_id=VOCAB_SIZE - 1,
     eos_token_id=VOCAB_SIZE - 1,
 )
+_ROBERTA = dict(
+    vocab_size=20,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=12,
+    max_position_embeddings=14,  # two more than the longest text that fits
+    type_vocab_size=1,
+    pad_token_id=1,
+)
 _VIT = dict(
     hidden_size=16,
     num_hidden_layers=2,
@@ -157,6 +167,8 @@ TINY_MODELS = {
     "bert_sequence": TinyModel("BertForSequenceClassification", _BERT | dict(num_labels=3), seed=4),
     "bert_tokens": TinyModel("BertForTokenClassification", _BERT | dict(num_labels=5), seed=5),
     "bert_qa": TinyModel("BertForQuestionAnswering", _BERT, ("start_logits", "end_logits"), seed=6),
+    "roberta_masked_lm": TinyModel("RobertaForMaskedLM", _ROBERTA, seed=11),
+    "roberta_sequence": TinyModel("RobertaForSequenceClassification", _ROBERTA | dict(num_labels=3), seed=12),
     "gpt2": TinyModel("GPT2LMHeadModel", _GPT2, seed=166, eos_scale=1.8),
     "t5": TinyModel("T5ForConditionalGeneration", _T5, seed=3637, spreads=_T5_SPREADS, eos_scale=1.5),
     "t5_v1_1": TinyModel(
@@ -238,8 +250,8 @@ def draw_inputs(tiny: TinyModel, config: Any, rng: np.random.Generator) -> dict[
         shape = (2, config.num_channels, config.image_size, config.image_size)
         return {"pixel_values": rng.uniform(-1, 1, shape).astype(np.float32)}
     if not tiny.decodes:
-        inputs = _texts(rng, BERT_LENGTHS, 0)
-        if not hasattr(config, "type_vocab_size"):
+        inputs = _texts(rng, BERT_LENGTHS, config.pad_token_id, config.vocab_size)
+        if getattr(config, "type_vocab_size", 0) < 2:
             return inputs
         mask = inputs["attention_mask"]
         second = np.arange(mask.shape[1])[None, :] >= np.array(BERT_LENGTHS)[:, None] // 2
@@ -257,9 +269,11 @@ def draw_inputs(tiny: TinyModel, config: Any, rng: np.random.Generator) -> dict[
     return inputs | {"decoder_input_ids": decoder_input_ids, "decoder_attention_mask": mask}
 
 
-def _texts(rng: np.random.Generator, lengths: tuple[int, ...], pad_id: int) -> dict[str, np.ndarray]:
+def _texts(
+    rng: np.random.Generator, lengths: tuple[int, ...], pad_id: int, vocab_size: int = VOCAB_SIZE
+) -> dict[str, np.ndarray]:
     mask = (np.arange(max(lengths))[None, :] < np.array(lengths)[:, None]).astype(np.int32)
-    ids = rng.integers(FIRST_PLAIN_ID, VOCAB_SIZE - 1, mask.shape, dtype=np.int32)
+    ids = rng.integers(FIRST_PLAIN_ID, vocab_size - 1, mask.shape, dtype=np.int32)
     return {"input_ids": np.where(mask == 1, ids, np.int32(pad_id)), "attention_mask": mask}
 
 

@@ -4,7 +4,17 @@ To add a family, write its file and add a line to ``FAMILIES``.
 This folder may import models/ (for ``TransformerConfig``).
 """
 
-from transformer_jax.families import bart, bert, gpt2, marian, t5, t5_encoder, transformer, vit
+from transformer_jax.families import (
+    bart,
+    bert,
+    gpt2,
+    marian,
+    roberta,
+    t5,
+    t5_encoder,
+    transformer,
+    vit,
+)
 from transformer_jax.families.base import Checkpoint, Family, Tensor
 from transformer_jax.models import TransformerConfig
 
@@ -12,6 +22,7 @@ FAMILIES: dict[str, Family] = {
     "transformer": transformer.FAMILY,
     "marian": marian.FAMILY,
     "bert": bert.FAMILY,
+    "roberta": roberta.FAMILY,
     "gpt2": gpt2.FAMILY,
     "t5": t5.FAMILY,
     "t5_encoder": t5_encoder.FAMILY,
@@ -36,6 +47,7 @@ __all__ = [
     "family_of",
     "gpt2",
     "marian",
+    "roberta",
     "t5",
     "t5_encoder",
     "transformer",

@@ -48,6 +48,12 @@ def _models() -> dict[str, tuple[TransformerConfig, Objective]]:
             families.roberta.config("tiny", **_TEXT, **_DROPOUT, num_encoder_layers=1),
             MaskedLM(),
         ),
+        "distilbert": (
+            families.distilbert.config(
+                "tiny", **_TEXT, **_DROPOUT, num_encoder_layers=1, head="classes", num_labels=NUM_LABELS
+            ),
+            Classification(),
+        ),
         "gpt2": (
             families.gpt2.config(
                 "small", **_TEXT, **_DROPOUT, num_decoder_layers=1, eos_id=2, decoder_start_id=2

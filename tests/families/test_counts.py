@@ -11,7 +11,7 @@ from transformer_jax.families import FAMILIES
 from transformer_jax.models import abstract_params
 
 # What transformers' ``num_parameters`` gives for the released checkpoints (of BERT and RoBERTa for the models
-# with their poolers; of "tiny" RoBERTa for these sizes), and for ViT what timm and the papers'
+# with their poolers; of "tiny" RoBERTa and DistilBERT for these sizes), and for ViT what timm and the papers'
 # authors give, with 1,000 classes.
 PUBLISHED = {
     "bert": {
@@ -31,6 +31,7 @@ PUBLISHED = {
         "xlm_roberta_base": 278_043_648,
         "xlm_roberta_large": 559_890_432,
     },
+    "distilbert": {"tiny": 4_369_152, "base": 66_362_880, "multilingual": 134_734_080},
     "gpt2": {"small": 124_439_808, "medium": 354_823_168, "large": 774_030_080, "xl": 1_557_611_200},
     "t5": {
         "small": 60_506_624,
@@ -74,7 +75,7 @@ PUBLISHED = {
     },
     "marian": {"opus-mt": 74_410_496},
 }
-HEADS = {"bert": dict(head="pooled"), "roberta": dict(head="pooled")}
+HEADS = {"bert": dict(head="pooled"), "roberta": dict(head="pooled"), "distilbert": dict(head="none")}
 
 
 def count(config):

@@ -41,6 +41,8 @@ MODELS = {
     "bert_qa": ("BertForQuestionAnswering", TYPED, ("start_logits", "end_logits")),
     "roberta_masked_lm": ("RobertaForMaskedLM", TEXT, ("logits",)),
     "roberta_sequence": ("RobertaForSequenceClassification", TEXT, ("logits",)),
+    "distilbert_masked_lm": ("DistilBertForMaskedLM", TEXT, ("logits",)),
+    "distilbert_sequence": ("DistilBertForSequenceClassification", TEXT, ("logits",)),
     "gpt2": ("GPT2LMHeadModel", TEXT, ("logits",)),
     "t5": ("T5ForConditionalGeneration", TEXTS, ("logits",)),
     "t5_v1_1": ("T5ForConditionalGeneration", TEXTS, ("logits",)),
@@ -55,6 +57,7 @@ DECODING_MODELS = ("gpt2", "t5", "t5_v1_1", "bart", "marian")
 ONE_OF_EACH_FAMILY = (
     "bert_pretraining",
     "roberta_sequence",
+    "distilbert_sequence",
     "gpt2",
     "t5_v1_1",
     "bart",
@@ -67,6 +70,7 @@ TIED_NAMES = (
     "cls.predictions.decoder.weight",
     "lm_head.decoder.weight",
     "lm_head.decoder.bias",
+    "vocab_projector.weight",
     "lm_head.weight",
 )
 
@@ -128,7 +132,7 @@ def test_every_tensor_is_random_and_has_a_gradient(name: str) -> None:
         gradient = arrays[f"grad/{key}"]
         assert gradient.shape == tensor.shape
         # What is added to every key changes no attention weight.
-        if not key.endswith(("key.bias", "k_proj.bias")):
+        if not key.endswith(("key.bias", "k_proj.bias", "k_lin.bias")):
             assert np.abs(gradient).max() > 1e-3, f"{key} has no part in the outputs"
 
 

@@ -134,6 +134,14 @@ _ROBERTA = dict(
     type_vocab_size=1,
     pad_token_id=1,
 )
+_DISTILBERT = dict(
+    vocab_size=20,
+    dim=8,
+    n_layers=1,
+    n_heads=2,
+    hidden_dim=12,
+    max_position_embeddings=12,
+)
 _VIT = dict(
     hidden_size=16,
     num_hidden_layers=2,
@@ -169,6 +177,10 @@ TINY_MODELS = {
     "bert_qa": TinyModel("BertForQuestionAnswering", _BERT, ("start_logits", "end_logits"), seed=6),
     "roberta_masked_lm": TinyModel("RobertaForMaskedLM", _ROBERTA, seed=11),
     "roberta_sequence": TinyModel("RobertaForSequenceClassification", _ROBERTA | dict(num_labels=3), seed=12),
+    "distilbert_masked_lm": TinyModel("DistilBertForMaskedLM", _DISTILBERT, seed=13),
+    "distilbert_sequence": TinyModel(
+        "DistilBertForSequenceClassification", _DISTILBERT | dict(num_labels=3), seed=14
+    ),
     "gpt2": TinyModel("GPT2LMHeadModel", _GPT2, seed=166, eos_scale=1.8),
     "t5": TinyModel("T5ForConditionalGeneration", _T5, seed=3637, spreads=_T5_SPREADS, eos_scale=1.5),
     "t5_v1_1": TinyModel(

@@ -7,6 +7,7 @@ This folder may import models/ (for ``TransformerConfig``).
 from transformer_jax.families import (
     bart,
     bert,
+    distilbert,
     gpt2,
     marian,
     roberta,
@@ -23,6 +24,7 @@ FAMILIES: dict[str, Family] = {
     "marian": marian.FAMILY,
     "bert": bert.FAMILY,
     "roberta": roberta.FAMILY,
+    "distilbert": distilbert.FAMILY,
     "gpt2": gpt2.FAMILY,
     "t5": t5.FAMILY,
     "t5_encoder": t5_encoder.FAMILY,
@@ -44,6 +46,7 @@ __all__ = [
     "Tensor",
     "bart",
     "bert",
+    "distilbert",
     "family_of",
     "gpt2",
     "marian",

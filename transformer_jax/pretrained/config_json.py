@@ -41,7 +41,10 @@ def family_in(content: Mapping[str, Any], where: str | os.PathLike[str], name: s
                 known.setdefault(model_type, {})[key] = classes
     model_type = content.get("model_type")
     if not isinstance(model_type, str) or model_type not in known:
-        raise ConfigError(f"{where} has model_type={model_type!r}, which is none of {', '.join(known)}")
+        raise ConfigError(
+            f"{where} has model_type={model_type!r}, which is none of {', '.join(known)}. A family of your "
+            "own has to be put into transformer_jax.families.FAMILIES first"
+        )
     candidates = known[model_type]
     if name:
         if name not in candidates:

@@ -91,6 +91,10 @@ class Seismograms(FrontEnd):
     def build(self, config: TransformerConfig) -> EmbedSeismograms:
         return EmbedSeismograms(config, self, name="embed_seismograms")
 
+    def check(self, config: TransformerConfig) -> None:
+        if config.positions == "relative":
+            raise ConfigError("model.positions='relative' does not go with seismograms: use 'learned'")
+
     def example_inputs(self, config: TransformerConfig) -> dict[str, Any]:
         return {"seismogram": jnp.zeros((1, *self.input_shape), jnp.float32)}
 

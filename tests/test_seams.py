@@ -21,6 +21,7 @@ from tests.decoding_model import reference_beam
 from tests.drawn import drawn_params
 from tests.tiny_training import COMPARABLE
 from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.config import ConfigError
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.decoding import beam_search, greedy_search
 from transformer_jax.evaluation.scoring import evaluate_run
@@ -300,6 +301,10 @@ def test_a_pretrained_folder_is_written_and_read_back(unbroken, tmp_path):
     assert found.config == run.config and found.family is run.family
     assert found.tokenizer.fingerprint == run.tokenizer.fingerprint
     jax.tree.map(np.testing.assert_array_equal, found.params, run.params)
+    FAMILIES.pop("tremor")
+    with pytest.raises(ConfigError, match=r"model_type='tremor', which is none of .*FAMILIES first"):
+        tj.from_pretrained(tmp_path)
+    outside_model.register()
 
 
 # The library

@@ -47,7 +47,7 @@ def test_a_model_is_read_from_each_file_once(vit, reads):
 def test_a_model_that_generates_is_read_from_each_file_once(tmp_path, reads):
     folder = shutil.copytree(STORED / "bart", tmp_path / "bart")
     (folder / "generation_config.json").write_text('{"num_beams": 2}')
-    assert from_pretrained(folder).generation.num_beams == 2
+    assert from_pretrained(folder).generation.beam_size == 2
     assert reads["config.json"] == reads["generation_config.json"] == 1
 
 

@@ -1,4 +1,4 @@
-"""Code that the programs share: flags, one-line errors, settings of the process.
+"""Defines what the programs share: flags, one-line errors, settings of the process.
 
 It may import decoding/, data/, checkpoints/ and the modules beside the programs (types, config, files).
 """

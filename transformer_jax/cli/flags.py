@@ -29,7 +29,7 @@ Settings = TypeVar("Settings", bound=DecodingSettings)
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """Ends the program with one line for USER_ERRORS, and silently if nobody reads its output any more."""
+    """Ends the program with one line for USER_ERRORS, and silently if the reader of its output has ended."""
     try:
         yield
         sys.stdout.flush()
@@ -45,7 +45,7 @@ def define_training_flags(flag_values: flags.FlagValues = FLAGS, argv: Sequence[
     """Defines the flags of ``transformer_jax.train``; launchers use them too, to check what they pass on.
 
     Args:
-      flag_values: the flags are defined here.
+      flag_values: the object in which the flags are defined.
       argv: the command line that will be parsed, with the program's name first; None for that of this
         process.
     """
@@ -87,7 +87,7 @@ def define_training_flags(flag_values: flags.FlagValues = FLAGS, argv: Sequence[
     flags.DEFINE_float(
         "heartbeat_timeout",
         60,
-        "With several processes: seconds without a sign of life after which a process counts as dead.",
+        "With several processes: seconds without a heartbeat after which a process is considered dead.",
         lower_bound=5,
         flag_values=flag_values,
     )

@@ -21,10 +21,10 @@ _THREADS_PER_DEVICE = 8
 
 
 def prepare_process() -> None:
-    """Makes the settings below, sets the output to UTF-8, and hides log messages below warnings.
+    """Applies the settings below, sets the output to UTF-8, and hides log messages below warnings.
 
-    Programs must call this before the first use of a JAX device, whose threads would otherwise get heaps of
-    their own. ``--verbosity=0`` shows the libraries' log messages.
+    Programs must call this before the first use of a JAX device. Otherwise the threads of the device would
+    get separate heaps. ``--verbosity=0`` shows the log messages of libraries.
     """
     keep_freed_memory()
     give_threads_to_devices()

@@ -1,6 +1,6 @@
 """Turns examples into batches: sources, tokenizers, and the Grain pipeline with its replayable state.
 
-It may import types, config and files alone: objectives are handed to it as a transform.
+It may import only ``types``, ``config`` and ``files``; objectives are passed to it as transforms.
 """
 
 from transformer_jax.data.evaluation import (

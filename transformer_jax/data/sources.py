@@ -54,7 +54,7 @@ class SourceConfig:
     * ``jsonl``: one file with a JSON object on every line;
     * ``pattern``: one file; the regular expression ``pattern`` matches every line, and its groups are the
       features;
-    * ``document``: any number of files, each of which is the inputs of one example; the pieces of a document
+    * ``document``: any number of files; each file is the inputs of one example; the pieces of a document
       are trained on close together, so a document that is most of the data is not mixed with other sources;
     * ``idx``: one file per feature (images, labels), in MNIST's format.
 

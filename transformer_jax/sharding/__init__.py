@@ -1,6 +1,6 @@
-"""Meshes of devices, rules from logical axes to mesh axes, and shardings of arrays.
+"""Makes meshes of devices, and shards arrays with rules from logical axes to mesh axes.
 
-It may import types, config and reporting/; layers/ and models/ import ``placement`` alone.
+It may import ``types``, ``config`` and ``reporting/``; ``layers/`` and ``models/`` import only ``placement``.
 """
 
 from transformer_jax.sharding.partitioning import MeshConfig, make_mesh, shard_batch

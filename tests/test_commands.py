@@ -320,7 +320,7 @@ def test_mistakes_in_using_models_get_one_clear_line(folders, tmp_path):
         (("generate", gpt2, f"--workdir={tmp_path}"), "give one of --model"),
         (("generate", f"--workdir={tmp_path}/missing"), "holds no run"),
         (("generate", f"--model={tmp_path}/missing"), "is not a folder, and could not be fetched"),
-        (("generate", gpt2, "--average_last=3"), "go with --workdir only"),
+        (("generate", gpt2, "--average_last=3"), "can only be used with --workdir"),
         (("generate", gpt2, "--prompt=" + "w7 " * 30), "text 1 has 30 tokens, the model takes 24"),
         (("generate", gpt2, "--top_p=0.5"), "set temperature above 0"),
         (("generate", bert), "it has no decoder"),

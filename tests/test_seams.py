@@ -302,7 +302,7 @@ def test_a_pretrained_folder_is_written_and_read_back(unbroken, tmp_path):
     assert found.tokenizer.fingerprint == run.tokenizer.fingerprint
     jax.tree.map(np.testing.assert_array_equal, found.params, run.params)
     FAMILIES.pop("tremor")
-    with pytest.raises(ConfigError, match=r"model_type='tremor', which is none of .*FAMILIES first"):
+    with pytest.raises(ConfigError, match=r"'tremor', which is not supported; .* first add .*FAMILIES"):
         tj.from_pretrained(tmp_path)
     outside_model.register()
 

@@ -341,8 +341,11 @@ def test_a_folder_is_loaded_with_its_tokenizer(loaded, tmp_path):
     [
         ({}, "give one of --model .* and --workdir"),
         ({"model": "a", "workdir": "b"}, "give one of --model"),
-        ({"model": "a", "average_last": 2}, "--from_checkpoint and --average_last go with --workdir only"),
-        ({"model": "a", "from_checkpoint": "best"}, "go with --workdir only"),
+        (
+            {"model": "a", "average_last": 2},
+            "--from_checkpoint and --average_last can only be used with --workdir",
+        ),
+        ({"model": "a", "from_checkpoint": "best"}, "can only be used with --workdir"),
         ({"workdir": "missing"}, "missing holds no run"),
     ],
 )

@@ -74,7 +74,7 @@ def test_a_folder_that_has_changed_is_read_anew(tmp_path):
     ("name", "content", "message"),
     [
         ("config.json", "[]", r"bert/config.json must be a JSON object"),
-        ("config.json", '{"model_type": 3}', r"bert/config.json has model_type=3, which is none of "),
+        ("config.json", '{"model_type": 3}', r"bert/config.json has model_type=3, which is not supported; "),
         ("modules.json", "{", r"bert/modules.json cannot be read as JSON: "),
     ],
 )

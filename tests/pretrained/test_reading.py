@@ -148,8 +148,11 @@ def test_what_stands_beside_a_pickle_is_converted_with_it(folder, files, line):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(model_type="longbert"), r"model_type='longbert', which is none of marian, bert, gpt2, t5"),
-        (dict(hidden_act="relu"), r"hidden_act='relu', but here the family bert has 'gelu'"),
+        (
+            dict(model_type="longbert"),
+            r"'longbert', which is not supported; use one of marian, bert, roberta",
+        ),
+        (dict(hidden_act="relu"), r"hidden_act='relu', but this library supports only 'gelu' for the family"),
         (dict(num_attention_heads=3), r"3 heads cannot share a width of 16"),
         (dict(vocab_size=-1), r"describes a model that cannot exist: model.vocab_size=-1"),
         (dict(hidden_size=None), r"config.json lacks the key 'hidden_size'"),

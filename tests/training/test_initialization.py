@@ -147,7 +147,8 @@ def test_another_head_is_drawn_and_all_else_kept(first_run, corpus, capsys):
     assert found.keys() == trained.keys()
     assert_same(*({**tree, "head": {}} for tree in (found, trained)))
     assert (
-        "drawn anew, because the other model does not have it: head/classes/bias, " in capsys.readouterr().err
+        "randomly initialized, because the other model does not have it: head/classes/bias, "
+        in capsys.readouterr().err
     )
 
 

@@ -1,4 +1,4 @@
-"""The settings of ``generate`` that a caller leaves out."""
+"""Default settings of ``generate``, which apply to the arguments that a caller leaves out."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,12 +19,11 @@ class Chosen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GenerationDefaults:
-    """The settings of ``generate`` that a caller leaves out. The default values are those of this project's
-    runs.
+    """Default settings of ``generate``; the values below are those of this library's own runs.
 
     Attributes:
-      beam_size: of beam search; 1 is greedy search. ``transformers`` calls it ``num_beams``.
-      length_penalty: of beam search.
+      beam_size: number of beams; 1 is greedy search. ``transformers`` calls it ``num_beams``.
+      length_penalty: exponent of the length penalty of beam search.
       rules: further rules of search, and which tokens are forbidden or forced.
       max_new_tokens: maximum number of tokens of an output, eos included.
       do_sample: whether to sample.

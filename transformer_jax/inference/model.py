@@ -24,17 +24,18 @@ class Pretrained:
     """Holds a model with its parameters, ready for use.
 
     Attributes:
-      family: of which it is.
-      config: of the model.
-      params: its parameters.
-      tokenizer: None where the folder had none, as for images.
-      labels: names of the classes, in order; () where it has none.
-      problem_type: what its classes are, as ``config.json`` says; "" is one class of several.
-      pooling: how a folder of sentence-transformers makes vectors of texts; None where it is no such folder.
-      generation: what ``generate`` does where it is not told otherwise: for a checkpoint of ``transformers``
-        what its ``generation_config.json`` says, and else what theirs does; by default what runs do.
-      prompt_start: ids that stand before every prompt of a decoder alone; () as ``transformers`` has it.
-      sizing: of a model of images, brings images of any size to its own; None takes those of its size alone.
+      family: the family of the model.
+      config: the config of the model.
+      params: the parameters of the model.
+      tokenizer: the tokenizer; None if the folder has none, as for image models.
+      labels: names of the classes, in order; () if the model has no classes.
+      problem_type: the kind of classification in ``config.json``; "" means one of several classes.
+      pooling: the pooling of a folder of sentence-transformers; None for other folders.
+      prompt_start: ids that precede every prompt of a decoder-only model; () for ``transformers``
+        checkpoints.
+      sizing: resizes images to the size of an image model; if None, images must have this size.
+      generation: the default settings of ``generate``. For a checkpoint of ``transformers`` they come from
+        its ``generation_config.json`` and the defaults of ``transformers``; otherwise they are those of runs.
     """
 
     family: Family

@@ -42,8 +42,8 @@ def family_in(content: Mapping[str, Any], where: str | os.PathLike[str], name: s
     model_type = content.get("model_type")
     if not isinstance(model_type, str) or model_type not in known:
         raise ConfigError(
-            f"{where} has model_type={model_type!r}, which is none of {', '.join(known)}. A family of your "
-            "own has to be put into transformer_jax.families.FAMILIES first"
+            f"{where} has model_type={model_type!r}, which is not supported; use one of {', '.join(known)}, "
+            "or first add your own family to transformer_jax.families.FAMILIES"
         )
     candidates = known[model_type]
     if name:
@@ -84,7 +84,8 @@ def describe(
     for key, value in checkpoint.required.items():
         if content.get(key, value) != value:
             raise ConfigError(
-                f"{where} has {key}={content[key]!r}, but here the family {family.name} has {value!r}"
+                f"{where} has {key}={content[key]!r}, but this library supports only {value!r} for the "
+                f"family {family.name}"
             )
     fields: dict[str, Any] = {**family.fixed, **family.defaults}
     found: dict[str, dict[str, Any]] = {}
@@ -95,7 +96,9 @@ def describe(
             found.setdefault(ours, {})[theirs] = content[theirs]
     for ours, values in found.items():
         if len(set(values.values())) > 1:
-            raise ConfigError(f"{where} has {values}, which must be equal, because {ours} is one number here")
+            raise ConfigError(
+                f"{where} has {values}; these must be equal, because this library has only {ours}"
+            )
         fields[ours] = next(iter(values.values()))
     try:
         fields |= checkpoint.read(content, names)

@@ -1,4 +1,4 @@
-"""Converts the parameters of a model for another config: layers stacked or not, images of another size."""
+"""Converts the parameters of a model for another config: stacks or unstacks its layers, resizes images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,11 +25,11 @@ MAY_DIFFER = (
 
 
 def differing(found: TransformerConfig, wanted: TransformerConfig) -> list[str]:
-    """Returns the fields because of which parameters of ``found`` cannot be converted for ``wanted``.
+    """Returns the differing fields that prevent converting parameters of ``found`` for ``wanted``.
 
-    The head does not count. Names of fields of the front end begin with ``front_end.``. Some front ends can
-    be resized: images of another size get interpolated positions. Texts may have another length if positions
-    are not learned.
+    The head is not compared. Fields of the front end are named ``front_end.FIELD``. Some front ends can be
+    resized: for another image size, positions are interpolated. ``max_length`` may differ if positions are
+    not learned.
     """
     free = {*MAY_DIFFER}
     if resizable := wanted.front_end.resizable(found.front_end):

@@ -266,7 +266,7 @@ def _draw_missing(params: PyTree, config: TransformerConfig, template: PyTree, s
     ]
     if not names:
         return params
-    say(f"drawn anew, because the checkpoint does not have it: {', '.join(names)}")
+    say(f"randomly initialized, because the checkpoint does not have it: {', '.join(names)}")
 
     def draw() -> list[jax.Array]:
         drawn = build(config).init(jax.random.key(seed), **cast(Any, example_inputs(config)))["params"]

@@ -128,7 +128,9 @@ def load_config(workdir: str | os.PathLike[str]) -> Experiment:
             raise ConfigError(
                 f"{workdir} has checkpoints but no {CONFIG_FILE}, which describes them: put it back"
             ) from None
-        raise ConfigError(f"{workdir} holds no run: it has no {CONFIG_FILE}") from None
+        raise ConfigError(
+            f"{workdir} holds no run, because it has no {CONFIG_FILE}; give the --workdir of a run"
+        ) from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
     if isinstance(content, dict):  # front ends from outside bring their keys to date too

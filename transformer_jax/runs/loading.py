@@ -95,7 +95,10 @@ def _step(checkpointer: Checkpointer, name: str) -> int:
     if name == "best":
         best = checkpointer.best_step()
         if best is None:
-            raise CheckpointError(f"{checkpointer.directory} has no scored checkpoint: use 'latest'")
+            raise CheckpointError(
+                f"{checkpointer.directory} has no checkpoint with a validation score, so there is no 'best' "
+                "one; use --from_checkpoint=latest"
+            )
         return best
     if not name.isdecimal():
         raise ConfigError(f"--from_checkpoint={name!r} must be 'latest', 'best' or a step")
@@ -127,7 +130,7 @@ def load_model(
     if workdir is None:
         assert model is not None
         if from_checkpoint != "latest" or average_last is not None:
-            raise ConfigError("--from_checkpoint and --average_last go with --workdir only")
+            raise ConfigError("--from_checkpoint and --average_last can only be used with --workdir")
         return from_pretrained(model)
     return from_run(workdir, from_checkpoint, average_last)
 

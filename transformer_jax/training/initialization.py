@@ -1,4 +1,4 @@
-"""Initial parameters of a training that come from another run or from a checkpoint of ``transformers``."""
+"""Reads the initial parameters of a training from another run or from a checkpoint of ``transformers``."""
 
 import dataclasses
 import os
@@ -36,9 +36,9 @@ def check_origin(experiment: Experiment) -> pathlib.Path | CheckpointFolder:
       The folder of a run, or an opened checkpoint of ``transformers``.
 
     Raises:
-      ConfigError: its config cannot be read; or its model is of another family, which the error names, or of
-        another shape, of which the error lists all fields that differ.
-      WeightsError: it is a checkpoint whose tensors cannot be read.
+      ConfigError: the config cannot be read; or the model belongs to another family or has another shape. The
+        message lists the fields that differ.
+      WeightsError: the tensors of a checkpoint cannot be read.
     """
     trained = experiment.model
     path = pathlib.Path(os.path.expanduser(experiment.train.init_from))
@@ -49,7 +49,7 @@ def check_origin(experiment: Experiment) -> pathlib.Path | CheckpointFolder:
     else:
         origin = open_checkpoint(experiment.train.init_from)
         path, fields = origin.path, origin.checkpoint.fields
-        # By config.json alone, so that nobody repairs the tensors of a folder that does not fit.
+        # Only config.json is read here, so that another family is reported before broken tensors are.
         known = {ours: origin.content[theirs] for ours, theirs in fields if theirs in origin.content}
         _check_family(f"checkpoint in {path}", origin.family, {**known, **origin.family.fixed}, trained)
         stored = origin.model.config
@@ -66,7 +66,7 @@ def check_origin(experiment: Experiment) -> pathlib.Path | CheckpointFolder:
 
 
 def _check_family(what: str, family: Family, there: Mapping[str, Any], wanted: TransformerConfig) -> None:
-    """Raises ConfigError unless ``wanted`` is of ``family``, as the model with the fields ``there`` is."""
+    """Raises ConfigError if ``wanted`` is not of ``family``; ``there`` has the fields of the other model."""
     own = family_of(wanted)
     if own is family:
         return
@@ -97,15 +97,15 @@ def initial_params(
     """Returns the parameters of ``config.train.init_from``, converted for the model to be trained.
 
     Args:
-      experiment: the training.
-      drawn: the initialized parameters of its model, on the devices of ``mesh``; they are kept in a head that
-        the other model does not have.
-      mesh: of the training.
+      experiment: the experiment to train.
+      drawn: the initialized parameters of its model, on the devices of ``mesh``. Parameters of a head that
+        the other model does not have are taken from here.
+      mesh: the mesh of the training.
       origin: what ``check_origin`` returned; by default it is called here.
 
     Raises:
-      ConfigError: the other model does not fit, as for ``check_origin``.
-      WeightsError, CheckpointError: its files are missing or broken.
+      ConfigError: see ``check_origin``.
+      WeightsError, CheckpointError: the files are missing or broken.
     """
     if origin is None:
         origin = check_origin(experiment)
@@ -139,9 +139,9 @@ def _converted(
 
 
 def _with_head(params: PyTree, drawn: PyTree, found: TransformerConfig, wanted: TransformerConfig) -> PyTree:
-    """Returns ``params``, sharded as ``drawn``, with those parameters of ``drawn`` that only its head has.
+    """Returns ``params``, sharded like ``drawn``, and from ``drawn`` the parameters that only its head has.
 
-    Heads share some modules: the pooler, and the layer before the logits of masked tokens.
+    Heads share some modules, such as the pooler and the layer before the logits of masked tokens.
     """
     is_same = (found.head, found.num_labels) == (wanted.head, wanted.num_labels)
     labelled = tuple(f"head/{name}/" for name in HEADS[wanted.head].labelled)
@@ -154,5 +154,5 @@ def _with_head(params: PyTree, drawn: PyTree, found: TransformerConfig, wanted: 
             chosen[path] = leaf
             new.append(path)
     if new:
-        say(f"drawn anew, because the other model does not have it: {', '.join(sorted(new))}")
+        say(f"randomly initialized, because the other model does not have it: {', '.join(sorted(new))}")
     return unflatten_dict(chosen, sep="/")

@@ -111,7 +111,7 @@ def test_of_a_folder_there_is_no_revision():
         from_pretrained(STORED / "gpt2", revision="main")
 
 
-@pytest.mark.parametrize("model_type", ["llama", "roberta", None])
+@pytest.mark.parametrize("model_type", ["llama", "electra", None])
 def test_of_another_family_nothing_but_the_config_is_fetched(model_type, hub):
     hub.files["config.json"] = json.dumps({"model_type": model_type}).encode()
     with pytest.raises(ConfigError) as error:

@@ -196,5 +196,5 @@ def test_a_sweep_is_a_job_a_member_and_one_for_the_table(tmp_path, single_device
     ]
     log = pathlib.Path(results["members"][1]["log"])
     assert log == workdir / "optimizer.peak_rate=1e+30" / f"slurm-{jobs[1]}.out"
-    assert "error: the " in log.read_text() and "lower config.optimizer.peak_rate" in log.read_text()
+    assert "error: the " in log.read_text() and "Lower config.optimizer.peak_rate" in log.read_text()
     assert (workdir / f"slurm-{jobs[2]}.out").read_text() == (workdir / "sweep_results.txt").read_text()

@@ -129,7 +129,7 @@ def test_what_one_process_raises_ends_all_and_comes_last(config, launch, tmp_pat
     status, _, err = finish(process)
     assert status == 1
     last = err.split("failed first, with exit status 1, and the others were ended; its last output was:\n")[1]
-    assert "lower config.optimizer.peak_rate" in last
+    assert "Lower config.optimizer.peak_rate" in last
 
 
 @pytest.mark.slurm

@@ -201,7 +201,7 @@ def test_mistakes_on_the_command_line_get_one_clear_line(config, tmp_path):
             ("train", configured, run, "--config.train.num_steps=many"),
             "num_steps=many: invalid literal for int()",
         ),
-        (("train", configured, run, "--config.data.max_length=64"), "model.max_length=48"),
+        (("train", configured, run, "--config.data.max_length=64"), "at most 48 tokens"),
         (("translate", run), "holds no run"),
         (("evaluate", run), "holds no run"),
     ]

@@ -41,7 +41,7 @@ def with_one_unknown_for_several(ids, lacking=TARGET_ALONE):
 def test_ids_are_those_of_transformers():
     tokenizer = load_marian_tokenizer(FOLDER)
     assert tokenizer.vocab_size == len(VOCABULARY)
-    assert tokenizer.role_tokens == {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
+    assert tokenizer.role_tokens == {"pad": "<pad>", "eos": "</s>", "sep": "</s>", "unk": "<unk>"}
     same = 0
     for text, wanted in EXPECTED.items():
         found = tokenizer.encode_whole(text, parse_special=text.startswith(">>")).tolist()

@@ -88,7 +88,9 @@ def test_models_that_compute_the_same_are_read_and_written_as_roberta(folder, mo
 )
 def test_other_models_are_refused(folder, key, value):
     change(folder, **{key: value})
-    with pytest.raises(ConfigError, match=f"has {key}={value!r}, but here the family roberta has"):
+    with pytest.raises(
+        ConfigError, match=f"has {key}={value!r}, but this library supports only .* for the family roberta"
+    ):
         tj.from_pretrained(folder)
 
 

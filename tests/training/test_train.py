@@ -311,5 +311,5 @@ def test_a_loss_that_is_no_number_is_not_saved(tmp_path):
     for objective in (Seq2Seq(), Classification(), TokenClassification()):
         log = StepLog(objective, MetricWriter(tmp_path, active=False))
         log.add({"loss": jax.numpy.float32(np.nan), "tokens": jax.numpy.float32(1)})
-        with pytest.raises(FloatingPointError, match=r"loss became nan at step 3, .* another --workdir$"):
+        with pytest.raises(FloatingPointError, match=r"the loss became nan at step 3; .* another --workdir$"):
             log.fetch(3)

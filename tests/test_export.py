@@ -88,7 +88,10 @@ def logits_of(model):
     return np.asarray(jax.jit(model.model.apply)({"params": model.params}, **arguments))
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    ["bert", pytest.param("gpt2", marks=pytest.mark.everything), pytest.param("t5", marks=pytest.mark.slow)],
+)
 def test_a_written_run_gives_the_same_logits_to_the_bit(name, runs, tmp_path):
     ours = tj.from_run(runs(name))
     tj.save_pretrained(tmp_path / "folder", ours)

@@ -253,7 +253,7 @@ def test_a_pattern_is_repeated_over_the_layers(random_means):
     assert model_flops(config, batch, train=False) == full + 2 * (4_000_004 - of_one)
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("scan_layers", [pytest.param(False, marks=pytest.mark.everything), True])
 def test_an_attention_owns_its_cache(random_means, scan_layers):
     spec = (random_means,) if scan_layers else (random_means, FullAttention())
     config = mixed(spec, scan_layers=scan_layers)

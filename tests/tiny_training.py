@@ -16,6 +16,8 @@ from transformer_jax.runs.experiment import EvaluateConfig, Experiment, TrainCon
 # Adam divides by the root of the mean square of a gradient, plus epsilon. With the paper's 1e-9 a gradient
 # that is 0 but for rounding (of a key's bias) moves its parameter as far as any other; not with this one.
 COMPARABLE = OptimizerConfig(peak_rate=3e-3, warmup_steps=1, epsilon=1e-3, schedule="constant")
+# A ReLU whose input is 0 within rounding has another gradient where sums are computed in another order.
+SMOOTH = dict(activation="gelu")
 
 WORDS = ["red", "blue", "green", "small", "large", "round", "old", "new", "fast", "slow"]
 
@@ -71,9 +73,10 @@ def assert_equal_training(found, wanted, num_steps: int = 5) -> None:
 
     One rounding is up to 2^-24 = 6e-8 of a number, and a sum of a few hundred terms in another order is off
     by about the root of that many: losses by 1e-6 of themselves, gradients, means of terms below 1, by 1e-7.
-    An update of Adam moves a parameter by at most rate / epsilon times that.
+    An update of Adam moves a parameter by at most rate / epsilon times that. So the differences of parameters
+    grow with the number of updates, and those of losses with them.
     """
-    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6 * max(1, num_steps / 5))
     most = num_steps * COMPARABLE.peak_rate / COMPARABLE.epsilon * 1e-7
     pairs = zip(jax.tree_util.tree_leaves_with_path(found[1]), jax.tree.leaves(wanted[1]), strict=True)
     for (path, leaf), other in pairs:

@@ -18,11 +18,12 @@ ROOT = Path(__file__).parents[2]
 STEPS = 300
 EXPERIMENT = f'''
 import dataclasses, pathlib
-from tests.tiny_training import COMPARABLE, tiny_experiment
+from tests.tiny_training import COMPARABLE, SMOOTH, tiny_experiment
 
 def get_config(num_steps="{STEPS}"):
     return tiny_experiment(
         pathlib.Path(__file__).parent / "corpus",
+        model=SMOOTH,
         mesh=dict(data=-1),
         optimizer=dataclasses.asdict(COMPARABLE),
         train=dict(num_steps=int(num_steps), log_every_steps=1, evaluate_every_steps=1000),

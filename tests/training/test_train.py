@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from tests.drawn import drawn_params
-from tests.tiny_training import COMPARABLE, SIZES, assert_equal_training, tiny_experiment
+from tests.tiny_training import COMPARABLE, SIZES, SMOOTH, assert_equal_training, tiny_experiment
 from transformer_jax.data import (
     load_source,
     pad_batch,
@@ -237,7 +237,8 @@ def test_a_run_continued_at_every_checkpoint_is_the_same_to_the_bit(corpus, tmp_
 def test_continuing_on_another_mesh(corpus, tmp_path):
     def parameters(name, first, then):
         for num_steps, mesh in ((2, first), (4, then)):
-            experiment = tiny_experiment(corpus, train=dict(num_steps=num_steps), mesh=mesh, optimizer=ADAM)
+            sections = dict(model=SMOOTH, optimizer=ADAM, mesh=mesh, train=dict(num_steps=num_steps))
+            experiment = tiny_experiment(corpus, **sections)
             train(experiment, str(tmp_path / name))
         return final_params(tmp_path / name)
 

@@ -141,6 +141,12 @@ def test_outputs_continue_the_decoder_prompt(loaded, name):
     several = model.generate(["w5 w6 w7", "w9"], decoder_prompt=[first, ""], max_new_tokens=5)
     assert several[0].split() == rest and several[1] == model.generate("w9", max_new_tokens=5)
     assert "".join(model.stream("w5 w6 w7", decoder_prompt=first, max_new_tokens=5)).split() == rest
+    # The same as a default of the model.
+    prompt = tuple(model.tokenizer.encode(first).tolist())
+    rules = dataclasses.replace(model.generation.rules, decoder_prompt=prompt)
+    prompted = dataclasses.replace(model, generation=dataclasses.replace(model.generation, rules=rules))
+    assert prompted.generate("w5 w6 w7", max_new_tokens=5).split() == rest
+    assert "".join(prompted.stream("w5 w6 w7", max_new_tokens=5)).split() == rest
 
 
 def test_an_output_may_be_some_tokens_longer_than_its_source(loaded):

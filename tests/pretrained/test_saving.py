@@ -53,6 +53,11 @@ def changed(name, **changes):
         ),
         ("t5", dict(embedding_scale="none"), r"has share_embeddings='all' and embedding_scale='none'$"),
         ("t5_v1_1", dict(share_embeddings="none"), r"share_embeddings='none' would be read as "),
+        (
+            "distilbert_masked_lm",
+            dict(head="pooled"),
+            r"distilbert with the head 'pooled'; its models have the heads masked_tokens, ",
+        ),
     ],
 )
 def test_what_config_json_cannot_say_is_not_written(name, changes, message, tmp_path):

@@ -35,6 +35,16 @@ def test_the_encoder_of_a_whole_t5(name, tmp_path):
         ("t5", {}, "t5"),
         ("t5_v1_1", dict(architectures=None), "t5"),
         ("t5_v1_1", dict(model_type="mt5", architectures=["MT5ForConditionalGeneration"]), "t5"),
+        (
+            "t5_v1_1",  # as transformers 5 writes an mT5
+            dict(
+                model_type="mt5",
+                architectures=["MT5ForConditionalGeneration"],
+                tie_word_embeddings=True,
+                scale_decoder_outputs=None,
+            ),
+            "t5",
+        ),
         ("t5_encoder", {}, "t5_encoder"),
         ("t5_encoder", dict(model_type="mt5", architectures=["MT5EncoderModel"]), "t5_encoder"),
     ],

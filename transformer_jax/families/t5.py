@@ -144,6 +144,8 @@ def write_stack(config: TransformerConfig) -> dict[str, Any]:
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
     # transformers 5 writes tie_word_embeddings=true for version 1.1 too, but only that has lm_head.weight.
     is_scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
+    # It writes the same for mT5, whose logits it never scales.
+    is_scaled = is_scaled and config["model_type"] != "mt5"
     is_tied = "lm_head.weight" not in names or is_scaled
     # transformers, too, starts decoding with padding by default.
     start = config.get("decoder_start_token_id", config.get("pad_token_id", DEFAULTS["pad_id"]))

@@ -87,7 +87,8 @@ class GenerationDefaults:
             constraints = dataclasses.replace(constraints, no_repeat_ngram_size=no_repeat_ngram_size)
         max_length = self.rules.max_length if max_new_tokens is None else None
         longest = self.max_new_tokens if max_new_tokens is None else max_new_tokens
-        return Chosen(settings, TextRules(beams, constraints, max_length), longest)
+        rules = dataclasses.replace(self.rules, beams=beams, constraints=constraints, max_length=max_length)
+        return Chosen(settings, rules, longest)
 
 
 RUN_DEFAULTS = GenerationDefaults()

@@ -165,6 +165,11 @@ def content_of(family: Family, config: TransformerConfig, labels: tuple[str, ...
             f"transformers has no model like this one of the family {family.name}: it differs in "
             + ", ".join(differing)
         )
+    if config.head not in checkpoint.architectures:
+        raise ConfigError(
+            f"transformers has no model like this one of the family {family.name} with the head "
+            f"{config.head!r}; its models have the heads {', '.join(checkpoint.architectures)}"
+        )
     content: dict[str, Any] = {
         "model_type": checkpoint.model_type,
         "architectures": [checkpoint.architectures[config.head]],

@@ -112,15 +112,8 @@ def test_cached_decoding_equals_the_full_forward_pass(scan_layers, norm_position
         tokens = target[:, place]
 
 
-@pytest.mark.parametrize(
-    ("scan_layers", "positions"),
-    [
-        (False, "relative"),
-        (True, "learned"),
-        pytest.param(False, "learned", marks=pytest.mark.everything),
-        pytest.param(True, "relative", marks=pytest.mark.everything),
-    ],
-)
+@pytest.mark.parametrize("positions", ["learned", "relative"])
+@pytest.mark.parametrize("scan_layers", [pytest.param(False, marks=pytest.mark.everything), True])
 def test_prompts_of_several_lengths_are_read_at_once(scan_layers, positions):
     config = change(scan_layers=scan_layers, positions=positions)
     model, variables = tj.build(config), parameters(config)

@@ -14,8 +14,6 @@ from transformer_jax.models.front_ends import FRONT_ENDS, Tokens
 # By section: keys that it has gained, each with the value that means what runs did before. "" is the config.
 ADDED_KEYS: dict[str, dict[str, Any]] = {
     "": {"extensions": []},
-    "data.source": {"builder_class": ""},
-    "data.more_sources": {"builder_class": ""},
     "model": {
         "front_end": dataclasses.asdict(Tokens()),
         "attention": [dataclasses.asdict(FullAttention())],
@@ -26,6 +24,9 @@ ADDED_KEYS: dict[str, dict[str, Any]] = {
         "pooler_dropout": False,
     },
 }
+
+# The builders of data sets that were part of the library, by the name of the data set.
+BUILDERS = {"caption_questions": "experiments.caption_questions:CaptionQuestions"}
 
 
 def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,6 +39,10 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     for model in _sections(config, ["model"]):
         for front_end in FRONT_ENDS.values():
             front_end.upgrade(model)
+    for name in ("source", "more_sources"):
+        for source in _sections(config, ["data", name]):
+            builder = BUILDERS.get(str(source.get("name")).partition("/")[0], "")
+            source.setdefault("builder_class", builder)
     for path, added in ADDED_KEYS.items():
         for section in _sections(config, path.split(".") if path else []):
             for key, value in added.items():

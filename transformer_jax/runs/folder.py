@@ -229,5 +229,5 @@ def _was_made_for(workdir: str | os.PathLike[str], experiment: Experiment) -> bo
     # Otherwise it came from a file, which may have changed since.
     if experiment.data.tokenizer.path or experiment.train.init_from or not path.exists():
         return False
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = upgraded({"data": json.loads(path.read_text(encoding="utf-8"))})["data"]
     return path.with_name(TOKENIZER_FILE).exists() and stored == _as_json(experiment)["data"]

@@ -33,7 +33,7 @@ def upgraded(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a stored config with the keys of today.
 
     Args:
-      stored: the content of a run's config.json, sections of plain values.
+      stored: the content of a run's config.json, sections of plain values; or some of its sections.
     """
     config = _copied(stored)
     for model in _sections(config, ["model"]):

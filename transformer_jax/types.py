@@ -68,12 +68,15 @@ class Kind(NamedTuple):
         matters only to kinds that are arrays.
       from_plain: returns the value, given what JSON or TFDS has for it: a text, a number or a nested list.
         Raises TypeError or ValueError if that is no such value. None if JSON cannot hold the kind.
+      is_array: whether only a front end for this kind can read it, as an image. A model with another front
+        end refuses a feature of which all kinds are arrays, instead of training as if it were not there.
     """
 
     description: str
     accepts: Callable[[Any], bool]
     stand_in: Callable[[tuple[int, ...]], Any]
     from_plain: Callable[[Any], Any] | None = None
+    is_array: bool = True
 
 
 def _itself(value: Any) -> Any:
@@ -93,8 +96,8 @@ def _is_image(value: Any) -> bool:
 
 # All kinds that ``FEATURES`` may name. A program may add kinds and features of its own.
 KINDS: dict[str, Kind] = {
-    "text": Kind("a text", lambda value: isinstance(value, str), lambda _: _TEXT, _itself),
-    "integer": Kind("an integer", _is_integer, lambda _: 0, _itself),
+    "text": Kind("a text", lambda value: isinstance(value, str), lambda _: _TEXT, _itself, is_array=False),
+    "integer": Kind("an integer", _is_integer, lambda _: 0, _itself, is_array=False),
     "image": Kind(
         "an image, a uint8 array (height, width, channels),",
         _is_image,
@@ -123,7 +126,7 @@ def find_kind(name: str) -> Kind:
             raise ValueError(f"{value!r:.80} is not a {name}")
         return [item.from_plain(element) for element in value]
 
-    return Kind(f"a {name}", accepts, stand_in, from_plain)
+    return Kind(f"a {name}", accepts, stand_in, from_plain, item.is_array)
 
 
 # The kinds that the value of each feature of an example may have. Lists may be empty. Images are uint8 arrays

@@ -6,6 +6,8 @@ import pytest
 from tests.objectives.toy import ToyTokenizer
 from transformer_jax.objectives import OBJECTIVES
 from transformer_jax.objectives.base import BoundTransform, ModelFacts
+from transformer_jax.objectives.kinds import is_array_feature
+from transformer_jax.types import FEATURES, KINDS, Kind
 
 WORDS, TAGS = ["ab", "cd"], [0, 1]
 QUESTION = {"inputs": "who", "context": "it is Ann", "answers": ["Ann"], "answer_starts": [6]}
@@ -80,3 +82,23 @@ def test_lists_may_be_arrays_or_tuples_and_labels_numbers_of_numpy():
     starts = {"answer_starts": np.array([6])}
     assert encoded("question_answering", starts)["answer_span"].tolist() == [5, 5]
     assert int(encoded("classification", {"labels": np.uint8(1)})["labels"]) == 1
+
+
+def test_a_kind_itself_says_whether_it_is_an_array(monkeypatch):
+    arrays = [feature for feature in FEATURES if is_array_feature(feature)]
+    assert arrays == ["images"]
+
+    def add(name, **fields):
+        kind = Kind(f"a {name}", lambda value: True, lambda shape: 0, **fields)
+        monkeypatch.setitem(KINDS, name, kind)
+        monkeypatch.setitem(FEATURES, f"{name}s", (name,))
+        monkeypatch.setitem(FEATURES, f"many {name}s", (f"list of {name}s",))
+
+    add("texture")
+    add("score", is_array=False)
+    for feature in ("textures", "many textures"):
+        assert is_array_feature(feature)
+    for feature in ("scores", "many scores"):
+        assert not is_array_feature(feature)
+    monkeypatch.setitem(FEATURES, "either", ("texture", "score"))
+    assert not is_array_feature("either")

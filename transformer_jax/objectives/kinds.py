@@ -29,7 +29,7 @@ def is_text_feature(feature: str) -> bool:
 
 def is_array_feature(feature: str) -> bool:
     """Returns whether a feature is an array, such as an image, that only some front end can read."""
-    return not any("text" in name or "integer" in name for name in FEATURES[feature])
+    return all(find_kind(name).is_array for name in FEATURES[feature])
 
 
 def check_kinds(

@@ -2,9 +2,11 @@
 
 import dataclasses
 import difflib
+import importlib
+import traceback
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from ml_collections import ConfigDict
@@ -182,6 +184,45 @@ def nearest(name: Any, known: Iterable[Any]) -> str:
         return f"did you mean {near[0]!r}?"
     more = ", ..." if len(names) > _MAX_LISTED else ""
     return f"it has {', '.join(names[:_MAX_LISTED]) or 'none'}{more}"
+
+
+def import_callable(path: str, key: str, meaning: str) -> Callable[..., Any]:
+    """Imports the function or class that a key of a config names as "package.module:name".
+
+    Args:
+      path: the value of the key.
+      key: the full name of the key, for messages.
+      meaning: what ``path`` should name, with its article, for messages.
+
+    Raises:
+      ConfigError: ``path`` has another form, nothing is there or it cannot be called, or the module raises an
+        error while it is imported.
+    """
+    module_name, _, name = path.partition(":")
+    how = (
+        f'Give the "package.module:name" of {meaning}, and start Python where that module can be imported, '
+        "such as in its folder or with PYTHONPATH"
+    )
+    if not all(part.isidentifier() for part in (*module_name.split("."), name)):
+        raise ConfigError(f"{key} names {path!r}, which cannot be imported: it has another form. {how}")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        if is_missing:
+            raise ConfigError(f"{key} names {path!r}, which cannot be imported: {error}. {how}") from error
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"{key} names {path!r}, whose module raised {type(error).__name__} while it was imported: "
+            f"{error} ({place.filename}, line {place.lineno})"
+        ) from error
+    if not hasattr(module, name):
+        reason = f"module {module_name!r} has no attribute {name!r}"
+        raise ConfigError(f"{key} names {path!r}, which cannot be imported: {reason}. {how}")
+    found = getattr(module, name)
+    if not callable(found):
+        raise ConfigError(f"{key} names {path!r}, a {type(found).__name__}, which cannot be called. {how}")
+    return found
 
 
 def _fits(value: Any, hint: Any) -> bool:

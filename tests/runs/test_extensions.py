@@ -25,6 +25,8 @@ class Retelling(Seq2Seq):
     HEADS: ClassVar[tuple[str, ...]] = ("retold",)
     name: str = "retelling"
 
+MAP = {}
+
 def register():
     OBJECTIVES["retelling"] = Retelling
     HEADS["retold"] = HEADS["tokens"]
@@ -85,12 +87,34 @@ def test_without_it_an_unknown_name_is_an_error_that_says_what_to_do(experiment)
         (("nowhere_at_all:register",), r"'nowhere_at_all:register', which cannot be imported: .*PYTHONPATH"),
         (("retelling:registr",), r"'retelling:registr', which cannot be imported: .*no attribute 'registr'"),
         (("retelling",), "'retelling', which cannot be imported"),
+        ((".retelling:register",), r"'\.retelling:register', which cannot be imported: .*package\.module"),
+        (("retelling:MAP",), "'retelling:MAP', a dict, which cannot be called"),
         ("retelling:register", "must be a tuple of texts, not 'retelling:register'"),
     ],
 )
 def test_what_cannot_be_imported_is_one_clear_error(experiment, extensions, message):
     config = dataclasses.asdict(experiment) | {"extensions": extensions}
     with pytest.raises(ConfigError, match=rf"config\.extensions .*{message}"):
+        read_experiment(config)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("int('x')", "raised ValueError while it was imported: invalid literal for int"),
+        (
+            "import no_such_module",
+            "raised ModuleNotFoundError while it was imported: No module named 'no_such",
+        ),
+        ("MODULE.missing", "raised NameError while it was imported: name 'MODULE' is not defined"),
+    ],
+)
+def test_an_error_within_a_module_is_told_as_one(experiment, tmp_path, line, message):
+    (tmp_path / "failing.py").write_text(f"# The next line fails.\n{line}\n")
+    config = dataclasses.asdict(experiment) | {"extensions": ("failing:register",)}
+    with pytest.raises(
+        ConfigError, match=rf"'failing:register', whose module {message}.*failing\.py, line 2"
+    ):
         read_experiment(config)
 
 

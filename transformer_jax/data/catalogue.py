@@ -1,6 +1,5 @@
 """Reads data sets that TFDS prepared, by index and without TensorFlow."""
 
-import importlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core import read_only_builder
 
-from transformer_jax.config import nearest
+from transformer_jax.config import ConfigError, import_callable, nearest
 from transformer_jax.data.datasets import number_words
 from transformer_jax.data.examples import DataError, described, read_value
 from transformer_jax.data.image_files import decode_image
@@ -197,14 +196,10 @@ def _prepared_builder(name: str, folder: str, class_path: str) -> Any:
 
 def _import_builder(class_path: str) -> Any:
     """Imports the TFDS builder class that ``SourceConfig.builder_class`` names."""
-    module, _, name = class_path.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DataError(
-            f"config.data.source.builder_class={class_path!r} cannot be imported: {error}. Give the "
-            '"package.module:Class" of a TFDS builder, and start Python where that package can be imported'
-        ) from error
+        return import_callable(class_path, "config.data.source.builder_class", "the class of a TFDS builder")
+    except ConfigError as error:
+        raise DataError(str(error)) from error
 
 
 def _cannot_prepare(name: str, folder: str, reason: str) -> str:

@@ -1,13 +1,19 @@
 """Reads an experiment: its sections as checked dataclasses."""
 
 import dataclasses
-import importlib
 from typing import Any
 
 import ml_collections
 
 from transformer_jax.checkpoints.checkpointer import CheckpointConfig
-from transformer_jax.config import ConfigError, UnknownNameError, check_keys, check_types, read_section
+from transformer_jax.config import (
+    ConfigError,
+    UnknownNameError,
+    check_keys,
+    check_types,
+    import_callable,
+    read_section,
+)
 from transformer_jax.data import DataConfig, Tokenizer
 from transformer_jax.decoding.settings import DecodingSettings
 from transformer_jax.layers.attention_kernels import check_attention
@@ -93,7 +99,8 @@ class Experiment:
     Attributes:
       extensions: "package.module:function" of functions that add entries to the library's registries. They
         are called before the sections of a config are read, so that a run folder can be used by every
-        program. A config file that uses such entries calls them itself too. Not a section.
+        program. A config file that uses such entries calls them itself too. A process may call a function
+        several times, so its later calls must leave what its first call did. Not a section.
     """
 
     model: TransformerConfig
@@ -158,21 +165,12 @@ def call_extensions(extensions: Any) -> tuple[str, ...]:
     """Calls the functions that ``Experiment.extensions`` names, and returns their names.
 
     Raises:
-      ConfigError: these are no names, or one of them cannot be imported.
+      ConfigError: these are no names, or one of them cannot be imported or called.
     """
     if not isinstance(extensions, list | tuple) or not all(isinstance(name, str) for name in extensions):
         raise ConfigError(f"config.extensions must be a tuple of texts, not {extensions!r}")
     for extension in extensions:
-        module, _, function = extension.partition(":")
-        try:
-            register = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(
-                f"config.extensions names {extension!r}, which cannot be imported: {error}. Give the "
-                '"package.module:function" of a function that adds entries to registries, and start Python '
-                "where that module can be imported, such as in its folder or with PYTHONPATH"
-            ) from error
-        register()
+        import_callable(extension, "config.extensions", "a function that adds entries to registries")()
     return tuple(extensions)
 
 

@@ -27,6 +27,8 @@ LIMIT = 7
 SOURCES = [np.array(tokens, np.int32) for tokens in ([5, 9, 12], [6, 7, 8, 9, 10, 11], [13], [14, 15])]
 PROMPTS = [np.array(tokens, np.int32) for tokens in ([17], [], [8, 9, 8, 19, 9], [10, 11, 12])]
 GREEDY = DecodingSettings(beam_size=1)
+# Each row alone is another shape, which is compiled anew.
+ROWS = [pytest.param((0, 2), id="two"), pytest.param((1, 3), id="others", marks=pytest.mark.everything)]
 
 
 @functools.cache
@@ -94,18 +96,20 @@ def test_greedy_outputs_continue_their_prompts(name):
     assert sum(a != b for a, b in zip(expected, without, strict=True)) >= 2  # or a prompt changes nothing
 
 
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("settings", [GREEDY, DecodingSettings(temperature=1.5, top_k=9, seed=3)], ids=str)
-def test_rows_alone_and_streams_give_the_same(settings):
+def test_rows_alone_and_streams_give_the_same(settings, rows):
     made, params = generator("bart", settings), params_of("bart")
     together = generate(made, "bart")
-    for number in (0, 2):
+    for number in rows:
         source, prompt = SOURCES[number], PROMPTS[number]
         assert made.generate(params, [source], [number], [prompt])[0].tolist() == together[number]
         assert list(made.stream(params, source, number, prompt)) == together[number]
     by_default = generator("bart", settings, TextRules(decoder_prompt=(8, 9)))
     explicit = generate(made, "bart", [np.array([8, 9], np.int32)] * 4)
     assert generate(by_default, "bart", None) == explicit
-    assert [list(by_default.stream(params, SOURCES[i], i)) for i in range(2)] == explicit[:2]
+    for number in rows:
+        assert list(by_default.stream(params, SOURCES[number], number)) == explicit[number]
 
 
 @pytest.mark.parametrize("settings", [GREEDY, DecodingSettings(beam_size=3)], ids=str)
@@ -154,14 +158,16 @@ RULES = {
 }
 
 
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("rule", RULES)
-def test_constraints_count_the_prompt(rule):
+def test_constraints_count_the_prompt(rule, rows):
     constraints, allow = RULES[rule]
     expected = [plain_greedy("bart", *pair, allow) for pair in zip(SOURCES, PROMPTS, strict=True)]
     made = generator("bart", rules=TextRules(constraints=Constraints(**constraints)))
     assert generate(made, "bart") == expected
-    streamed = made.stream(params_of("bart"), SOURCES[2], 2, PROMPTS[2])
-    assert list(streamed) == expected[2]
+    for number in rows:
+        streamed = made.stream(params_of("bart"), SOURCES[number], number, PROMPTS[number])
+        assert list(streamed) == expected[number]
 
 
 def test_the_limit_counts_the_prompt():

@@ -60,8 +60,12 @@ smoke: $(VENV)/installed-$(PINS)-dev  ## run the fast tests that fail first if a
 slow: $(VENV)/installed-$(PINS)-dev  ## run the tests that take minutes
 	$(PYTEST) $(call marked,slow and not live and not plan and not slurm,slow) $(TWO) $(PYTEST_ARGS)
 
-slurm: slurm-tests  ## submit jobs to a Slurm cluster that the tests start on this machine
-	$(PY) -m tests.launch.slurm_sources --renew
+# What is stored are the sources from before the tests, because one may be edited while they run.
+slurm: $(VENV)/installed-$(PINS)-dev  ## submit jobs to a Slurm cluster that the tests start on this machine
+	@[ -z '$(PYTEST_ARGS)' ] || { \
+	  echo "make: \`make slurm\` stores that all of its tests passed; use \`make slurm-tests\` with PYTEST_ARGS" >&2; exit 2; }
+	digest=$$($(PY) -m tests.launch.slurm_sources --digest) && $(MAKE) slurm-tests && \
+	  echo $$digest > tests/launch/slurm_tried.txt
 
 slurm-tests: $(VENV)/installed-$(PINS)-dev
 	$(PYTEST) $(call marked,slurm,slurm) $(TWO) $(PYTEST_ARGS)

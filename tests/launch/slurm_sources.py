@@ -1,12 +1,12 @@
 """Decides whether the tests on a real Slurm cluster have to run: whether their sources changed.
 
     python -m tests.launch.slurm_sources           # status 0 if unchanged since the last success, otherwise 1
-    python -m tests.launch.slurm_sources --renew   # after a success: stores the digest of the sources
+    python -m tests.launch.slurm_sources --digest  # prints the digest of the sources
 
-The tests take minutes, and what they show can only break if a launcher, a module that launchers share, a
-module that joins processes or stops them, or the tests themselves change. ``slurm_tried.txt`` stores the
-digest of these files as they were when the tests last passed. The comparison reads file contents, not the
-history, so it is the same in a shallow clone. Needs the standard library only.
+The tests take minutes, and what only they show breaks if a launcher, a module that a launcher imports, the
+training program and its loop, a module that joins processes or stops them, or the tests themselves change.
+``slurm_tried.txt`` stores the digest of these files as they were when the tests last passed. The comparison
+reads file contents, not the history, so it is the same in a shallow clone. Needs the standard library only.
 """
 
 import argparse
@@ -20,6 +20,15 @@ SOURCES = (
     "launch/**/*.py",
     "transformer_jax/launching/**/*.py",
     "transformer_jax/distributed/**/*.py",
+    "transformer_jax/cli/**/*.py",
+    "transformer_jax/checkpoints/**/*.py",
+    "transformer_jax/reporting/**/*.py",
+    "transformer_jax/runs/folder.py",
+    "transformer_jax/training/loop.py",
+    "transformer_jax/files.py",
+    "transformer_jax/train.py",
+    "tests/conftest.py",
+    "tests/tiny_training.py",
     *(
         f"tests/**/{name}.py"
         for name in ("slurm_cluster", "slurm_sources", "stand_in", "test_slurm_jobs", "test_trainings")
@@ -44,9 +53,9 @@ def is_unchanged(root: pathlib.Path, tried: pathlib.Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Decides whether the tests on Slurm have to run.")
-    parser.add_argument("--renew", action="store_true", help="store the digest of the sources")
-    if parser.parse_args().renew:
-        TRIED.write_text(digest(ROOT) + "\n")
+    parser.add_argument("--digest", action="store_true", help="print the digest of the sources")
+    if parser.parse_args().digest:
+        print(digest(ROOT))
         return
     sys.exit(not is_unchanged(ROOT, TRIED))
 

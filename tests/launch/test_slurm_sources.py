@@ -1,9 +1,11 @@
 """The tests on a real Slurm cluster run again as soon as one of their sources changes."""
 
 import pathlib
+import types
 
 import pytest
 
+from launch import slurm
 from tests.launch.slurm_sources import ROOT, SOURCES, digest, is_unchanged
 
 
@@ -40,3 +42,14 @@ def test_the_modules_that_start_and_join_processes_are_sources() -> None:
     """Wherever they lie: a folder that moves away from the patterns would never be tried again."""
     watched = {path.stem for pattern in SOURCES for path in ROOT.glob(pattern)}
     assert watched >= {"slurm", "local", "sweeps", "processes", "rendezvous", "stopping", "test_slurm_jobs"}
+    assert watched >= {"train", "loop", "flags", "process", "folder", "files", "tiny_training"}
+
+
+def test_what_the_launcher_imports_are_sources() -> None:
+    watched = {path for pattern in SOURCES for path in ROOT.glob(pattern)}
+    modules = {value.__module__ for value in vars(slurm).values() if hasattr(value, "__module__")}
+    modules |= {value.__name__ for value in vars(slurm).values() if isinstance(value, types.ModuleType)}
+    files = {
+        ROOT / (name.replace(".", "/") + ".py") for name in modules if name.startswith("transformer_jax")
+    }
+    assert len(files) > 3 and files <= watched

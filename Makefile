@@ -70,7 +70,7 @@ slurm: $(VENV)/installed-$(PINS)-dev  ## submit jobs to a Slurm cluster that the
 slurm-tests: $(VENV)/installed-$(PINS)-dev
 	$(PYTEST) $(call marked,slurm,slurm) $(TWO) $(PYTEST_ARGS)
 
-everything:  ## run all tests with all sets of versions, before a release (about two hours on 2 cores)
+everything:  ## run all tests with all sets of versions, before a release
 	bash .ci/run everything
 
 coverage: $(VENV)/installed-$(PINS)-dev  ## print the lines and branches that targets with COVERAGE=1 covered

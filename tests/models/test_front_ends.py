@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
+from tests.drawn import drawn_params
 from transformer_jax.config import ConfigError, read_section
+from transformer_jax.layers.positions import PositionEncoding
 from transformer_jax.models import example_inputs
 from transformer_jax.models.embedded import Embedded
 from transformer_jax.models.front_ends import FRONT_ENDS, FrontEnd, Patches, Tokens
@@ -86,6 +88,41 @@ def test_an_offset_alone_counts_all_tokens():
     rows, found = table_rows(plain, inputs=tokens)
     assert rows == 12
     np.testing.assert_array_equal(found, [[3, 4, 5, 6]])
+
+
+def test_a_decoder_alone_skips_padding_too():
+    config = tj.families.gpt2.config(
+        "small", **SIZES, vocab_size=30, max_length=9, num_decoder_layers=1, eos_id=2, decoder_start_id=2,
+        front_end=Tokens(position_offset=2, positions_skip_padding=True),
+    )  # fmt: skip
+    params = drawn_params(config)
+    apply = jax.jit(tj.build(config).apply)
+    alone = apply({"params": params}, jnp.array([[5, 6, 7, 8]]))
+    tokens, segments = jnp.array([[9, 9, 5, 6, 9, 7, 8]]), jnp.array([[0, 0, 1, 1, 0, 1, 1]])
+    padded = apply({"params": params}, tokens, inputs_segments=segments)
+    np.testing.assert_allclose(padded[:, segments[0] > 0], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_relative_positions_may_be_those_of_the_decoder_after_patches():
+    config = dataclasses.replace(
+        BERT, num_decoder_layers=1, head="tokens", front_end=Patches((8, 8, 1), 4), num_token_types=0
+    )
+    changes = ("positions", "relative"), ("max_length", 7)
+    for changed in (
+        dataclasses.replace(config, decoder_changes=changes),
+        dataclasses.replace(config, positions="relative", encoder_changes=(("positions", "learned"),)),
+    ):
+        params = drawn_params(changed)
+        assert params["embed_patches"]["positions"]["embedding"].shape == (5, 16)
+        assert "relative_bias" in params["decoder"] and "relative_bias" not in params["encoder"]
+    with pytest.raises(ConfigError, match="positions='relative' does not go with images"):
+        dataclasses.replace(config, encoder_changes=changes)
+
+
+def test_positions_of_an_unknown_kind_are_an_error():
+    encoding = PositionEncoding("relative", 9, 16, jnp.dtype("float32"))
+    with pytest.raises(ValueError, match="kind='relative' of positions has no vectors; sinusoidal"):
+        encoding.init(jax.random.key(0), 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +242,11 @@ def test_a_front_end_that_cannot_be_is_refused(front_end, message):
         (
             dict(front_end=Tokens(position_offset=2), vocab_size=40, positions="relative"),
             "has none: set it to 0",
+        ),
+        (dict(front_end=Patches(), max_length=197, positions="relative"), "does not go with images"),
+        (
+            dict(front_end=Tokens(position_offset=2), vocab_size=40, num_decoder_layers=1, head="tokens"),
+            "position_offset=2 is for an encoder or a decoder alone",
         ),
     ],
     ids=str,

@@ -24,6 +24,8 @@ def sinusoidal_table(max_length: int, d_model: int) -> Float[np.ndarray, "L D"]:
 class PositionEncoding(nn.Module):
     """Returns a vector for each position, to be added to the embeddings.
 
+    Raises ValueError if positions of this kind have no vectors, as "relative".
+
     Attributes:
       kind: "sinusoidal" (no parameters), "sinusoidal_halves" (the same columns, all sines before all cosines,
         as in Marian), or "learned" (initialized from N(0, 0.02^2), logical axes ``length``, ``embed``).
@@ -42,6 +44,11 @@ class PositionEncoding(nn.Module):
         if self.kind == "learned":
             shape = (self.max_length, self.d_model)
             table = parameter(self, "embedding", nn.initializers.normal(0.02), shape, ("length", "embed"))
+        elif self.kind not in ("sinusoidal", "sinusoidal_halves"):
+            raise ValueError(
+                f"kind={self.kind!r} of positions has no vectors; sinusoidal, sinusoidal_halves and "
+                "learned have some"
+            )
         else:
             fixed = sinusoidal_table(self.max_length, self.d_model)
             if self.kind == "sinusoidal_halves":

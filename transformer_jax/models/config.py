@@ -1,5 +1,6 @@
 """The config of a model: everything in which one Transformer differs from another."""
 
+import copy
 import dataclasses
 import math
 from typing import Annotated, Any, Literal
@@ -81,6 +82,23 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "model")
+        self._check_fields()
+        self._check_changes()
+        self._check_parts()
+        self.front_end.check(self.part("decoder" if self.is_decoder_only else "encoder"))
+        if not self.has_vocabulary:
+            return
+        if self.vocab_size < 1:
+            raise ConfigError(f"model.vocab_size={self.vocab_size} must be at least 1")
+        for name in ("pad_id", "decoder_start_id", "eos_id"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise ConfigError(
+                    f"model.{name}={getattr(self, name)} is outside the vocabulary of "
+                    f"{self.vocab_size} tokens"
+                )
+
+    def _check_fields(self) -> None:
+        """Checks the fields that do not depend on the front end, the head, or which stacks there are."""
         sizes = ("d_model", "num_heads", "key_size", "value_size", "d_feedforward", "max_length")
         for name in sizes:
             if getattr(self, name) < 1:
@@ -102,19 +120,18 @@ class TransformerConfig:
             raise ConfigError(f"model.initial_stddev={self.initial_stddev} must be 0 (Xavier) or positive")
         if self.positions.startswith("sinusoidal") and self.d_model % 2:
             raise ConfigError(f"sinusoidal positions need an even model.d_model, not {self.d_model}")
-        self._check_stacks()
-        self._check_parts()
-        self.front_end.check(self)
-        if not self.has_vocabulary:
-            return
-        if self.vocab_size < 1:
-            raise ConfigError(f"model.vocab_size={self.vocab_size} must be at least 1")
-        for name in ("pad_id", "decoder_start_id", "eos_id"):
-            if not 0 <= getattr(self, name) < self.vocab_size:
-                raise ConfigError(
-                    f"model.{name}={getattr(self, name)} is outside the vocabulary of "
-                    f"{self.vocab_size} tokens"
-                )
+        if self.residual not in RESIDUALS:
+            raise UnknownNameError(
+                f"model.residual={self.residual!r} is no residual strategy: "
+                f"{nearest(self.residual, RESIDUALS)}"
+            )
+        if not self.attention:
+            raise ConfigError("model.attention=() names no attention; give one spec for each layer, or one")
+        if self.scan_layers and len(self.attention) > 1:
+            raise ConfigError(
+                f"model.scan_layers=True compiles one layer for all, but model.attention has "
+                f"{len(self.attention)} specs: set model.scan_layers=False"
+            )
 
     @property
     def is_encoder_only(self) -> bool:
@@ -172,7 +189,10 @@ class TransformerConfig:
         changes = self.encoder_changes if name == "encoder" else self.decoder_changes
         if not self.encoder_changes and not self.decoder_changes:
             return self
-        return dataclasses.replace(self, encoder_changes=(), decoder_changes=(), **dict(changes))
+        part = copy.copy(self)  # which checks nothing: the front end need not fit the other stack's changes
+        for field, value in (("encoder_changes", ()), ("decoder_changes", ()), *changes):
+            object.__setattr__(part, field, value)
+        return part
 
     def _stack_config(
         self, name: Literal["encoder", "decoder"], num_layers: int, context_size: int
@@ -182,26 +202,14 @@ class TransformerConfig:
         names = [field.name for field in dataclasses.fields(StackConfig) if field.name not in own]
         return StackConfig(**own, **{name: getattr(config, name) for name in names})
 
-    def _check_stacks(self) -> None:
-        """Checks the pattern of attention, the residual strategy, and the changes of both stacks."""
-        if self.residual not in RESIDUALS:
-            raise UnknownNameError(
-                f"model.residual={self.residual!r} is no residual strategy: "
-                f"{nearest(self.residual, RESIDUALS)}"
-            )
-        if not self.attention:
-            raise ConfigError("model.attention=() names no attention; give one spec for each layer, or one")
-        if self.scan_layers and len(self.attention) > 1:
-            raise ConfigError(
-                f"model.scan_layers=True compiles one layer for all, but model.attention has "
-                f"{len(self.attention)} specs: set model.scan_layers=False"
-            )
+    def _check_changes(self) -> None:
+        """Reads and checks the changes of both stacks."""
         for name in ("encoder", "decoder"):
             where = f"config.model.{name}_changes"
             changes = read_fields(TransformerConfig, getattr(self, f"{name}_changes"), where, CHANGEABLE)
             object.__setattr__(self, f"{name}_changes", changes)
             try:
-                self.part(name)
+                self.part(name)._check_fields()
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from error
 

@@ -52,7 +52,7 @@ class DecoderOnly(nn.Module):
         Raises:
           ValueError: a sequence is longer than the decoder's ``max_length``.
         """
-        x = self.embed_inputs(inputs, inputs_positions, train=train)
+        x = self.embed_inputs(inputs, inputs_positions, segments=inputs_segments, train=train)
         mask = Mask(Causal())
         if inputs_segments is not None:
             mask &= Segments(inputs_segments, inputs_segments)

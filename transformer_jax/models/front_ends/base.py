@@ -69,7 +69,14 @@ class FrontEnd:
         raise NotImplementedError(f"{type(self).__name__} must define build")
 
     def check(self, config: "TransformerConfig") -> None:
-        """Raises ConfigError unless the rest of the config fits this front end."""
+        """Checks the rest of the config.
+
+        Args:
+          config: as the stack that reads the inputs has it, ``TransformerConfig.part``.
+
+        Raises:
+          ConfigError: something does not fit this front end.
+        """
 
     def example_inputs(self, config: "TransformerConfig") -> dict[str, Array]:
         """Returns the smallest inputs of the model."""

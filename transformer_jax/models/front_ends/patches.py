@@ -121,7 +121,12 @@ class Patches(FrontEnd):
         return EmbedPatches(config, (height, width, channels), self.patch_size, name="embed_patches")
 
     def check(self, config: "TransformerConfig") -> None:
-        """Raises ConfigError for a vocabulary that nothing reads, or another number of positions."""
+        """Raises ConfigError for an unread vocabulary, relative positions, or another number of them."""
+        if config.positions == "relative":
+            raise ConfigError(
+                "model.positions='relative' does not go with images, whose patches lie in a plane: use "
+                "'learned', for the encoder alone in model.encoder_changes"
+            )
         if config.num_token_types or (config.is_encoder_only and config.vocab_size):
             raise ConfigError(
                 f"model.vocab_size={config.vocab_size} and model.num_token_types={config.num_token_types} "

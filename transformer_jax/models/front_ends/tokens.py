@@ -161,7 +161,7 @@ class Tokens(FrontEnd):
 
     Attributes:
       position_offset: the row of the table of positions that the first token of an example gets. The table
-        has ``max_length`` rows and this many before them.
+        has ``max_length`` rows and this many before them. It is 0 if there is a decoder beside an encoder.
       positions_skip_padding: whether positions are counted over the tokens that are not padding; a padding
         token gets the row before that of a first token. RoBERTa counts so, from ``pad_id + 1`` (Liu et al.
         2019, the released code).
@@ -199,11 +199,17 @@ class Tokens(FrontEnd):
         return self == other
 
     def check(self, config: "TransformerConfig") -> None:
-        """Raises ConfigError if an offset of positions has no table to apply to."""
+        """Raises ConfigError if an offset of positions has no table to apply to, or two."""
         if self.position_offset and config.positions == "relative":
             raise ConfigError(
                 f"model.front_end.position_offset={self.position_offset} shifts the rows of a table of "
                 "positions, but model.positions='relative' has none: set it to 0"
+            )
+        if self.position_offset and not (config.is_encoder_only or config.is_decoder_only):
+            raise ConfigError(
+                f"model.front_end.position_offset={self.position_offset} is for an encoder or a decoder "
+                "alone: beside an encoder, targets are counted from 0 and padding is not skipped; "
+                "set it to 0"
             )
 
     def example_inputs(self, config: "TransformerConfig") -> dict[str, Array]:

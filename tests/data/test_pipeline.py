@@ -378,6 +378,6 @@ def test_the_further_length_of_evaluation_is_at_most_the_models():
     batches = evaluation_batches(BUCKETS, make_source(), PLAIN, 40)  # 31 tokens would be rounded up to 64
     assert {batch["inputs"].shape[1] for _, batch in batches} == {6, 10, 16, 40}
     with pytest.raises(
-        DataError, match=r"example 1 of those to evaluate has 31 tokens .* the model accepts 30"
+        DataError, match=r"example 1 of those to evaluate has 31 tokens .* the model accepts 30: raise it, or"
     ):
-        evaluation_batches(BUCKETS, make_source(), PLAIN, 30)
+        evaluation_batches(BUCKETS, make_source(), PLAIN, 30, limited_by="it")

@@ -20,6 +20,7 @@ from transformer_jax.layers.feedforward import FeedForward
 from transformer_jax.layers.norms import LayerNorm
 from transformer_jax.models import evaluation_keys, training_keys
 from transformer_jax.models.attention import ATTENTIONS, AttentionSpec, FullAttention
+from transformer_jax.models.front_ends import Patches
 from transformer_jax.models.residual import RESIDUALS, Residual
 from transformer_jax.planning.model_flops import model_flops
 
@@ -126,6 +127,18 @@ def test_batches_have_a_length_that_both_stacks_accept():
     assert (config.inputs_max_length, config.targets_max_length, config.batch_max_length) == (64, 16, 16)
     alone = dataclasses.replace(config, num_encoder_layers=0, share_embeddings="target")
     assert (alone.inputs_max_length, alone.batch_max_length) == (16, 16)
+    assert config.batch_max_length_keys == "max_length in config.model.decoder_changes"
+    longer = dataclasses.replace(config, decoder_changes=())
+    assert longer.batch_max_length_keys == "max_length in config.model.encoder_changes"
+    both = dataclasses.replace(longer, max_length=64)
+    assert both.batch_max_length_keys == f"{longer.batch_max_length_keys} and config.model.max_length"
+    same = dataclasses.replace(both, encoder_changes=())
+    assert same.batch_max_length_keys == "config.model.max_length"
+    # A batch has the length of its targets if the inputs are an image's 5 patches.
+    images = dataclasses.replace(
+        longer, front_end=Patches((8, 8, 1), 4), encoder_changes=(("max_length", 5),)
+    )
+    assert (images.batch_max_length, images.batch_max_length_keys) == (512, "config.model.max_length")
 
 
 def test_operations_are_those_of_both_stacks():

@@ -73,6 +73,12 @@ def changed(config, changes):
             "config.data.source.features has inputs, labels, images, but the model reads inputs and not ",
         ),
         (
+            "number_words",
+            {"data.max_length": 100, "model.decoder_changes": (("max_length", 99),)},
+            "config.data.max_length=100 is longer than the model's sequences of at most 99 tokens: raise "
+            "max_length in config.model.decoder_changes, or lower",
+        ),
+        (
             "vit_imagenet",
             {"objective.image_size": 160},
             "config.objective.image_size=160 makes images of 160 x 160 pixels, but the model",

@@ -23,6 +23,7 @@ def evaluation_batches(
     transform: Transform,
     longest_allowed: int | None = None,
     *,
+    limited_by: str = "config.model.max_length",
     process_index: int = 0,
     process_count: int = 1,
     row_multiple: int = 1,
@@ -34,6 +35,7 @@ def evaluation_batches(
       source: the split to evaluate.
       transform: turns examples into tokens.
       longest_allowed: maximum number of tokens per side that the model accepts; None for no limit.
+      limited_by: the key of the config that sets this limit, for messages.
       process_index: index of this process.
       process_count: number of processes that share every batch.
       row_multiple: number of parts that a batch is split into, over all processes.
@@ -51,6 +53,7 @@ def evaluation_batches(
         places,
         pieces,
         longest_allowed,
+        limited_by=limited_by,
         process_index=process_index,
         process_count=process_count,
         row_multiple=row_multiple,
@@ -63,6 +66,7 @@ def batches_of_pieces(
     pieces: Sequence[TokenExample],
     longest_allowed: int | None = None,
     *,
+    limited_by: str = "config.model.max_length",
     process_index: int = 0,
     process_count: int = 1,
     row_multiple: int = 1,
@@ -78,6 +82,7 @@ def batches_of_pieces(
       places: for each piece, the index of its example in the source.
       pieces: at least one.
       longest_allowed: maximum number of tokens per side that the model accepts; None for no limit.
+      limited_by: the key of the config that sets this limit, for messages.
       process_index: index of this process.
       process_count: number of processes that share every batch.
       row_multiple: number of parts that a batch is split into, over all processes.
@@ -98,7 +103,7 @@ def batches_of_pieces(
     if longest_allowed is not None and top > longest_allowed:
         raise DataError(
             f"example {places[int(longest.argmax())] + 1} of those to evaluate has {top} tokens on a side, "
-            f"but the model accepts {longest_allowed}: raise config.model.max_length, or shorten the example"
+            f"but the model accepts {longest_allowed}: raise {limited_by}, or shorten the example"
         )
     if top > lengths[-1]:
         rounded = -(-top // EXTRA_LENGTH_MULTIPLE) * EXTRA_LENGTH_MULTIPLE

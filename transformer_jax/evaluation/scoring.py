@@ -134,6 +134,7 @@ def _batches(run: TrainedRun, mesh: Mesh, source: Source) -> tuple[list[dict[str
         places,
         pieces,
         experiment.model.batch_max_length,
+        limited_by=experiment.model.batch_max_length_keys,
         process_index=part,
         process_count=parts,
         row_multiple=partitioning.num_batch_shards(mesh),

@@ -171,8 +171,29 @@ class TransformerConfig:
 
     @property
     def batch_max_length(self) -> int:
-        """Maximum length that inputs and targets may both have, because a batch has one length for both."""
-        return min(self.inputs_max_length, self.targets_max_length)
+        """Maximum length that the tokens of inputs and targets may both have, as a batch has one for both."""
+        return min(self.part(name).max_length for name in self._stacks_of_tokens)
+
+    @property
+    def batch_max_length_keys(self) -> str:
+        """Names of the config's keys that limit ``batch_max_length``, for messages: raise all of these."""
+        names = [
+            f"max_length in config.model.{name}_changes"
+            if "max_length" in dict(self.encoder_changes if name == "encoder" else self.decoder_changes)
+            else "config.model.max_length"
+            for name in self._stacks_of_tokens
+            if self.part(name).max_length == self.batch_max_length
+        ]
+        return " and ".join(dict.fromkeys(names))
+
+    @property
+    def _stacks_of_tokens(self) -> "tuple[Literal['encoder', 'decoder'], ...]":
+        """The stacks whose positions are those of tokens; of one alone without tokens, this one."""
+        if self.is_encoder_only:
+            return ("encoder",)
+        return (
+            ("encoder", "decoder") if self.front_end.has_tokens and not self.is_decoder_only else ("decoder",)
+        )
 
     @property
     def output_size(self) -> int:

@@ -60,7 +60,8 @@ def _check_lengths(model: TransformerConfig, data: DataConfig, train: Any) -> No
     if data.max_length > model.batch_max_length:
         raise ConfigError(
             f"config.data.max_length={data.max_length} is longer than the model's sequences of at most "
-            f"{model.batch_max_length} tokens: raise config.model.max_length, or lower config.data.max_length"
+            f"{model.batch_max_length} tokens: raise {model.batch_max_length_keys}, or lower "
+            "config.data.max_length"
         )
 
 

@@ -298,9 +298,15 @@ def _open_data(
     batches = {}
     for name in {experiment.evaluate.split, "validation"}:
         source = load_source(experiment.data.source, name)
-        limit = experiment.model.batch_max_length
+        limit, limited_by = experiment.model.batch_max_length, experiment.model.batch_max_length_keys
         batches[name] = evaluation_batches(
-            experiment.data, source, evaluated, limit, **split, row_multiple=shards
+            experiment.data,
+            source,
+            evaluated,
+            limit,
+            limited_by=limited_by,
+            row_multiple=shards,
+            **split,
         )
     source = load_sources(experiment.data.sources, "train")
     check_alike("the training data", fingerprint(source))

@@ -14,6 +14,7 @@ most 128 tokens. Special tokens may be written, such as <mask>. --decoder_prompt
 of an encoder-decoder continues.
 """
 
+import functools
 from collections.abc import Sequence
 
 from absl import app, flags
@@ -81,7 +82,7 @@ def _generate_lines(loaded: Pretrained) -> None:
         for text in generator.generate(loaded.params, lines, first_number, FLAGS.decoder_prompt):
             print(" ".join(text.splitlines()))
 
-    work_on_lines(generator.tokens, work)
+    work_on_lines(functools.partial(generator.tokens, decoder_prompt=FLAGS.decoder_prompt), work)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from transformer_jax.data import Tokenizer
 from transformer_jax.decoding.generator import Generator
 from transformer_jax.decoding.settings import OWN_RULES, DecodingSettings, TextRules
 from transformer_jax.inference.defaults import MAX_NEW_TOKENS
-from transformer_jax.inference.texts import BATCH_SIZE, check_tokens, checked_tokenizer
+from transformer_jax.inference.texts import BATCH_SIZE, check_tokens, check_vocabulary, checked_tokenizer
 from transformer_jax.models import TransformerConfig
 from transformer_jax.types import PyTree
 
@@ -118,18 +118,23 @@ class TextGenerator:
           ValueError: a text is longer than the model takes, and the message names it; or a decoder-only model
             is given a decoder prompt.
         """
-        sequences = [self.tokens(text, number) for number, text in enumerate(texts, first_number + 1)]
-        prompts = self._prompts(decoder_prompt, len(texts))
+        count = len(texts)
+        given = [decoder_prompt] * count if isinstance(decoder_prompt, str | None) else decoder_prompt
+        if len(given) != count:
+            raise ValueError(f"{len(given)} decoder prompts do not fit {count} texts: give one for each")
+        pairs = zip(texts, given, strict=True)
+        encoded = [self._encoded(*pair, number) for number, pair in enumerate(pairs, first_number + 1)]
+        prompts = [prompt for _, prompt in encoded if prompt is not None]  # of all texts, or of none
         indices = [i for i, text in enumerate(texts) if text.strip() or not self._keep_blank]
         outputs = self._generator.generate(
             params,
-            [sequences[i] for i in indices],
+            [encoded[i][0] for i in indices],
             [first_number + i for i in indices],
-            None if prompts is None else [prompts[i] for i in indices],
+            None if decoder_prompt is None else [prompts[i] for i in indices],
         )
         results = [""] * len(texts)
         for i, output in zip(indices, outputs, strict=True):
-            before = self._before(sequences[i], None if prompts is None else prompts[i])
+            before = self._before(*encoded[i])
             whole = self._tokenizer.decode([*before, *output.tolist()])
             results[i] = whole[len(self._tokenizer.decode(before)) :]
         return results
@@ -143,18 +148,33 @@ class TextGenerator:
           ValueError: as ``generate``; or the settings ask for beam search. It is raised before the first
             piece.
         """
-        sequence = self.tokens(text, number + 1)
-        (prompt,) = self._prompts(decoder_prompt, 1) or (None,)
+        sequence, prompt = self._encoded(text, decoder_prompt, number + 1)
         tokens = self._generator.stream(params, sequence, number, prompt)
         return text_pieces(self._tokenizer, self._before(sequence, prompt), tokens)
 
-    def tokens(self, text: str, number: int) -> Int32[np.ndarray, "_"]:
+    def tokens(self, text: str, number: int, decoder_prompt: str | None = None) -> Int32[np.ndarray, "_"]:
         """Returns the tokens of a source or prompt.
 
+        Args:
+          text: the source or prompt.
+          number: the text's number, counted from 1, for messages.
+          decoder_prompt: of a source, as for ``generate``; it is only checked.
+
         Raises:
-          ValueError: there are more than the model takes, or they leave no room for an output. The message
-            has the text's ``number``, which counts from 1.
+          ValueError: there are more than the model takes, or they or the decoder prompt leave no room for an
+            output.
         """
+        return self._encoded(text, decoder_prompt, number)[0]
+
+    def _encoded(
+        self, text: str, decoder_prompt: str | None, number: int
+    ) -> tuple[Int32[np.ndarray, "_"], Int32[np.ndarray, "_"] | None]:
+        """Returns the tokens of a source or prompt and those of its decoder prompt, after checking both."""
+        prompt = None
+        if decoder_prompt is not None:
+            prompt = self._tokenizer.targets.encode(decoder_prompt, parse_special=True)
+            name = f"the decoder prompt of text {number}"
+            check_vocabulary(prompt, name, decoder_prompt, self._config)
         if self._config.is_decoder_only:
             encoded = self._tokenizer.encode(text, parse_special=self._parse_special)
             tokens = np.array([*self._prompt_start, *encoded], np.int32)
@@ -165,23 +185,9 @@ class TextGenerator:
             if self._cut_to is not None and len(tokens) > self._cut_to:
                 tokens = np.append(tokens[: self._cut_to - 1], tokens[-1:])  # eos stays
         check_tokens(tokens, number, text, self._config)
-        self._generator.check_length(len(tokens), f"text {number}")
-        return tokens
-
-    def _prompts(
-        self, decoder_prompt: str | Sequence[str] | None, count: int
-    ) -> list[Int32[np.ndarray, "_"]] | None:
-        """Returns the tokens of the decoder prompt of each text."""
-        if decoder_prompt is None:
-            return None
-        prompts = [decoder_prompt] * count if isinstance(decoder_prompt, str) else decoder_prompt
-        if len(prompts) != count:
-            raise ValueError(f"{len(prompts)} decoder prompts do not fit {count} texts: give one for each")
-        tokenizer = self._tokenizer.targets
-        encoded = [tokenizer.encode(prompt, parse_special=True) for prompt in prompts]
-        for number, (tokens, prompt) in enumerate(zip(encoded, prompts, strict=True), 1):
-            check_tokens(tokens, number, prompt, self._config)
-        return encoded
+        prompt_length = None if prompt is None else len(prompt)
+        self._generator.check_length(len(tokens), f"text {number}", prompt_length)
+        return tokens, prompt
 
     def _before(self, sequence: np.ndarray, prompt: np.ndarray | None) -> list[int]:
         """Returns the tokens that an output continues; its first space may depend on them."""

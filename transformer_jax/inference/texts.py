@@ -33,9 +33,14 @@ def check_tokens(tokens: np.ndarray, number: int, text: str, config: Transformer
             f"text {number} has {len(tokens)} tokens, the model takes {config.inputs_max_length}: split it. "
             f"It begins {text[:60]!r}"
         )
+    check_vocabulary(tokens, f"text {number}", text, config)
+
+
+def check_vocabulary(tokens: np.ndarray, name: str, text: str, config: TransformerConfig) -> None:
+    """Raises ValueError if a token of a text, which messages call ``name``, is not one of the model's."""
     if tokens.max(initial=0) >= config.vocab_size:
         raise ValueError(
-            f"text {number} has the token {tokens.max()}, which the tokenizer knows and the model, with "
+            f"{name} has the token {tokens.max()}, which the tokenizer knows and the model, with "
             f"{config.vocab_size} tokens, does not. It begins {text[:60]!r}"
         )
 

@@ -202,7 +202,7 @@ class NarrowLogits(TokenLogits):
     @nn.compact
     def __call__(self, x, embedding):
         config = self.config
-        x = dense(config, config.d_model // 2, "embed", "narrow", use_bias=False)(x)
+        x = dense(config, config.output_size, config.d_model // 2, "embed", "narrow", use_bias=False)(x)
         axes = ("embed", "vocab")
         sizes = (config.d_model // 2,), (config.vocab_size,)
         return Linear(*sizes, axes, False, jnp.dtype(jnp.float32), name="wide")(x)

@@ -54,7 +54,7 @@ def embed_texts(
     found = checked_tokenizer(tokenizer)
     encoded = [vector_tokens(config, found, text, i, pooling, cut=cut) for i, text in enumerate(texts, 1)]
     lengths = [len(tokens["inputs"]) for tokens in encoded]
-    results = np.zeros((len(encoded), config.d_model), np.float32)
+    results = np.zeros((len(encoded), config.output_size), np.float32)
     for rows, length, chunk in batches_by_length(lengths, batch_size, config.inputs_max_length):
         batch = pad_batch([[encoded[i]] for i in chunk] + [[]] * (rows - len(chunk)), length)
         results[chunk] = np.asarray(_vectors(config, pooling.mode)(params, batch))[: len(chunk)]

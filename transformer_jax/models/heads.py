@@ -34,11 +34,14 @@ _MOST_STRETCHES = 4
 
 
 def dense(
-    config: "TransformerConfig", outputs: int, axis: str, name: str, *, use_bias: bool = True
+    config: "TransformerConfig", inputs: int, outputs: int, axis: str, name: str, *, use_bias: bool = True
 ) -> Linear:
-    """Returns a linear map from the vectors of the last stack to ``outputs`` float32 numbers."""
+    """Returns a linear map from vectors of ``inputs`` numbers to ``outputs`` float32 numbers.
+
+    Vectors of the last stack have ``config.output_size`` numbers, those of ``Pooler`` ``config.d_model``.
+    """
     return Linear(
-        (config.output_size,),
+        (inputs,),
         (outputs,),
         ("embed", axis),
         use_bias,
@@ -64,7 +67,8 @@ class TokenLogits(nn.Module):
         if config.embedding_scale == "logits":
             x = x * jnp.asarray(config.d_model**-0.5, x.dtype)
         if config.share_embeddings in ("inputs", "none"):
-            logits = dense(config, config.vocab_size, "vocab", "projection", use_bias=False)(x)
+            sizes = x.shape[-1], config.vocab_size
+            logits = dense(config, *sizes, "vocab", "projection", use_bias=False)(x)
         else:
             logits = embedding.attend(x)
         if config.logits_bias:
@@ -119,7 +123,7 @@ class MaskedTokens(nn.Module):
         config = self.config
         axes = ("embed", "embed")
         dtype = jnp.dtype(config.dtype)
-        sizes = ((config.d_model,), (config.d_model,))
+        sizes = ((config.output_size,), (config.d_model,))  # as large as the embedding of the vocabulary
         x = Linear(*sizes, axes, True, dtype, initial_stddev=config.initial_stddev, name="transform")(x)
         x = NORMS[config.norm](config.norm_epsilon, dtype, name="norm")(ACTIVATIONS[config.activation](x))
         return TokenLogits(config, name="logits")(x, embedding)
@@ -128,26 +132,27 @@ class MaskedTokens(nn.Module):
 class Pooler(nn.Module):
     """Returns ``tanh(W x_0 + b)``, where x_0 is the first vector: that of [CLS] or of an image's class.
 
-    The activation is ``config.pooler``.
+    It has d_model numbers, whatever the size of x_0. The activation is ``config.pooler``.
     """
 
     config: "TransformerConfig"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B D"]:
+    def __call__(self, x: Float[Array, "B L E"]) -> Float[Array, "B D"]:
         activation = {"tanh": jnp.tanh, "relu": nn.relu}[self.config.pooler]
-        return activation(dense(self.config, self.config.d_model, "embed", "dense")(x[:, 0]))
+        sizes = self.config.output_size, self.config.d_model
+        return activation(dense(self.config, *sizes, "embed", "dense")(x[:, 0]))
 
 
 class PooledVectors(nn.Module):
-    """Returns the vectors (B, L, D) and the pooled one (B, D)."""
+    """Returns the vectors (B, L, E) and the pooled one (B, D)."""
 
     config: "TransformerConfig"
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], embedded: Embedded, *, train: bool
-    ) -> tuple[Float[Array, "B L D"], Float[Array, "B D"]]:
+        self, x: Float[Array, "B L E"], embedded: Embedded, *, train: bool
+    ) -> tuple[Float[Array, "B L E"], Float[Array, "B D"]]:
         return x, Pooler(self.config, name="pooler")(x)
 
 
@@ -178,7 +183,7 @@ class NextSentence(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], embedded: Embedded, *, train: bool) -> Float[Array, "B 2"]:
         pooled = Pooler(self.config, name="pooler")(x)
-        return dense(self.config, 2, "labels", "next_sentence")(pooled)
+        return dense(self.config, self.config.d_model, 2, "labels", "next_sentence")(pooled)
 
 
 class Pretraining(nn.Module):
@@ -191,7 +196,7 @@ class Pretraining(nn.Module):
         self, x: Float[Array, "B L D"], embedded: Embedded, *, train: bool
     ) -> tuple[Float[Array, "B L V"], Float[Array, "B 2"]]:
         pooled = Pooler(self.config, name="pooler")(x)
-        follows = dense(self.config, 2, "labels", "next_sentence")(pooled)
+        follows = dense(self.config, self.config.d_model, 2, "labels", "next_sentence")(pooled)
         return MaskedTokens(self.config, name="masked_tokens")(x, _table(embedded)), follows
 
 
@@ -215,7 +220,7 @@ class Classes(nn.Module):
             if config.pooler_dropout:
                 x = Dropout(config.dropout)(x[:, :1], train=train)
             vector = Dropout(config.dropout)(Pooler(config, name="pooler")(x), train=train)
-        return dense(config, config.num_labels, "labels", "classes")(vector)
+        return dense(config, vector.shape[-1], config.num_labels, "labels", "classes")(vector)
 
 
 class TokenClasses(nn.Module):
@@ -228,7 +233,8 @@ class TokenClasses(nn.Module):
         self, x: Float[Array, "B L D"], embedded: Embedded, *, train: bool
     ) -> Float[Array, "B L num_labels"]:
         config = self.config
-        return dense(config, config.num_labels, "labels", "classes")(Dropout(config.dropout)(x, train=train))
+        sizes = config.output_size, config.num_labels
+        return dense(config, *sizes, "labels", "classes")(Dropout(config.dropout)(x, train=train))
 
 
 class Spans(nn.Module):
@@ -238,7 +244,7 @@ class Spans(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], embedded: Embedded, *, train: bool) -> Float[Array, "B L 2"]:
-        return dense(self.config, 2, "labels", "spans")(x)
+        return dense(self.config, self.config.output_size, 2, "labels", "spans")(x)
 
 
 def _table(embedded: Embedded) -> Embedding:
@@ -307,11 +313,11 @@ def logits_operations(config: "TransformerConfig", length: int) -> int:
 
 def pooler_operations(config: "TransformerConfig") -> int:
     """Returns the operations of ``Pooler`` on one row."""
-    return 2 * config.d_model * config.d_model
+    return 2 * config.output_size * config.d_model
 
 
 def _masked_operations(config: "TransformerConfig", length: int) -> int:
-    return length * 2 * config.d_model * config.d_model + logits_operations(config, length)
+    return length * 2 * config.d_model * (config.output_size + config.vocab_size)
 
 
 def _next_sentence_operations(config: "TransformerConfig", length: int) -> int:
@@ -319,8 +325,9 @@ def _next_sentence_operations(config: "TransformerConfig", length: int) -> int:
 
 
 def _classes_operations(config: "TransformerConfig", length: int) -> int:
-    pooler = pooler_operations(config) if pools_classes(config) else 0
-    return pooler + 2 * config.d_model * config.num_labels
+    if not pools_classes(config):
+        return 2 * config.output_size * config.num_labels
+    return pooler_operations(config) + 2 * config.d_model * config.num_labels
 
 
 _LOGITS = (Output("logits", True),)
@@ -342,14 +349,14 @@ HEADS: dict[str, Head] = {
     "token_classes": Head(
         TokenClasses,
         _LOGITS,
-        lambda config, length: length * 2 * config.d_model * config.num_labels,
+        lambda config, length: length * 2 * config.output_size * config.num_labels,
         needs_tokens=True,
         labelled=("classes",),
     ),
     "spans": Head(
         Spans,
         (Output("start_logits", True), Output("end_logits", True)),
-        lambda config, length: length * 4 * config.d_model,
+        lambda config, length: length * 4 * config.output_size,
         needs_tokens=True,
         arrays=lambda result: (result[..., 0], result[..., 1]),
     ),

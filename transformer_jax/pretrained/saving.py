@@ -80,7 +80,7 @@ def save_pretrained(
         write_json(
             target / TOKENIZER_CONFIG_FILE, _tokenizer_content(pretrained.tokenizer, pretrained.config)
         )
-    write_pooling(target, pretrained.pooling, pretrained.config.d_model)
+    write_pooling(target, pretrained.pooling, pretrained.config.output_size)
     if pretrained.generation.content:
         write_json(target / GENERATION_FILE, dict(pretrained.generation.content))
     else:

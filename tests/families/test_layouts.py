@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.parity.test_fixtures import STORED
-from transformer_jax.families import FAMILIES
+from transformer_jax.families import FAMILIES, bert
+from transformer_jax.families.base import Tensor
 from transformer_jax.families.layouts import (
     SAME,
     Convolution,
@@ -122,3 +123,10 @@ def test_a_family_has_a_layout_from_elsewhere(scan_layers, tmp_path, monkeypatch
     monkeypatch.setitem(FAMILIES, "gpt2", family)
     found = from_pretrained(tmp_path, scan_layers=scan_layers).params
     np.testing.assert_array_equal(found["embedding"]["embedding"], plain.params["embedding"]["embedding"])
+
+
+@pytest.mark.parametrize(
+    ("when", "applies"), [(None, True), (("activation", "gelu"), True), (("activation", "relu"), False)]
+)
+def test_a_tensor_may_be_for_some_configs_only(when, applies):
+    assert Tensor("head/dense/kernel", "dense.weight", when=when).applies(bert.config("tiny")) is applies

@@ -31,6 +31,10 @@ class Tensor:
     is_optional: bool = False
     when: tuple[str, Any] | None = None
 
+    def applies(self, config: TransformerConfig) -> bool:
+        """Returns whether models with this config use the entry."""
+        return self.when is None or getattr(config, self.when[0]) == self.when[1]
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:

@@ -197,8 +197,7 @@ def _check_read_back(family: Family, config: TransformerConfig, content: Mapping
     names = {
         tensor.theirs
         for tensor in checkpoint.tensors
-        if not tensor.ours.startswith("head/")
-        and (tensor.when is None or getattr(config, tensor.when[0]) == tensor.when[1])
+        if not tensor.ours.startswith("head/") and tensor.applies(config)
     }
     names.update(dict(checkpoint.heads)[config.head])
     where = f"transformers has no model like this one of the family {family.name}"

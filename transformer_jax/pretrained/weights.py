@@ -60,7 +60,7 @@ def _places(
     counts = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
     places = []
     for tensor in checkpoint.tensors:
-        if tensor.when is not None and getattr(config, tensor.when[0]) != tensor.when[1]:
+        if not tensor.applies(config):
             continue
         stack = tensor.ours.split("/")[0]
         is_layer = "{i}" in tensor.ours

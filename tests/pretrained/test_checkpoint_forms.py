@@ -1,5 +1,6 @@
 """The forms in which published checkpoints come: tensors left over, stored twice, left out, renamed."""
 
+import dataclasses
 import pathlib
 import shutil
 
@@ -9,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.parity.test_fixtures import STORED
 from tests.pretrained.test_reading import change_config, change_tensors, equal
+from transformer_jax.families import FAMILIES
 from transformer_jax.pretrained import tensor_files
 from transformer_jax.pretrained.reading import from_pretrained
 from transformer_jax.pretrained.tensor_files import SINGLE_FILE, TensorFiles, WeightsError
@@ -47,6 +49,20 @@ def test_a_classifier_beside_a_pooler_is_one_of_texts_unless_it_is_said_to_be_on
     change_config(folder, architectures=architectures)
     found = from_pretrained(folder)
     assert found.config == plain.config and equal(found.params, plain.params)
+
+
+def test_the_class_of_another_model_type_says_so_too(tmp_path, monkeypatch):
+    bert = FAMILIES["bert"]
+    also = {"otherbert": {head: f"Other{name}" for head, name in bert.checkpoint.architectures.items()}}
+    checkpoint = dataclasses.replace(bert.checkpoint, also=also)
+    monkeypatch.setitem(FAMILIES, "bert", dataclasses.replace(bert, checkpoint=checkpoint))
+    folder = copy_of("bert_sequence", tmp_path)
+    for architecture, head in (
+        ("OtherBertForSequenceClassification", "classes"),
+        ("OtherBertForTokenClassification", "token_classes"),
+    ):
+        change_config(folder, model_type="otherbert", architectures=[architecture])
+        assert from_pretrained(folder).config.head == head
 
 
 SHARED, WORDS = "model.shared.weight", "bert.embeddings.word_embeddings.weight"

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 import types
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.parity.test_fixtures import MODELS, STORED
+from tests.pretrained.test_reading import change_config
 from tests.programs import run_program
 from transformer_jax.models.heads import HEADS
 from transformer_jax.pretrained import verify
@@ -166,6 +169,38 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch):
     ours = from_pretrained(STORED / "gpt2")
     with pytest.raises(VerifyError, match=r"needs PyTorch and transformers .*: pip install '\.\[parity\]'"):
         verify.compare(CheckpointFolder(STORED / "gpt2"), ours.config, ours.params)
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "family", "architecture"),
+    [
+        ("t5", "t5", "", "T5ForConditionalGeneration"),
+        ("t5_v1_1", "mt5", "", "MT5ForConditionalGeneration"),
+        ("t5_v1_1", "mt5", "t5_encoder", "MT5EncoderModel"),
+        ("roberta_sequence", "xlm-roberta", "", "XLMRobertaForSequenceClassification"),
+        ("roberta_masked_lm", "camembert", "", "CamembertForMaskedLM"),
+    ],
+)
+def test_the_class_is_that_of_the_model_type(name, model_type, family, architecture, tmp_path, monkeypatch):
+    class Refusing:
+        def __init__(self, name):
+            self.__name__ = name
+
+        def from_pretrained(self, *_, **__):
+            raise OSError("no")
+
+    transformers = types.ModuleType("transformers")
+    transformers.__getattr__ = Refusing
+    transformers.logging = types.SimpleNamespace(
+        set_verbosity_error=lambda: None, disable_progress_bar=lambda: None
+    )
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(float32="float32"))
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+    path = pathlib.Path(shutil.copytree(STORED / name, tmp_path / name))
+    change_config(path, model_type=model_type)
+    folder = CheckpointFolder(path, family=family)
+    with pytest.raises(VerifyError, match=rf"cannot read .* as {architecture}: no"):
+        verify.compare(folder, folder.model.config, {})
 
 
 def chosen(vocab_size, *tokens):

@@ -50,7 +50,7 @@ class Checkpoint:
       read: returns the fields that need more than renaming, given the content of ``config.json`` and the
         names of all tensors.
       write: returns the keys of ``config.json`` for those fields.
-      also: other values of ``model_type`` that are read in the same way, with the names of their classes.
+      also: other values of ``model_type`` that are read in the same way, with their ``architectures``.
       aliases: names under which a checkpoint may store a tensor once more; the copies must be equal.
       ignored: regular expressions for names of tensors that hold nothing learned.
       left_over: for a head, regular expressions for names of tensors that models with this head do not read,
@@ -67,12 +67,17 @@ class Checkpoint:
     required: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     read: Callable[[Mapping[str, Any], frozenset[str]], dict[str, Any]] = lambda config, names: {}
     write: Callable[[TransformerConfig], dict[str, Any]] = lambda config: {}
-    also: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    also: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     left_over: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     prefix: str = ""
     heads: tuple[tuple[str, tuple[str, ...]], ...] = (("tokens", ()),)
+
+    @property
+    def classes(self) -> dict[str, Mapping[str, str]]:
+        """For each ``model_type`` that is read, the names of its classes in ``transformers``, by head."""
+        return {self.model_type: self.architectures, **self.also}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,6 +108,10 @@ _CLASSES = {
 }
 
 
+def _classes(name: str) -> dict[str, str]:
+    return {head: name + ending for head, ending in _CLASSES.items()}
+
+
 def _offset(pad_id: int) -> int:
     """Returns the row of the table of positions that the first token gets."""
     return pad_id + 1
@@ -175,11 +179,8 @@ FAMILY = Family(
             ("pooled", ("pooler.dense.weight",)),
             ("none", ()),
         ),
-        architectures={head: f"Roberta{name}" for head, name in _CLASSES.items()},
-        also={
-            "xlm-roberta": tuple(f"XLMRoberta{name}" for name in _CLASSES.values()),
-            "camembert": tuple(f"Camembert{name}" for name in _CLASSES.values()),
-        },
+        architectures=_classes("Roberta"),
+        also={"xlm-roberta": _classes("XLMRoberta"), "camembert": _classes("Camembert")},
     ),
     vocab_size=VOCAB_SIZE,
     derived=_derived,

@@ -207,7 +207,7 @@ FAMILY = Family(
         },
         ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
         architectures={"tokens": "T5ForConditionalGeneration"},
-        also={"mt5": ("MT5ForConditionalGeneration",)},
+        also={"mt5": {"tokens": "MT5ForConditionalGeneration"}},
     ),
     vocab_size=VOCAB_SIZE,
 )

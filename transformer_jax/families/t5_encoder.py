@@ -61,7 +61,7 @@ FAMILY = Family(
         left_over={"none": (r"decoder\..*", r"lm_head\.weight")},  # of a whole T5
         heads=(("none", ()),),
         architectures={"none": "T5EncoderModel"},
-        also={"mt5": ("MT5EncoderModel",)},
+        also={"mt5": {"none": "MT5EncoderModel"}},
     ),
     vocab_size=t5.VOCAB_SIZE,
 )

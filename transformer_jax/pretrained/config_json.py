@@ -33,12 +33,11 @@ def family_in(content: Mapping[str, Any], where: str | os.PathLike[str], name: s
     Raises:
       ConfigError: no family reads such checkpoints, or the one called ``name`` does not.
     """
-    known: dict[str, dict[str, tuple[str, ...]]] = {}  # by model_type: the classes of each family
+    known: dict[str, dict[str, set[str]]] = {}  # by model_type: the classes of each family
     for key, family in FAMILIES.items():
         if family.checkpoint is not None:
-            own = {family.checkpoint.model_type: tuple(family.checkpoint.architectures.values())}
-            for model_type, classes in {**own, **family.checkpoint.also}.items():
-                known.setdefault(model_type, {})[key] = classes
+            for model_type, classes in family.checkpoint.classes.items():
+                known.setdefault(model_type, {})[key] = set(classes.values())
     model_type = content.get("model_type")
     if not isinstance(model_type, str) or model_type not in known:
         raise ConfigError(
@@ -54,7 +53,7 @@ def family_in(content: Mapping[str, Any], where: str | os.PathLike[str], name: s
             )
         return FAMILIES[name]
     claimed = content.get("architectures") or ()
-    named = [key for key, classes in candidates.items() if not set(classes).isdisjoint(claimed)]
+    named = [key for key, classes in candidates.items() if not classes.isdisjoint(claimed)]
     return FAMILIES[(named or list(candidates))[0]]
 
 
@@ -125,7 +124,8 @@ def _head(checkpoint: Checkpoint, content: Mapping[str, Any], names: frozenset[s
         return found[0]
     # A classifier and a pooler may be the head "classes", or "token_classes" with an unused pooler.
     claimed = content.get("architectures", [])
-    named = [head for head in found if HEADS[head].labelled and checkpoint.architectures[head] in claimed]
+    classes = checkpoint.classes[content["model_type"]]
+    named = [head for head in found if HEADS[head].labelled and classes[head] in claimed]
     return (named or found)[0]
 
 

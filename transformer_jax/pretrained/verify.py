@@ -193,7 +193,8 @@ def _their_model(folder: CheckpointFolder, config: TransformerConfig) -> Any:
     torch, transformers = _imported()
     # The class is chosen by the tensors, because config.json of many BERTs names BertForMaskedLM, which lacks
     # a part of the pre-training head.
-    architecture = getattr(transformers, folder.checkpoint.architectures[config.head])
+    classes = folder.checkpoint.classes[folder.content["model_type"]]
+    architecture = getattr(transformers, classes[config.head])
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:

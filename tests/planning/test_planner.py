@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from tests.tiny_training import tiny_experiment
@@ -14,6 +15,7 @@ from transformer_jax import families
 from transformer_jax.config import ConfigError
 from transformer_jax.data import SourceConfig
 from transformer_jax.models import abstract_params
+from transformer_jax.models.front_ends import Patches
 from transformer_jax.objectives import MaskedLM
 from transformer_jax.planning.costs import Cost, Work
 from transformer_jax.planning.hardware import Topology, read_topology
@@ -29,6 +31,7 @@ from transformer_jax.planning.search import (
     expected_bytes,
     model_sizes,
     search,
+    stack_sizes,
 )
 from transformer_jax.planning.search_report import search_json, search_text
 from transformer_jax.runs.experiment import Experiment
@@ -295,3 +298,28 @@ def test_the_closed_form_knows_what_splits_what() -> None:
     assert expect(rows=2) > expect(rows=1) > expect(data=1, fsdp=8)
     assert expect(kept="inputs") < expect(kept="products") < expect()
     assert sizes.state_bytes == pytest.approx(12 * sizes.parameters, rel=0.01)
+
+
+def test_the_closed_form_has_the_heads_and_lengths_of_each_stack() -> None:
+    def expect(**model: Any) -> float:
+        one = Candidate((("data", 8), ("fsdp", 1), ("context", 1), ("tensor", 1)), "all", 3)
+        return expected_bytes(one, model_sizes(experiment_of(model=model)))
+
+    plain = experiment_of().model
+    more_heads = {"num_heads": 2 * plain.num_heads, "key_size": plain.key_size // 2}
+    more_heads |= {"value_size": plain.value_size // 2}  # as many parameters
+    added = 5 * 3 * 32**2 * plain.num_heads  # to each layer of three rows of 32 positions
+    changes = tuple(more_heads.items())
+    for name, layers in (("encoder", plain.num_encoder_layers), ("decoder", plain.num_decoder_layers)):
+        assert expect(**{f"{name}_changes": changes}) == pytest.approx(expect() + layers * added)
+    both = layers * added + plain.num_encoder_layers * added
+    assert expect(**more_heads) == pytest.approx(expect() + both)
+
+
+def test_stacks_have_the_lengths_of_their_inputs() -> None:
+    model = dataclasses.replace(experiment_of().model, front_end=Patches((8, 8, 1), 4))
+    batch = {
+        "images": jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.uint8),
+        "targets": jax.ShapeDtypeStruct((2, 30), jnp.int32),
+    }
+    assert [stack.length for stack in stack_sizes(model, batch)] == [5, 30]

@@ -9,7 +9,7 @@ are ranked.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
@@ -96,16 +96,23 @@ class Search:
 
 
 @dataclasses.dataclass(frozen=True)
+class StackSizes:
+    """Holds the sizes in which the stacks of a model may differ."""
+
+    layers: int
+    heads: int
+    length: int  # positions of a row
+
+
+@dataclasses.dataclass(frozen=True)
 class Sizes:
     """Holds the sizes of an experiment that do not depend on the mesh."""
 
     parameters: int
     state_bytes: int  # parameters and optimizer state
-    layers: int
     width: int
-    heads: int
     vocab_size: int
-    length: int
+    stacks: tuple[StackSizes, ...]  # the last one is followed by the head
     flops_per_row: float
 
 
@@ -218,13 +225,16 @@ def expected_bytes(candidate: Candidate, sizes: Sizes) -> float:
     """
     split, tensor = candidate.size("fsdp") * candidate.size("tensor"), candidate.size("tensor")
     # The batch is rows times all devices, but the devices along ``tensor`` hold the same rows.
-    tokens = candidate.rows * sizes.length * tensor
-    layer = tokens * sizes.width * (10 + 24 / tensor)
-    layer += 5 * tokens * sizes.heads / tensor * sizes.length
-    elements = tokens * sizes.width
-    each = {"all": layer, "products": elements * (6 + 16 / tensor), "inputs": elements * 2}
-    kept = each[candidate.kept] * sizes.layers + (0 if candidate.kept == "all" else layer)
-    logits = 6 * tokens * sizes.vocab_size / tensor
+    rows, kept, largest = candidate.rows * tensor, 0.0, 0.0
+    for stack in sizes.stacks:
+        elements = rows * stack.length * sizes.width
+        layer = elements * (10 + 24 / tensor) + 5 * rows * stack.length**2 * stack.heads / tensor
+        each = {"all": layer, "products": elements * (6 + 16 / tensor), "inputs": elements * 2}
+        kept += each[candidate.kept] * stack.layers
+        largest = max(largest, layer)
+    if candidate.kept != "all":
+        kept += largest
+    logits = 6 * rows * sizes.stacks[-1].length * sizes.vocab_size / tensor
     return (sizes.state_bytes + 4 * sizes.parameters) / split + kept + logits
 
 
@@ -240,8 +250,8 @@ def expected_seconds(candidate: Candidate, sizes: Sizes, topology: Topology) -> 
     if fsdp > 1:
         sent += 2 * 2 * sizes.parameters / tensor  # parameters, gathered forward and backward
     if tensor > 1:
-        tokens = candidate.rows * sizes.length * tensor
-        sent += 4 * 2 * 2 * tokens * sizes.width * sizes.layers * (tensor - 1) / tensor
+        positions = candidate.rows * tensor * sum(stack.length * stack.layers for stack in sizes.stacks)
+        sent += 4 * 2 * 2 * positions * sizes.width * (tensor - 1) / tensor
     return products + sent / (device.link_rate * device.links_per_axis)
 
 
@@ -274,10 +284,20 @@ def model_sizes(experiment: Experiment) -> Sizes:
     return Sizes(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
-        layers=model.num_encoder_layers + model.num_decoder_layers,
         width=model.d_model,
-        heads=model.num_heads,
         vocab_size=model.vocab_size,
-        length=model.front_end.length(model, batch),
+        stacks=stack_sizes(model, batch),
         flops_per_row=model_flops(model, batch) / rows,
     )
+
+
+def stack_sizes(model: TransformerConfig, batch: Mapping[str, Any]) -> tuple[StackSizes, ...]:
+    """Returns the sizes of the stacks that the model has, given the shapes of a batch."""
+    inputs = model.front_end.length(model, batch)
+    stacks = []
+    if not model.is_decoder_only:
+        stacks.append(StackSizes(model.num_encoder_layers, model.encoder.num_heads, inputs))
+    if not model.is_encoder_only:
+        length = inputs if model.is_decoder_only else batch["targets"].shape[1]
+        stacks.append(StackSizes(model.num_decoder_layers, model.decoder.num_heads, length))
+    return tuple(stacks)

@@ -52,7 +52,19 @@ SPECIAL_TOKENS = (
 
 SIDES = ("inputs", "targets")
 CUT = "_cut"
-BATCH_KEYS = tuple(side + part for side in SIDES for part in ("", "_positions", "_segments"))
+SIDE_PARTS = ("", "_positions", "_segments")  # what follows the name of a side in the keys of its arrays
+BATCH_KEYS = tuple(side + part for side in SIDES for part in SIDE_PARTS)
+
+# The roles of special tokens and their names: this library's first, then those of published vocabularies.
+ROLES = {
+    "pad": ("<pad>", "[PAD]"),
+    "bos": ("<bos>", "<s>", "<|endoftext|>"),
+    "eos": ("<eos>", "</s>", "<|endoftext|>"),
+    "unk": ("<unk>", "[UNK]"),
+    "cls": ("<cls>", "[CLS]", "<s>"),
+    "sep": ("<sep>", "[SEP]", "</s>"),
+    "mask": ("<mask>", "[MASK]"),
+}
 
 LIST_OF = "list of "  # "list of texts" is a list of values of the kind "text", and so on
 _TEXT = "One two three four. Five six seven eight."

@@ -24,6 +24,8 @@ from tests.decoding_model import (
     run_greedy,
 )
 from transformer_jax.decoding import Decoded, beam_search, greedy_search, repeat_rows, sample
+from transformer_jax.decoding.settings import DecodingSettings
+from transformer_jax.runs.experiment import EvaluateConfig
 
 pytestmark = pytest.mark.smoke
 
@@ -282,3 +284,9 @@ def test_repeat_rows_keeps_a_texts_rows_together():
     repeated = repeat_rows({"a": tree["a"], "index": jnp.array([5, 6])}, 2, axis=1)
     np.testing.assert_array_equal(repeated["a"], [[1, 1, 2, 2], [3, 3, 4, 4]])
     np.testing.assert_array_equal(repeated["index"], [5, 6])
+
+
+def test_settings_of_decoding_alone_have_nothing_of_a_subclass():
+    settings = EvaluateConfig(beam_size=1, temperature=0.5, top_k=3, top_p=0.7, seed=9, length_penalty=1.0)
+    alone = DecodingSettings(1, 1.0, 0.5, 3, 0.7, 9)
+    assert type(settings.decoding) is DecodingSettings and settings.decoding == alone

@@ -17,12 +17,12 @@ from tests.experiments.test_caption_questions import mixed_facts, write_captions
 from tests.mock_dataset import prepare, small_slice
 from tests.mock_files import write_files
 from transformer_jax import families
-from transformer_jax.cli.flags import DECODING_FLAGS
 from transformer_jax.config import ConfigError
 from transformer_jax.data import SPLITS
 from transformer_jax.data.catalogue import OUR_BUILDERS
 from transformer_jax.data.datasets.number_words import number_words
 from transformer_jax.data.text_files import split_name
+from transformer_jax.decoding.settings import DECODING_FIELDS
 from transformer_jax.models import TransformerConfig
 from transformer_jax.objectives import OBJECTIVES, Objective
 from transformer_jax.pretrained.config_json import describe
@@ -304,5 +304,5 @@ def test_every_config_key_is_read_by_something(key, owner, name):
             inside, outside = inside_and_outside(tree, class_name)
             reads |= is_read(name, {"self", *HOLDERS}, inside) or is_read(name, {section, *HOLDERS}, outside)
     # Names of splits, decoding settings and mesh axes are read by their names in a list.
-    lists = {"source": SPLITS, "evaluate": DECODING_FLAGS, "mesh": MESH_AXES}
+    lists = {"source": SPLITS, "evaluate": DECODING_FIELDS, "mesh": MESH_AXES}
     assert reads or name in lists.get(section, ()), f"nothing reads config.{key}"

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 from transformer_jax.checkpoints.files import CheckpointError
 from transformer_jax.config import ConfigError
 from transformer_jax.data import DataError
-from transformer_jax.decoding.settings import DecodingSettings
+from transformer_jax.decoding.settings import DECODING_FIELDS, DecodingSettings
 
 FLAGS = flags.FLAGS
 # --help lists the flags under the program that calls the functions below, not under this module.
@@ -21,7 +21,6 @@ flags.disclaim_key_flags()
 
 # Printed as one line, without a traceback. OSError: for example a full disk or a read-only folder.
 USER_ERRORS = (ConfigError, DataError, CheckpointError, ValueError, OSError)
-DECODING_FLAGS = tuple(field.name for field in dataclasses.fields(DecodingSettings))
 LINES_AT_ONCE = 1024
 
 Settings = TypeVar("Settings", bound=DecodingSettings)
@@ -168,7 +167,7 @@ def define_decoding_flags() -> None:
 
 def decoding_from_flags(settings: Settings, **changes: Any) -> Settings:
     """Returns ``settings`` with the values of ``changes`` and of the decoding flags that are not None."""
-    changes |= {name: FLAGS[name].value for name in DECODING_FLAGS}
+    changes |= {name: FLAGS[name].value for name in DECODING_FIELDS}
     return dataclasses.replace(
         settings, **{name: value for name, value in changes.items() if value is not None}
     )

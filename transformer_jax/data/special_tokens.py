@@ -8,16 +8,7 @@ import tokenizers
 from jaxtyping import Int32
 from tokenizers import pre_tokenizers
 
-# The roles of special tokens and their names: this library's first, then those of published vocabularies.
-ROLES = {
-    "pad": ("<pad>", "[PAD]"),
-    "bos": ("<bos>", "<s>", "<|endoftext|>"),
-    "eos": ("<eos>", "</s>", "<|endoftext|>"),
-    "unk": ("<unk>", "[UNK]"),
-    "cls": ("<cls>", "[CLS]", "<s>"),
-    "sep": ("<sep>", "[SEP]", "</s>"),
-    "mask": ("<mask>", "[MASK]"),
-}
+from transformer_jax.types import ROLES
 
 
 def find_roles(implementation: tokenizers.Tokenizer) -> dict[str, int]:

@@ -24,9 +24,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from transformer_jax.config import check_types, nearest
 from transformer_jax.data.examples import DataError, Source
-from transformer_jax.data.special_tokens import ROLES, find_roles, keep_out, stored_template
+from transformer_jax.data.special_tokens import find_roles, keep_out, stored_template
 from transformer_jax.files import write_whole
-from transformer_jax.types import SPECIAL_TOKENS, TEXT_FEATURES, UNK_ID, Encoding
+from transformer_jax.types import ROLES, SPECIAL_TOKENS, TEXT_FEATURES, UNK_ID, Encoding
 
 NUM_BYTES = 256
 

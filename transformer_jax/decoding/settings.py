@@ -30,6 +30,14 @@ class DecodingSettings:
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
             raise ValueError("top_k and top_p are for sampling: set temperature above 0, such as 1")
 
+    @property
+    def decoding(self) -> "DecodingSettings":
+        """These settings alone, without what a subclass adds."""
+        return DecodingSettings(**{name: getattr(self, name) for name in DECODING_FIELDS})
+
+
+DECODING_FIELDS = tuple(field.name for field in dataclasses.fields(DecodingSettings))
+
 
 @dataclasses.dataclass(frozen=True)
 class TextRules:

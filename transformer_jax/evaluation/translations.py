@@ -9,7 +9,6 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from transformer_jax.data import Source
-from transformer_jax.decoding.settings import DecodingSettings
 from transformer_jax.evaluation.predictions import Outputs
 from transformer_jax.evaluation.translator import translator
 from transformer_jax.inference.generation import TextGenerator
@@ -58,7 +57,7 @@ def translations(run: TrainedRun, mesh: Mesh, settings: EvaluateConfig, source: 
     most = experiment.data.max_length if experiment.objective.may_cut else None
     generator = translator(experiment.model, run.tokenizer, settings, mesh, most)
     inputs, hypotheses, references = translate_source(generator, run.params, source)
-    decoding = {field.name: getattr(settings, field.name) for field in dataclasses.fields(DecodingSettings)}
+    decoding = dataclasses.asdict(settings.decoding)
     if settings.temperature == 0:
         decoding = {name: decoding[name] for name in ("beam_size", "length_penalty")}
     scores = score_texts(hypotheses, references)

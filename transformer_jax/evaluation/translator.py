@@ -6,7 +6,6 @@ from jax.sharding import Mesh
 
 from transformer_jax.config import ConfigError
 from transformer_jax.data import Tokenizer
-from transformer_jax.decoding import DecodingSettings
 from transformer_jax.inference.generation import TextGenerator
 from transformer_jax.models import TransformerConfig
 from transformer_jax.runs.experiment import EvaluateConfig
@@ -38,8 +37,7 @@ def translator(
             f"{'decoder' if config.is_encoder_only else 'encoder'}; use transformer_jax.generate, classify "
             "or embed instead"
         )
-    fields = dataclasses.fields(DecodingSettings)
-    decoding = DecodingSettings(**{field.name: getattr(settings, field.name) for field in fields})
+    decoding = settings.decoding
     if decoding.temperature > 0:  # a run that samples keeps the beam size of its searches
         decoding = dataclasses.replace(decoding, beam_size=1)
     return TextGenerator(

@@ -37,7 +37,6 @@ class Run:
     experiment: Experiment
     config_file: str  # as given to --config, FILE or FILE:VARIANT; "" if the stored config is used
     overrides: Mapping[str, Any]  # config keys that flags set, and their values
-    is_shrunk: bool = False
 
     def command(self, python: str = sys.executable, *own: str) -> list[str]:
         """Returns the command that starts each process of the run.
@@ -113,7 +112,7 @@ def read_run(arguments: Sequence[str]) -> Run:
     only_workdir = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=only_workdir)
     others = split_flags(argv, only_workdir)[1:]
-    return Run(workdir, tuple(others), experiment, config_file, overrides, found.shrink)
+    return Run(workdir, tuple(others), experiment, config_file, overrides)
 
 
 def record_start(workdir: str, log: str) -> None:

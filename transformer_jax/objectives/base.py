@@ -10,20 +10,7 @@ import numpy as np
 
 from transformer_jax.config import ConfigError, check_types
 from transformer_jax.objectives.kinds import check_kinds, is_text_feature, kinds_of
-from transformer_jax.types import Batch, Drawing, Encoder, Encoding, Example, PyTree, TokenExample
-
-__all__ = [
-    "Apply",
-    "BoundTransform",
-    "Drawing",
-    "Encoder",
-    "Encoding",
-    "ModelFacts",
-    "Objective",
-    "Rngs",
-    "Sums",
-    "check_features",
-]
+from transformer_jax.types import Batch, Drawing, Encoder, Example, PyTree, TokenExample
 
 # ``model.apply``. A model of tokens also takes ``per_token``, a function of its logits, and returns what
 # that returns.

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformer_jax.objectives.base import Apply, Rngs
-from transformer_jax.types import SIDES, Array, Batch, PyTree
-
-_PARTS = ("", "_positions", "_segments")
+from transformer_jax.types import SIDE_PARTS, SIDES, Array, Batch, PyTree
 
 
 def side_arrays(batch: Batch, *names: str) -> dict[str, Array]:
@@ -19,7 +17,7 @@ def side_arrays(batch: Batch, *names: str) -> dict[str, Array]:
     """
     found = {}
     for name in names:
-        found |= {name + part: batch[name + part] for part in (_PARTS if name in SIDES else ("",))}
+        found |= {name + part: batch[name + part] for part in (SIDE_PARTS if name in SIDES else ("",))}
     if "inputs" in names and "inputs_types" in batch:
         found["inputs_types"] = batch["inputs_types"]
     return found

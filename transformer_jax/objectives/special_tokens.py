@@ -3,9 +3,7 @@
 import numpy as np
 from jaxtyping import Int
 
-from transformer_jax.types import Encoder
-
-ROLES = ("pad", "bos", "eos", "unk", "cls", "sep", "mask")
+from transformer_jax.types import ROLES, Encoder
 
 
 def special_ids(tokenizer: Encoder) -> Int[np.ndarray, "n"]:

@@ -11,11 +11,10 @@ from jax.sharding import Mesh
 from transformer_jax.data import rows_per_batch
 from transformer_jax.data.padding import pad_batch
 from transformer_jax.objectives.base import BoundTransform
-from transformer_jax.objectives.special_tokens import ROLES
 from transformer_jax.runs.experiment import Experiment
 from transformer_jax.runs.facts import model_facts
 from transformer_jax.sharding import partitioning
-from transformer_jax.types import SIDES, Encoding, TokenExample
+from transformer_jax.types import ROLES, SIDES, Encoding, TokenExample
 
 
 class _StandIn:
@@ -42,7 +41,7 @@ class _StandIn:
         return tuple(np.array([self.id_of(role)], np.int32) for role in ("cls", *["sep"] * num_texts))
 
     def id_of(self, role: str) -> int:
-        return ROLES.index(role)
+        return list(ROLES).index(role)
 
 
 def token_example(experiment: Experiment) -> TokenExample:

@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from transformer_jax.checkpoints.checkpointer import Checkpointer
-from transformer_jax.cli.flags import USER_ERRORS
 from transformer_jax.config import ConfigError
 from transformer_jax.data import (
     Tokenizer,
@@ -31,7 +30,6 @@ from transformer_jax.distributed.processes import (
     check_alike,
     check_shared,
 )
-from transformer_jax.distributed.rendezvous import ProcessError
 from transformer_jax.distributed.stopping import stop_is_agreed, stop_signals
 from transformer_jax.evaluation import scoring
 from transformer_jax.files import write_json
@@ -54,8 +52,6 @@ from transformer_jax.sharding import partitioning
 from transformer_jax.training.initialization import check_origin, initial_params
 from transformer_jax.training.step import compile_train_step
 from transformer_jax.types import Batch
-
-ONE_LINE = (*USER_ERRORS, FloatingPointError, ProcessError)  # reported by their message, without a traceback
 
 
 class StepLog:

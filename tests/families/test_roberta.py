@@ -1,6 +1,7 @@
 """RoBERTa as its folders have it: where positions begin, whose models are read, what is refused."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -91,6 +92,15 @@ def test_other_models_are_refused(folder, key, value):
     with pytest.raises(
         ConfigError, match=f"has {key}={value!r}, but this library supports only .* for the family roberta"
     ):
+        tj.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("max_position_embeddings", "514"), ("layer_norm_eps", "1e-5"), ("pad_token_id", [1])]
+)
+def test_a_value_of_another_type_is_named(folder, key, value):
+    change(folder, **{key: value})
+    with pytest.raises(ConfigError, match=re.escape(f"has {key}={value!r}, which must be one number")):
         tj.from_pretrained(folder)
 
 

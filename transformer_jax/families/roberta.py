@@ -128,8 +128,7 @@ def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    rows = config.max_length + _offset(config.pad_id)
-    return dict(max_position_embeddings=rows, layer_norm_eps=config.norm_epsilon)
+    return dict(max_position_embeddings=config.max_length + _offset(config.pad_id))
 
 
 def _derived(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,6 +148,8 @@ FAMILY = Family(
             ("num_heads", "num_attention_heads"),
             ("num_encoder_layers", "num_hidden_layers"),
             ("d_feedforward", "intermediate_size"),
+            ("max_length", "max_position_embeddings"),  # and the offset: see _read and _write
+            ("norm_epsilon", "layer_norm_eps"),
             ("dropout", "hidden_dropout_prob"),
             ("attention_dropout", "attention_probs_dropout_prob"),
             ("pad_id", "pad_token_id"),

@@ -159,6 +159,12 @@ def heads(count: int, d_model: int) -> dict[str, Any]:
     return dict(d_model=d_model, num_heads=count, key_size=d_model // count, value_size=d_model // count)
 
 
+def encoder_size(num_layers: int, d_model: int, num_heads: int, **fields: Any) -> dict[str, Any]:
+    """Returns the fields of an encoder with feed-forward networks of ``4 * d_model``, and ``fields``."""
+    sizes = heads(num_heads, d_model)
+    return dict(num_encoder_layers=num_layers, d_feedforward=4 * d_model, **sizes, **fields)
+
+
 def linear(
     ours: str, theirs: str, layout: Layout = LINEAR, *, may_be_zero: bool = False
 ) -> tuple[Tensor, ...]:

@@ -3,27 +3,32 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformer_jax.families.base import Checkpoint, Family, Tensor, attention, heads, layer_norm, linear
+from transformer_jax.families.base import (
+    Checkpoint,
+    Family,
+    Tensor,
+    attention,
+    encoder_size,
+    heads,
+    layer_norm,
+    linear,
+)
 from transformer_jax.models.front_ends import Tokens
 
 VOCAB_SIZE = 30_522  # of the released uncased models
 
-
-def _size(num_layers: int, d_model: int, num_heads: int) -> dict[str, Any]:
-    return dict(num_encoder_layers=num_layers, d_feedforward=4 * d_model, **heads(num_heads, d_model))
-
-
 VARIANTS: dict[str, dict[str, Any]] = {
-    "tiny": _size(2, 128, 2),
-    "mini": _size(4, 256, 4),
-    "small": _size(4, 512, 8),
-    "medium": _size(8, 512, 8),
-    "base": _size(12, 768, 12),
-    "large": _size(24, 1024, 16),
-    "minilm": _size(6, 384, 12),  # all-MiniLM-L6-v2 of sentence-transformers (Wang et al. 2020)
+    "tiny": encoder_size(2, 128, 2),
+    "mini": encoder_size(4, 256, 4),
+    "small": encoder_size(4, 512, 8),
+    "medium": encoder_size(8, 512, 8),
+    "base": encoder_size(12, 768, 12),
+    "large": encoder_size(24, 1024, 16),
+    "minilm": encoder_size(6, 384, 12),  # all-MiniLM-L6-v2 of sentence-transformers (Wang et al. 2020)
 }
 
-FIXED: dict[str, Any] = dict(
+# What RoBERTa and DistilBERT share with BERT.
+ENCODER: dict[str, Any] = dict(
     num_decoder_layers=0,
     positions="learned",
     norm="layer",
@@ -35,9 +40,9 @@ FIXED: dict[str, Any] = dict(
     share_embeddings="all",
     embedding_scale="none",
     logits_bias=True,
-    num_token_types=2,
-    front_end=Tokens(),
 )
+
+FIXED: dict[str, Any] = dict(**ENCODER, num_token_types=2, front_end=Tokens())
 
 DEFAULTS: dict[str, Any] = dict(
     head="pretraining",
@@ -49,26 +54,52 @@ DEFAULTS: dict[str, Any] = dict(
     pad_id=0,
 )
 
-_LAYER = "encoder/layer_{i}"
-_THEIR_LAYER = "bert.encoder.layer.{i}"
+_MODULES = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "attention.output.LayerNorm",
+    "intermediate.dense",
+    "output.dense",
+    "output.LayerNorm",
+)
+
+
+def encoder_tensors(
+    model: str, layers: str = "encoder.layer", modules: tuple[str, ...] = _MODULES
+) -> tuple[Tensor, ...]:
+    """Returns the tensors of the embeddings and of the layers.
+
+    Args:
+      model: the name that all tensors of the model without its head begin with.
+      layers: the name of the list of layers in the model.
+      modules: the names in a layer of query, key, value, output and norm of the attention, and of the hidden
+        map, output and norm of the feed-forward network.
+    """
+    ours, theirs = "encoder/layer_{i}", f"{model}.{layers}.{{i}}"
+    query, key, value, output, attention_norm, hidden, feedforward_output, feedforward_norm = (
+        f"{theirs}.{module}" for module in modules
+    )
+    embeddings = f"{model}.embeddings"
+    return (
+        Tensor("embedding/embedding", f"{embeddings}.word_embeddings.weight"),
+        Tensor("embed_inputs/positions/embedding", f"{embeddings}.position_embeddings.weight"),
+        # The table of types is zero in models that were trained without types.
+        Tensor(
+            "embed_inputs/types/embedding", f"{embeddings}.token_type_embeddings.weight", may_be_zero=True
+        ),
+        *layer_norm("embed_inputs/norm", f"{embeddings}.LayerNorm"),
+        *attention(f"{ours}/self_attention", query, key, value, output),
+        *layer_norm(f"{ours}/self_attention_norm", attention_norm),
+        *linear(f"{ours}/feedforward/hidden", hidden),
+        *linear(f"{ours}/feedforward/output", feedforward_output),
+        *layer_norm(f"{ours}/feedforward_norm", feedforward_norm),
+    )
+
 
 TENSORS = (
-    Tensor("embedding/embedding", "bert.embeddings.word_embeddings.weight"),
-    Tensor("embed_inputs/positions/embedding", "bert.embeddings.position_embeddings.weight"),
-    # The table of types is zero in models that were trained without types.
-    Tensor("embed_inputs/types/embedding", "bert.embeddings.token_type_embeddings.weight", may_be_zero=True),
-    *layer_norm("embed_inputs/norm", "bert.embeddings.LayerNorm"),
-    *attention(
-        f"{_LAYER}/self_attention",
-        f"{_THEIR_LAYER}.attention.self.query",
-        f"{_THEIR_LAYER}.attention.self.key",
-        f"{_THEIR_LAYER}.attention.self.value",
-        f"{_THEIR_LAYER}.attention.output.dense",
-    ),
-    *layer_norm(f"{_LAYER}/self_attention_norm", f"{_THEIR_LAYER}.attention.output.LayerNorm"),
-    *linear(f"{_LAYER}/feedforward/hidden", f"{_THEIR_LAYER}.intermediate.dense"),
-    *linear(f"{_LAYER}/feedforward/output", f"{_THEIR_LAYER}.output.dense"),
-    *layer_norm(f"{_LAYER}/feedforward_norm", f"{_THEIR_LAYER}.output.LayerNorm"),
+    *encoder_tensors("bert"),
     *linear("head/pooler/dense", "bert.pooler.dense"),
     *linear("head/masked_tokens/transform", "cls.predictions.transform.dense"),
     *layer_norm("head/masked_tokens/norm", "cls.predictions.transform.LayerNorm"),
@@ -77,6 +108,27 @@ TENSORS = (
     *linear("head/classes", "classifier", may_be_zero=True),  # some fine-tunings begin with zeros
     *linear("head/spans", "qa_outputs", may_be_zero=True),
 )
+
+
+FIELDS = (
+    ("vocab_size", "vocab_size"),
+    ("d_model", "hidden_size"),
+    ("num_heads", "num_attention_heads"),
+    ("num_encoder_layers", "num_hidden_layers"),
+    ("d_feedforward", "intermediate_size"),
+    ("max_length", "max_position_embeddings"),
+    ("norm_epsilon", "layer_norm_eps"),
+    ("dropout", "hidden_dropout_prob"),
+    ("attention_dropout", "attention_probs_dropout_prob"),
+    ("pad_id", "pad_token_id"),
+)
+
+REQUIRED = {
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "tie_word_embeddings": True,
+}
 
 
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
@@ -90,25 +142,8 @@ FAMILY = Family(
     DEFAULTS,
     Checkpoint(
         model_type="bert",
-        fields=(
-            ("vocab_size", "vocab_size"),
-            ("d_model", "hidden_size"),
-            ("num_heads", "num_attention_heads"),
-            ("num_encoder_layers", "num_hidden_layers"),
-            ("d_feedforward", "intermediate_size"),
-            ("max_length", "max_position_embeddings"),
-            ("norm_epsilon", "layer_norm_eps"),
-            ("dropout", "hidden_dropout_prob"),
-            ("attention_dropout", "attention_probs_dropout_prob"),
-            ("pad_id", "pad_token_id"),
-        ),
-        required={
-            "type_vocab_size": 2,
-            "hidden_act": "gelu",
-            "position_embedding_type": "absolute",
-            "is_decoder": False,
-            "tie_word_embeddings": True,
-        },
+        fields=FIELDS,
+        required={**REQUIRED, "type_vocab_size": 2},
         read=_read,
         tensors=TENSORS,
         aliases={

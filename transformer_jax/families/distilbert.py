@@ -7,68 +7,31 @@ heads too, and it also follows attention, where the released code has none.
 from collections.abc import Mapping
 from typing import Any
 
-from transformer_jax.families.base import Checkpoint, Family, Tensor, attention, heads, layer_norm, linear
+from transformer_jax.families import bert
+from transformer_jax.families.base import Checkpoint, Family, Tensor, encoder_size, heads, layer_norm, linear
 from transformer_jax.models import TransformerConfig
 from transformer_jax.models.front_ends import Tokens
 
 VOCAB_SIZE = 30_522  # of the uncased models
 MULTILINGUAL_VOCAB_SIZE = 119_547
 
-
-def _size(num_layers: int, d_model: int, num_heads: int, **fields: Any) -> dict[str, Any]:
-    return dict(
-        num_encoder_layers=num_layers, d_feedforward=4 * d_model, **heads(num_heads, d_model), **fields
-    )
-
-
 VARIANTS: dict[str, dict[str, Any]] = {
-    "tiny": _size(2, 128, 2),
-    "base": _size(6, 768, 12),
-    "multilingual": _size(6, 768, 12, vocab_size=MULTILINGUAL_VOCAB_SIZE),
+    "tiny": encoder_size(2, 128, 2),
+    "base": encoder_size(6, 768, 12),
+    "multilingual": encoder_size(6, 768, 12, vocab_size=MULTILINGUAL_VOCAB_SIZE),
 }
 
-FIXED: dict[str, Any] = dict(
-    num_decoder_layers=0,
-    positions="learned",
-    norm="layer",
-    norm_position="post",
-    embedding_norm=True,
-    activation="gelu",
-    biases="all",
-    scale_attention=True,
-    share_embeddings="all",
-    embedding_scale="none",
-    logits_bias=True,
-    num_token_types=0,
-    pooler="relu",
-    front_end=Tokens(),
-)
+FIXED: dict[str, Any] = dict(**bert.ENCODER, num_token_types=0, pooler="relu", front_end=Tokens())
 
-DEFAULTS: dict[str, Any] = dict(
-    head="masked_tokens",
-    max_length=512,
-    norm_epsilon=1e-12,
-    dropout=0.1,
-    attention_dropout=0.1,
-    initial_stddev=0.02,
-    pad_id=0,
-)
+DEFAULTS: dict[str, Any] = {**bert.DEFAULTS, "head": "masked_tokens"}
 
-_LAYER = "encoder/layer_{i}"
-_THEIR_LAYER = "distilbert.transformer.layer.{i}"
+_MODULES = (
+    *(f"attention.{name}" for name in ("q_lin", "k_lin", "v_lin", "out_lin")),
+    *("sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm"),
+)
 
 TENSORS = (
-    Tensor("embedding/embedding", "distilbert.embeddings.word_embeddings.weight"),
-    Tensor("embed_inputs/positions/embedding", "distilbert.embeddings.position_embeddings.weight"),
-    *layer_norm("embed_inputs/norm", "distilbert.embeddings.LayerNorm"),
-    *attention(
-        f"{_LAYER}/self_attention",
-        *(f"{_THEIR_LAYER}.attention.{name}" for name in ("q_lin", "k_lin", "v_lin", "out_lin")),
-    ),
-    *layer_norm(f"{_LAYER}/self_attention_norm", f"{_THEIR_LAYER}.sa_layer_norm"),
-    *linear(f"{_LAYER}/feedforward/hidden", f"{_THEIR_LAYER}.ffn.lin1"),
-    *linear(f"{_LAYER}/feedforward/output", f"{_THEIR_LAYER}.ffn.lin2"),
-    *layer_norm(f"{_LAYER}/feedforward_norm", f"{_THEIR_LAYER}.output_layer_norm"),
+    *bert.encoder_tensors("distilbert", "transformer.layer", _MODULES),
     *linear("head/masked_tokens/transform", "vocab_transform"),
     *layer_norm("head/masked_tokens/norm", "vocab_layer_norm"),
     Tensor("head/masked_tokens/logits/bias", "vocab_projector.bias"),

@@ -9,60 +9,38 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from transformer_jax.families.base import Checkpoint, Family, Tensor, attention, heads, layer_norm, linear
+from transformer_jax.families import bert
+from transformer_jax.families.base import Checkpoint, Family, Tensor, encoder_size, heads, layer_norm, linear
 from transformer_jax.models import TransformerConfig
 from transformer_jax.models.front_ends import Tokens
 
 VOCAB_SIZE = 50_265
 XLM_VOCAB_SIZE = 250_002
 
-
-def _size(num_layers: int, d_model: int, num_heads: int, **fields: Any) -> dict[str, Any]:
-    return dict(
-        num_encoder_layers=num_layers, d_feedforward=4 * d_model, **heads(num_heads, d_model), **fields
-    )
-
-
 VARIANTS: dict[str, dict[str, Any]] = {
-    "tiny": _size(2, 128, 2),
-    "distilroberta": _size(6, 768, 12),  # distilroberta-base and all-distilroberta-v1 (Sanh et al. 2019)
-    "base": _size(12, 768, 12),
-    "large": _size(24, 1024, 16),
-    "xlm_roberta_base": _size(12, 768, 12, vocab_size=XLM_VOCAB_SIZE),
-    "xlm_roberta_large": _size(24, 1024, 16, vocab_size=XLM_VOCAB_SIZE),
+    "tiny": encoder_size(2, 128, 2),
+    "distilroberta": encoder_size(6, 768, 12),  # and all-distilroberta-v1 (Sanh et al. 2019)
+    "base": encoder_size(12, 768, 12),
+    "large": encoder_size(24, 1024, 16),
+    "xlm_roberta_base": encoder_size(12, 768, 12, vocab_size=XLM_VOCAB_SIZE),
+    "xlm_roberta_large": encoder_size(24, 1024, 16, vocab_size=XLM_VOCAB_SIZE),
 }
 
 FIXED: dict[str, Any] = dict(
-    num_decoder_layers=0,
-    positions="learned",
-    norm="layer",
-    norm_position="post",
-    embedding_norm=True,
-    activation="gelu",
-    biases="all",
-    scale_attention=True,
-    share_embeddings="all",
-    embedding_scale="none",
-    logits_bias=True,
+    **bert.ENCODER,
     num_token_types=1,  # a vector that is added to every token
     pooler_dropout=True,
     front_end=Tokens(position_offset=2, positions_skip_padding=True),
 )
 
-DEFAULTS: dict[str, Any] = dict(
-    head="masked_tokens",
-    max_length=512,
-    norm_epsilon=1e-5,
-    dropout=0.1,
-    attention_dropout=0.1,
-    initial_stddev=0.02,
-    pad_id=1,
-    decoder_start_id=0,
-    eos_id=2,
-)
-
-_LAYER = "encoder/layer_{i}"
-_THEIR_LAYER = "roberta.encoder.layer.{i}"
+DEFAULTS: dict[str, Any] = {
+    **bert.DEFAULTS,
+    "head": "masked_tokens",
+    "norm_epsilon": 1e-5,
+    "pad_id": 1,
+    "decoder_start_id": 0,
+    "eos_id": 2,
+}
 
 
 def _of_head(head: str, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -70,23 +48,7 @@ def _of_head(head: str, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 TENSORS = (
-    Tensor("embedding/embedding", "roberta.embeddings.word_embeddings.weight"),
-    Tensor("embed_inputs/positions/embedding", "roberta.embeddings.position_embeddings.weight"),
-    Tensor(
-        "embed_inputs/types/embedding", "roberta.embeddings.token_type_embeddings.weight", may_be_zero=True
-    ),
-    *layer_norm("embed_inputs/norm", "roberta.embeddings.LayerNorm"),
-    *attention(
-        f"{_LAYER}/self_attention",
-        f"{_THEIR_LAYER}.attention.self.query",
-        f"{_THEIR_LAYER}.attention.self.key",
-        f"{_THEIR_LAYER}.attention.self.value",
-        f"{_THEIR_LAYER}.attention.output.dense",
-    ),
-    *layer_norm(f"{_LAYER}/self_attention_norm", f"{_THEIR_LAYER}.attention.output.LayerNorm"),
-    *linear(f"{_LAYER}/feedforward/hidden", f"{_THEIR_LAYER}.intermediate.dense"),
-    *linear(f"{_LAYER}/feedforward/output", f"{_THEIR_LAYER}.output.dense"),
-    *layer_norm(f"{_LAYER}/feedforward_norm", f"{_THEIR_LAYER}.output.LayerNorm"),
+    *bert.encoder_tensors("roberta"),
     *linear("head/masked_tokens/transform", "lm_head.dense"),
     *layer_norm("head/masked_tokens/norm", "lm_head.layer_norm"),
     Tensor("head/masked_tokens/logits/bias", "lm_head.bias"),
@@ -118,6 +80,7 @@ def _offset(pad_id: int) -> int:
 
 
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    """Returns the fields that differ from BERT's: the table has rows before the first position, too."""
     offset = _offset(config.get("pad_token_id", DEFAULTS["pad_id"]))
     return dict(
         heads(config["num_attention_heads"], config["hidden_size"]),
@@ -142,25 +105,8 @@ FAMILY = Family(
     DEFAULTS,
     Checkpoint(
         model_type="roberta",
-        fields=(
-            ("vocab_size", "vocab_size"),
-            ("d_model", "hidden_size"),
-            ("num_heads", "num_attention_heads"),
-            ("num_encoder_layers", "num_hidden_layers"),
-            ("d_feedforward", "intermediate_size"),
-            ("max_length", "max_position_embeddings"),  # and the offset: see _read and _write
-            ("norm_epsilon", "layer_norm_eps"),
-            ("dropout", "hidden_dropout_prob"),
-            ("attention_dropout", "attention_probs_dropout_prob"),
-            ("pad_id", "pad_token_id"),
-        ),
-        required={
-            "type_vocab_size": 1,
-            "hidden_act": "gelu",
-            "position_embedding_type": "absolute",
-            "is_decoder": False,
-            "tie_word_embeddings": True,
-        },
+        fields=bert.FIELDS,
+        required={**bert.REQUIRED, "type_vocab_size": 1},
         read=_read,
         write=_write,
         tensors=TENSORS,

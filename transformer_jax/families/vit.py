@@ -3,24 +3,28 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformer_jax.families.base import Checkpoint, Family, Tensor, attention, heads, layer_norm, linear
+from transformer_jax.families.base import (
+    Checkpoint,
+    Family,
+    Tensor,
+    attention,
+    encoder_size,
+    heads,
+    layer_norm,
+    linear,
+)
 from transformer_jax.families.layouts import Convolution, Leading
 from transformer_jax.models import TransformerConfig
 from transformer_jax.models.front_ends import Patches
 
 PATCH_SIZES = (14, 16, 32)
 
-
-def _size(num_layers: int, d_model: int, num_heads: int) -> dict[str, Any]:
-    return dict(num_encoder_layers=num_layers, d_feedforward=4 * d_model, **heads(num_heads, d_model))
-
-
 _SIZES = {
-    "Ti": _size(12, 192, 3),
-    "S": _size(12, 384, 6),
-    "B": _size(12, 768, 12),
-    "L": _size(24, 1024, 16),
-    "H": _size(32, 1280, 16),
+    "Ti": encoder_size(12, 192, 3),
+    "S": encoder_size(12, 384, 6),
+    "B": encoder_size(12, 768, 12),
+    "L": encoder_size(24, 1024, 16),
+    "H": encoder_size(32, 1280, 16),
 }
 
 # In the paper's notation, B/16 has patches of 16 x 16 pixels.

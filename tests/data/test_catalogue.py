@@ -117,6 +117,13 @@ def test_images_are_decoded_without_tensorflow(folder, key, channels):
     assert "tensorflow" not in sys.modules and "cv2" not in sys.modules
 
 
+def test_another_feature_may_be_an_image_too(folder, monkeypatch):
+    monkeypatch.setitem(FEATURES, "masks", ("image",))
+    for example in read(folder, ("images", "nested/color"), ("masks", "gray")):
+        np.testing.assert_array_equal(example["images"], pixels(3))
+        np.testing.assert_array_equal(example["masks"], pixels(1))
+
+
 def test_images_get_the_channels_that_are_wanted():
     gray = np.full((2, 3, 1), 77, np.uint8)
     np.testing.assert_array_equal(decode_image(encoded(gray).getvalue(), 3), np.full((2, 3, 3), 77))

@@ -1,7 +1,7 @@
 """Reads data sets that TFDS prepared, by index and without TensorFlow."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,13 @@ class TfdsSource:
       name: name of the data set and the split, for error messages.
       records: has ``__len__`` and ``__getitems__``; images in it are not decoded.
       features: the features of an example and the place of each ("a/b" for b within a).
-      channels: channels of the images.
+      channels: channels of the images of each feature that may be one; by default 3.
     """
 
-    def __init__(self, name: str, records: Any, features: Features, channels: int = 3):
-        self._name, self._records, self._channels = name, records, channels
+    def __init__(
+        self, name: str, records: Any, features: Features, channels: Mapping[str, int] | None = None
+    ):
+        self._name, self._records, self._channels = name, records, channels or {}
         self._features = [(feature, key, key.split("/")) for feature, key in features]
 
     def __len__(self) -> int:
@@ -49,9 +51,9 @@ class TfdsSource:
             for step in steps:
                 value = value[step]
             where = f"example {index} of {self._name}: the feature {key!r}"
-            if feature == "images":
+            if _may_be_image(feature):
                 try:
-                    example[feature] = decode_image(value, self._channels)
+                    example[feature] = decode_image(value, self._channels.get(feature, 3))
                 except OSError as error:
                     raise DataError(f"{where} is not an image: {error}") from error
                 continue
@@ -61,6 +63,10 @@ class TfdsSource:
                 raise DataError(f"{where} is not UTF-8: {error}") from error
             example[feature] = read_value(feature, plain, where)
         return example
+
+
+def _may_be_image(feature: str) -> bool:
+    return "image" in FEATURES[feature]
 
 
 def _plain(value: Any) -> Any:
@@ -89,15 +95,15 @@ def load_tfds(name: str, split: str, features: Features, folder: str, builder_cl
     builder = _prepared_builder(name, folder, builder_class)
     tfds_features = {feature: _find_feature(builder, name, feature, key) for feature, key in features}
     decoders: dict[str, Any] = {}
-    channels = 3
+    channels = {}
     for feature, key in features:
-        if feature == "images":  # decoded here, because TFDS would need OpenCV
+        if _may_be_image(feature):  # decoded here, because TFDS would need OpenCV
             *outer, last = key.split("/")
             level = decoders
             for step in outer:
                 level = level.setdefault(step, {})
             level[last] = tfds.decode.SkipDecoding()
-            channels = tfds_features[feature].shape[-1]
+            channels[feature] = tfds_features[feature].shape[-1]
     try:
         records = builder.as_data_source(split=split, decoders=decoders or None)
     except NotImplementedError as error:  # stored in a format without random access

@@ -43,6 +43,7 @@ class MaskedLM(Objective):
     piece starts in the text after a. If only one token of the text is left, b is always of another example.
     Unlike in the release, pieces are cut and masked anew at every visit, and none are shortened at random.
 
+    The special tokens around texts are those of the tokenizer's template, such as RoBERTa's "<s> a </s>".
     Texts are cut at the ends of lines, and lines that are too long at the ends of words.
 
     Attributes:
@@ -108,28 +109,34 @@ class MaskedLM(Objective):
           ValueError: ``max_length`` has no room for special tokens and a text, or the tokenizer lacks a
             special token.
         """
-        special = special_ids(context.tokenizer)
+        num_texts = 2 if self.next_sentence else 1
+        template = context.tokenizer.template(num_texts)
+        around = np.concatenate(template)
+        check_room(context.max_length, len(around) + num_texts)
+        room, special = context.max_length - len(around), np.union1d(special_ids(context.tokenizer), around)
         if self.next_sentence:
-            check_room(context.max_length, 5)
             return [
-                {**self._piece((a, b), context, special), "labels": np.array(label, np.int32)}
-                for a, b, label in _pairs(tokens, context)
+                {**self._piece((a, b), template, context, special), "labels": np.array(label, np.int32)}
+                for a, b, label in _pairs(tokens, context, room)
             ]
-        check_room(context.max_length, 3)
-        borders = cut_at_borders(context.max_length - 2, *_starts(tokens))
-        return [self._piece((_span(tokens, i, j),), context, special) for i, j in borders]
+        borders = cut_at_borders(room, *_starts(tokens))
+        return [self._piece((_span(tokens, i, j),), template, context, special) for i, j in borders]
 
-    def _piece(self, spans: tuple[_Span, ...], context: Drawing, special: np.ndarray) -> TokenExample:
-        sep = np.array([context.tokenizer.id_of("sep")], np.int32)
-        targets = [np.array([context.tokenizer.id_of("cls")], np.int32)]
-        words, types = [np.array([-1])], [np.zeros(1, np.int32)]
-        for number, span in enumerate(spans):
-            targets += [span.ids, sep]
+    def _piece(
+        self,
+        spans: tuple[_Span, ...],
+        template: tuple[np.ndarray, ...],
+        context: Drawing,
+        special: np.ndarray,
+    ) -> TokenExample:
+        before, *after = template
+        targets, words, types = [before], [np.full(len(before), -1)], [np.zeros(len(before), np.int32)]
+        for number, (span, end) in enumerate(zip(spans, after, strict=True)):
+            targets += [span.ids, end]
             # Words of a and b are both counted from 0. Even and odd numbers keep them apart.
-            words += [span.words * len(spans) + number, np.array([-1])]
-            types.append(np.full(len(span.ids) + 1, number, np.int32))
-        original = np.concatenate(targets)
-        special = np.union1d(special, original[[0, -1]])
+            words += [span.words * len(spans) + number, np.full(len(end), -1)]
+            types.append(np.full(len(span.ids) + len(end), number, np.int32))
+        original = np.concatenate(targets).astype(np.int32)
         may_be_chosen = ~np.isin(original, special)
         count = max(1, round(self.mask_rate * len(original)))
         words = np.concatenate(words) if self.whole_words else np.arange(len(original))
@@ -227,9 +234,8 @@ def _span(tokens: TokenExample, start: int, stop: int) -> _Span:
     return _Span(tokens["inputs"][start:stop], tokens["_words"][start:stop])
 
 
-def _pairs(tokens: TokenExample, context: Drawing) -> list[tuple[_Span, _Span, int]]:
-    """Returns pairs (a, b, label) that together cover the whole text."""
-    room = context.max_length - 3
+def _pairs(tokens: TokenExample, context: Drawing, room: int) -> list[tuple[_Span, _Span, int]]:
+    """Returns pairs (a, b, label), of at most ``room`` tokens each, that together cover the whole text."""
     starts = (*_starts(tokens), np.ones(len(tokens["inputs"]), bool))
     found, start = [], 0
     while start < len(tokens["inputs"]):

@@ -62,20 +62,22 @@ class TokenClassification(LabelledObjective):
         }
 
     def pieces(self, tokens: TokenExample, context: Drawing) -> list[TokenExample]:
-        """Returns pieces "[CLS] words [SEP]" that together contain all words.
+        """Returns pieces such as "[CLS] words [SEP]", as the tokenizer has it, that contain all words.
 
         Raises:
-          ValueError: ``max_length`` has no room for [CLS], a token and [SEP], or the tokenizer lacks one of
-            these special tokens.
+          ValueError: ``max_length`` has no room for the special tokens and a token, or the tokenizer lacks
+            one of the special tokens.
         """
-        check_room(context.max_length, 3)
-        ends = {"inputs": [context.tokenizer.id_of(role) for role in ("cls", "sep")]}
+        before, after = context.tokenizer.template(1)
+        num_special = len(before) + len(after)
+        check_room(context.max_length, num_special + 1)
         found = []
-        for start, stop in cut_at_borders(context.max_length - 2, word_starts(tokens["_words"])):
+        for start, stop in cut_at_borders(context.max_length - num_special, word_starts(tokens["_words"])):
             piece = {}
             for key in ("inputs", "targets", "targets_weights"):
-                first, last = ends.get(key, (0, 0))
-                piece[key] = np.concatenate([[first], tokens[key][start:stop], [last]]).astype(np.int32)
+                is_input = int(key == "inputs")  # special tokens have no target
+                parts = before * is_input, tokens[key][start:stop], after * is_input
+                piece[key] = np.concatenate(parts).astype(np.int32)
             found.append(piece)
         return found
 

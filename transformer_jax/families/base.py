@@ -51,6 +51,8 @@ class Checkpoint:
         names of all tensors.
       write: returns the keys of ``config.json`` for those fields.
       also: other values of ``model_type`` that are read in the same way, with their ``architectures``.
+      head_dropouts: for each head whose rate of dropout has a key in ``config.json``: this key, and the value
+        of the field ``head_dropout`` if the key is missing or null.
       aliases: names under which a checkpoint may store a tensor once more; the copies must be equal.
       ignored: regular expressions for names of tensors that hold nothing learned.
       left_over: for a head, regular expressions for names of tensors that models with this head do not read,
@@ -68,6 +70,7 @@ class Checkpoint:
     read: Callable[[Mapping[str, Any], frozenset[str]], dict[str, Any]] = lambda config, names: {}
     write: Callable[[TransformerConfig], dict[str, Any]] = lambda config: {}
     also: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    head_dropouts: Mapping[str, tuple[str, float | None]] = dataclasses.field(default_factory=dict)
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     left_over: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)

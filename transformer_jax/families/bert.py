@@ -131,6 +131,12 @@ REQUIRED = {
 }
 
 
+# Heads without a key have no dropout in transformers.
+HEAD_DROPOUTS: dict[str, tuple[str, float | None]] = dict.fromkeys(
+    ("classes", "token_classes"), ("classifier_dropout", None)
+)
+
+
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
     return heads(config["num_attention_heads"], config["hidden_size"])
 
@@ -146,6 +152,7 @@ FAMILY = Family(
         required={**REQUIRED, "type_vocab_size": 2},
         read=_read,
         tensors=TENSORS,
+        head_dropouts=HEAD_DROPOUTS,
         aliases={
             "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
             "cls.predictions.decoder.bias": "cls.predictions.bias",

@@ -1,7 +1,7 @@
 """DistilBERT (Sanh et al. 2019, arXiv:1910.01108): a BERT without types and pooler.
 
-The head "classes" has a pooler with ReLU. In training, dropout is BERT's: its rate is that of the model in
-heads too, and it also follows attention, where the released code has none.
+The heads "classes", which has a pooler with ReLU, and "spans" have dropout with rates of their own. In
+training, dropout also follows attention, as in BERT, where the released code has none.
 """
 
 from collections.abc import Mapping
@@ -41,13 +41,29 @@ TENSORS = (
 )
 
 
+# In transformers, the classes of tokens have the rate of the model, and the other heads have no dropout.
+_HEAD_DROPOUTS: dict[str, tuple[str, float | None]] = {
+    "classes": ("seq_classif_dropout", 0.2),
+    "spans": ("qa_dropout", 0.1),
+}
+
+
 def _read(config: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
     """Returns the sizes of heads, and the epsilon of norms, which ``config.json`` does not have."""
     return dict(heads(config["n_heads"], config["dim"]), norm_epsilon=1e-12)
 
 
 def _write(config: TransformerConfig) -> dict[str, Any]:
-    return dict.fromkeys(("seq_classif_dropout", "qa_dropout"), config.dropout)
+    """Returns the rate of the head where the config has None, which ``transformers`` does not read."""
+    if config.head_dropout is not None:
+        return {}
+    unset = {"classes": {"seq_classif_dropout": config.dropout}, "spans": {"qa_dropout": 0.0}}
+    return unset.get(config.head, {})
+
+
+def _derived(fields: Mapping[str, Any]) -> dict[str, Any]:
+    _, rate = _HEAD_DROPOUTS.get(fields["head"], ("", None))
+    return dict(head_dropout=rate)
 
 
 FAMILY = Family(
@@ -72,6 +88,7 @@ FAMILY = Family(
         read=_read,
         write=_write,
         tensors=TENSORS,
+        head_dropouts=_HEAD_DROPOUTS,
         aliases={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
         ignored=(r".*embeddings\.position_ids",),
         prefix="distilbert.",
@@ -91,6 +108,7 @@ FAMILY = Family(
         },
     ),
     vocab_size=VOCAB_SIZE,
+    derived=_derived,
 )
 
 config = FAMILY.config

@@ -29,7 +29,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 FIXED: dict[str, Any] = dict(
     **bert.ENCODER,
     num_token_types=1,  # a vector that is added to every token
-    pooler_dropout=True,
     front_end=Tokens(position_offset=2, positions_skip_padding=True),
 )
 
@@ -37,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     **bert.DEFAULTS,
     "head": "masked_tokens",
     "norm_epsilon": 1e-5,
+    "pooler_dropout": True,
     "pad_id": 1,
     "decoder_start_id": 0,
     "eos_id": 2,
@@ -110,6 +110,7 @@ FAMILY = Family(
         read=_read,
         write=_write,
         tensors=TENSORS,
+        head_dropouts=bert.HEAD_DROPOUTS,
         aliases={
             "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
             "lm_head.decoder.bias": "lm_head.bias",

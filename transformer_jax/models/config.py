@@ -63,10 +63,13 @@ class TransformerConfig:
     head: str = "tokens"  # what the model predicts: a name of ``models.heads.HEADS``
     num_labels: int = 0  # of heads whose outputs are scores of the user's labels
     pooler: Literal["tanh", "relu"] = "tanh"  # activation of the layer that pools the first vector
-    pooler_dropout: bool = False  # ``dropout`` on what the pooler of the head "classes" reads, too
+    pooler_dropout: bool = False  # dropout on what the pooler of the head "classes" reads, too
     dropout: float = 0.1  # rate, on the outputs of sub-layers and on embeddings + positions, section 5.4
     attention_dropout: float = 0.0  # on attention weights
     feedforward_dropout: float = 0.0  # on the hidden layer of feed-forward networks
+    # Of the heads "classes", where it has a pooler, and "token_classes" (None: ``dropout``), and of "spans"
+    # (None: no dropout). Other heads have no dropout.
+    head_dropout: float | None = None
     output_dropout: bool = False  # ``dropout`` on the outputs of stacks too, as in T5
     pad_id: int = PAD_ID
     decoder_start_id: int = BOS_ID
@@ -111,9 +114,10 @@ class TransformerConfig:
         for name in ("num_encoder_layers", "num_decoder_layers", "num_token_types", "num_labels"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"model.{name}={getattr(self, name)} must not be negative")
-        for name in ("dropout", "attention_dropout", "feedforward_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"model.{name}={getattr(self, name)} must be in [0, 1)")
+        for name in ("dropout", "attention_dropout", "feedforward_dropout", "head_dropout"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < 1:
+                raise ConfigError(f"model.{name}={rate} must be in [0, 1)")
         if not self.norm_epsilon > 0:
             raise ConfigError(f"model.norm_epsilon={self.norm_epsilon} must be above 0")
         if not 0 <= self.initial_stddev < math.inf:

@@ -200,12 +200,18 @@ class Pretraining(nn.Module):
         return MaskedTokens(self.config, name="masked_tokens")(x, _table(embedded)), follows
 
 
+def _dropout(config: "TransformerConfig") -> Dropout:
+    """Returns the dropout of a head that has some even if the config names no rate for it."""
+    return Dropout(config.dropout if config.head_dropout is None else config.head_dropout)
+
+
 class Classes(nn.Module):
     """Returns logits (B, num_labels) of the classes of a whole input.
 
     They are computed from the pooled vector, with dropout (Devlin et al. 2019, section 4.1), or from the
     first vector as it is (Dosovitskiy et al. 2021, section 3.1). With ``config.pooler_dropout`` there is
-    dropout before the pooler too (Liu et al. 2019, the released code).
+    dropout before the pooler too (Liu et al. 2019, the released code). The rate is ``config.head_dropout``
+    or, if that is None, ``config.dropout``.
     """
 
     config: "TransformerConfig"
@@ -218,13 +224,13 @@ class Classes(nn.Module):
         vector = x[:, 0]
         if pools_classes(config):
             if config.pooler_dropout:
-                x = Dropout(config.dropout)(x[:, :1], train=train)
-            vector = Dropout(config.dropout)(Pooler(config, name="pooler")(x), train=train)
+                x = _dropout(config)(x[:, :1], train=train)
+            vector = _dropout(config)(Pooler(config, name="pooler")(x), train=train)
         return dense(config, vector.shape[-1], config.num_labels, "labels", "classes")(vector)
 
 
 class TokenClasses(nn.Module):
-    """Returns logits (B, L, num_labels) of the class of each token."""
+    """Returns logits (B, L, num_labels) of the class of each token, with the dropout of ``Classes``."""
 
     config: "TransformerConfig"
 
@@ -234,16 +240,22 @@ class TokenClasses(nn.Module):
     ) -> Float[Array, "B L num_labels"]:
         config = self.config
         sizes = config.output_size, config.num_labels
-        return dense(config, *sizes, "labels", "classes")(Dropout(config.dropout)(x, train=train))
+        return dense(config, *sizes, "labels", "classes")(_dropout(config)(x, train=train))
 
 
 class Spans(nn.Module):
-    """Returns logits (B, L, 2) of being the first and the last token of an answer."""
+    """Returns logits (B, L, 2) of being the first and the last token of an answer.
+
+    Dropout comes first if ``config.head_dropout`` is a rate, as in the released code of DistilBERT. BERT has
+    none here (Devlin et al. 2019, the released code).
+    """
 
     config: "TransformerConfig"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], embedded: Embedded, *, train: bool) -> Float[Array, "B L 2"]:
+        if self.config.head_dropout is not None:
+            x = Dropout(self.config.head_dropout)(x, train=train)
         return dense(self.config, self.config.output_size, 2, "labels", "spans")(x)
 
 

@@ -106,6 +106,7 @@ def describe(
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     fields["head"] = _head(checkpoint, content, names)
+    fields["head_dropout"] = head_dropout(checkpoint, content, fields["head"], where)
     labels = _labels(content, where) if HEADS[fields["head"]].labelled else ()
     try:
         config = make_config({**fields, "num_labels": len(labels)})
@@ -127,6 +128,30 @@ def _head(checkpoint: Checkpoint, content: Mapping[str, Any], names: frozenset[s
     classes = checkpoint.classes[content["model_type"]]
     named = [head for head in found if HEADS[head].labelled and classes[head] in claimed]
     return (named or found)[0]
+
+
+def head_dropout(
+    checkpoint: Checkpoint, content: Mapping[str, Any], head: str, where: str | os.PathLike[str]
+) -> float | None:
+    """Returns the field ``head_dropout`` of the models of a checkpoint that have this head.
+
+    Args:
+      checkpoint: how the family's checkpoints are read.
+      content: of ``config.json``.
+      head: of the model; it may differ from the checkpoint's.
+      where: the file, for errors.
+
+    Raises:
+      ConfigError: the rate is not a number.
+    """
+    if head not in checkpoint.head_dropouts:
+        return None
+    key, default = checkpoint.head_dropouts[head]
+    rate = content.get(key)
+    rate = default if rate is None else rate
+    if rate is not None and not isinstance(rate, int | float):
+        raise ConfigError(f"{where} has {key}={rate!r}, which must be one number")
+    return None if rate is None else float(rate)
 
 
 def _labels(content: Mapping[str, Any], where: pathlib.Path) -> tuple[str, ...]:
@@ -178,6 +203,8 @@ def content_of(family: Family, config: TransformerConfig, labels: tuple[str, ...
     content |= dict(checkpoint.required) | {
         theirs: getattr(config, ours) for ours, theirs in checkpoint.fields
     }
+    if config.head in checkpoint.head_dropouts:
+        content[checkpoint.head_dropouts[config.head][0]] = config.head_dropout
     try:
         content |= checkpoint.write(config)
     except ValueError as error:
@@ -218,6 +245,7 @@ def _undecided(config: TransformerConfig) -> set[str]:
     """Returns the fields that do not change the outputs of such a model."""
     found = {"dtype", "scan_layers", "remat", "remat_keeps", "initial_stddev"}
     found |= {"dropout", "attention_dropout", "feedforward_dropout"}
+    found |= {"head_dropout", "pooler_dropout", "output_dropout"}
     if config.is_encoder_only:
         found |= {"eos_id", "decoder_start_id"}
     if config.is_decoder_only:

@@ -23,6 +23,7 @@ from transformer_jax.inference.model import Pretrained
 from transformer_jax.models import TransformerConfig, abstract_params, build, example_inputs
 from transformer_jax.models.front_ends import FRONT_ENDS, FrontEnd
 from transformer_jax.models.heads import HEADS, task_of
+from transformer_jax.pretrained.config_json import CONFIG_FILE, head_dropout
 from transformer_jax.pretrained.conversion import differing, fields_of
 from transformer_jax.pretrained.folder import CheckpointFolder
 from transformer_jax.pretrained.generation_json import read_generation
@@ -114,7 +115,10 @@ def changed_config(folder: CheckpointFolder, changes: Mapping[str, Any]) -> Tran
     """
     stored = folder.model.config
     head = _head_of(folder, changes.get("head", stored.head))
-    config = _changed(stored, {**changes, "head": head})
+    where = folder.path / CONFIG_FILE
+    rate = head_dropout(folder.checkpoint, folder.content, head, where)
+    own = {} if head == stored.head else {"head_dropout": rate}
+    config = _changed(stored, {**own, **changes, "head": head})
     _check_changed(stored, _as_stored(config, stored), folder.path)
     return config
 

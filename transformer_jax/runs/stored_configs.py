@@ -22,6 +22,7 @@ ADDED_KEYS: dict[str, dict[str, Any]] = {
         "decoder_changes": [],
         "pooler": "tanh",
         "pooler_dropout": False,
+        "head_dropout": None,
     },
 }
 

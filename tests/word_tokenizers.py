@@ -8,7 +8,7 @@ from tokenizers import models, pre_tokenizers, processors
 from transformer_jax.data import Tokenizer
 
 VOCAB_SIZE = 67
-# The special tokens of each kind of model, with the ids that they have there, and its template.
+# The special tokens of each kind of model, with the ids that they have there, and its template of one text.
 SPECIAL = {
     "bert": ({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}, "[CLS] $A [SEP]"),
     "bart": ({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}, "$A </s>"),
@@ -28,7 +28,8 @@ def word_tokenizer(name: str, folder: pathlib.Path) -> Tokenizer:
     made.add_special_tokens(list(special))
     if template is not None:
         used = [(token, id_) for token, id_ in special.items() if token in template]
-        made.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
+        pair = f"{template} {template.replace('$A', '$B').removeprefix('[CLS]')}"
+        made.post_processor = processors.TemplateProcessing(single=template, pair=pair, special_tokens=used)
     made.save(str(folder / "tokenizer.json"))
     return Tokenizer.load(folder / "tokenizer.json")
 

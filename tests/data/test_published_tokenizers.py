@@ -183,6 +183,28 @@ def test_templates_of_one_text_and_of_two(loaded):
         loaded[0]["gpt2"].template(1)
 
 
+@pytest.mark.parametrize(
+    ("single", "pair", "given", "other"),
+    [
+        ("<cls> $A <sep>", "$A $B", "one text", "a pair of texts"),
+        ("$A", "$A <sep> $B", "a pair of texts", "one text"),
+    ],
+)
+def test_half_a_template_is_not_completed(single, pair, given, other, tmp_path):
+    config = TokenizerConfig(kind="byte", special_tokens=("<cls>", "<sep>"))
+    train_tokenizer(config, []).save(tmp_path / "tokenizer.json")
+    made = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    used = [(name, made.token_to_id(name)) for name in ("<cls>", "<sep>")]
+    made.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=used)
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
+    known, missing = (1, 2) if given == "one text" else (2, 1)
+    assert len(tokenizer.template(known)) == known + 1
+    with pytest.raises(DataError, match=f"adds special tokens to {given}, but none to {other}"):
+        tokenizer.template(missing)
+    assert tokenizer.with_template("<cls> $A", "<cls> $A $B") is tokenizer
+
+
 @EVERY
 def test_special_tokens_in_a_text_are_parsed_as_the_library_does_where_that_is_asked_for(loaded, name):
     tokenizer, folder = loaded[0][name], loaded[1]

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import tokenizers
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 
 from tests.parity.test_fixtures import STORED
 from tests.word_tokenizers import word_tokenizer
@@ -56,6 +56,28 @@ def test_a_tokenizer_trained_here_says_what_the_model_is_given(name, one, two, t
     again = Tokenizer.load(tmp_path / "tokenizer.json")
     assert again.fingerprint == ours.fingerprint
     assert again.encode("x <eos>").tolist() == ours.encode("x <eos>").tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "two"),
+    [("bert_sequence", "<cls> A <sep>", "<cls> A <sep> B <sep>"), ("bart", "A <eos>", "A <eos> B <eos>")],
+)
+def test_a_post_processor_that_adds_no_tokens_is_no_template(name, one, two, tmp_path):
+    """As in GPT-2's file: training then adds the tokens by their roles, and so must the written file."""
+    train_tokenizer(SPECIAL, []).save(tmp_path / "tokenizer.json")
+    made = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    made.post_processor = processors.ByteLevel(trim_offsets=True)
+    made.save(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer.load(tmp_path / "tokenizer.json")
+    save_pretrained(tmp_path / "new", with_tokenizer(name, ours))
+    path = tmp_path / "new/tokenizer.json"
+    written = tokenizers.Tokenizer.from_file(str(path))
+    assert (written.encode("A").tokens, written.encode("A", "B").tokens) == (one.split(), two.split())
+    if name == "bert_sequence":
+        trained, found = ours.template(2), Tokenizer.load(path).template(2)
+        assert [part.tolist() for part in trained] == [part.tolist() for part in found]
+    kinds = [part["type"] for part in json.loads(path.read_text())["post_processor"]["processors"]]
+    assert kinds == ["ByteLevel", "TemplateProcessing"]
 
 
 def test_a_template_that_is_there_stays(tmp_path):

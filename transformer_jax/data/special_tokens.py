@@ -8,6 +8,7 @@ import tokenizers
 from jaxtyping import Int32
 from tokenizers import pre_tokenizers
 
+from transformer_jax.data.examples import DataError
 from transformer_jax.types import ROLES
 
 
@@ -35,6 +36,14 @@ def keep_out(implementation: tokenizers.Tokenizer, special: Sequence[str]) -> No
     implementation.pre_tokenizer = split if first is None else pre_tokenizers.Sequence([first, split])
 
 
+def has_template(implementation: tokenizers.Tokenizer) -> bool:
+    """Returns whether a tokenizer's file adds special tokens to one text or to a pair.
+
+    A post-processor may add none, as the byte-level one, which only corrects offsets.
+    """
+    return any(implementation.num_special_tokens_to_add(is_pair=is_pair) for is_pair in (False, True))
+
+
 def stored_template(
     implementation: tokenizers.Tokenizer, num_texts: int
 ) -> tuple[Int32[np.ndarray, "_"], ...]:
@@ -45,10 +54,22 @@ def stored_template(
       num_texts: 1, or 2 for a pair.
 
     Returns:
-      ``num_texts + 1`` arrays, or () if the file adds no special tokens.
+      ``num_texts + 1`` arrays, or () if the file adds no special tokens to any input.
+
+    Raises:
+      DataError: the file adds special tokens only to one text or only to a pair, and ``num_texts`` is the
+        other number.
     """
-    if not implementation.num_special_tokens_to_add(is_pair=num_texts > 1):
+    if not has_template(implementation):
         return ()
+    if not implementation.num_special_tokens_to_add(is_pair=num_texts > 1):
+        names = ["one text", "a pair of texts"]
+        given, other = names if num_texts > 1 else names[::-1]
+        raise DataError(
+            f"the template of tokenizer.json adds special tokens to {given}, but none to {other}: add the "
+            f"template of {other} to its post_processor, or remove the post_processor, so that cls and sep "
+            "are used"
+        )
     names = map(implementation.id_to_token, range(implementation.get_vocab_size()))
     encodings = (implementation.encode(name or "", add_special_tokens=False) for name in names)
     text = next(encoding for encoding in encodings if encoding.ids)  # any that has tokens

@@ -24,7 +24,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from transformer_jax.config import check_types, nearest
 from transformer_jax.data.examples import DataError, Source
-from transformer_jax.data.special_tokens import find_roles, keep_out, stored_template
+from transformer_jax.data.special_tokens import find_roles, has_template, keep_out, stored_template
 from transformer_jax.files import write_whole
 from transformer_jax.types import ROLES, SPECIAL_TOKENS, TEXT_FEATURES, UNK_ID, Encoding
 
@@ -204,7 +204,8 @@ class Tokenizer:
           num_texts: 1, or 2 for a pair.
 
         Raises:
-          DataError: the file adds none, and there is no cls or sep token.
+          DataError: the file adds none, and there is no cls or sep token. Or it adds some only to one text or
+            only to a pair, and ``num_texts`` is the other number.
         """
         if num_texts not in self._templates:
             self._templates[num_texts] = stored_template(self._implementation, num_texts) or (
@@ -222,12 +223,14 @@ class Tokenizer:
           single: a text and its special tokens, such as "<cls> $A <sep>".
           pair: the same for two texts, ``$A`` and ``$B``.
         """
-        if self._implementation.post_processor is not None:
+        if has_template(self._implementation):
             return self
         implementation = tokenizers.Tokenizer.from_str(self._content)
         special = [(name, implementation.token_to_id(name)) for name in single.split() if name != "$A"]
-        implementation.post_processor = processors.TemplateProcessing(
-            single=single, pair=pair, special_tokens=special
+        template = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
+        first = implementation.post_processor
+        implementation.post_processor = (
+            template if first is None else processors.Sequence([first, template])  # pyright: ignore[reportArgumentType]
         )
         return Tokenizer(implementation, self._targets)
 

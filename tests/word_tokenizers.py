@@ -28,7 +28,7 @@ def word_tokenizer(name: str, folder: pathlib.Path) -> Tokenizer:
     made.add_special_tokens(list(special))
     if template is not None:
         used = [(token, id_) for token, id_ in special.items() if token in template]
-        pair = f"{template} {template.replace('$A', '$B').removeprefix('[CLS]')}"
+        pair = f"{template} {template.replace('$A', '$B').removeprefix('[CLS] ')}"
         made.post_processor = processors.TemplateProcessing(single=template, pair=pair, special_tokens=used)
     made.save(str(folder / "tokenizer.json"))
     return Tokenizer.load(folder / "tokenizer.json")

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import re
+import sys
 
 import jax
 import numpy as np
 import pytest
 import tokenizers
+from absl import flags
+from ml_collections import config_flags
 from tokenizers import models
 
 from tests.tiny_training import OWN_WORDS, SIZES, tiny_experiment
@@ -225,6 +228,26 @@ def test_shrinking_makes_anything_small(corpus):
     mesh = make_mesh(small.mesh)
     compile_train_step(small, mesh)  # its rows divide over all devices
     assert mesh.shape["data"] == jax.device_count()
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_a_key_that_is_none_is_a_flag_too(corpus, tmp_path, monkeypatch):
+    (tmp_path / "experiment.py").write_text(
+        "import pathlib\nfrom tests.tiny_training import tiny_experiment\n"
+        f"def get_config():\n    return tiny_experiment(pathlib.Path({str(corpus)!r})).to_config_dict()\n"
+    )
+
+    def parse(rate):
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values)
+        arguments = [f"--config={tmp_path / 'experiment.py'}", f"--config.model.head_dropout={rate}"]
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])  # ml_collections reads it too
+        values(sys.argv)
+        return read_experiment(values.config).model
+
+    assert parse("0.3").head_dropout == 0.3
+    with pytest.raises(flags.IllegalFlagValueError, match="head_dropout"):
+        parse("much")
 
 
 def test_shrinking_cuts_patterns_of_attention(corpus):

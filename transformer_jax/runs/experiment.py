@@ -1,9 +1,10 @@
 """Reads an experiment: its sections as checked dataclasses."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import ml_collections
+from ml_collections import config_dict
 
 from transformer_jax.checkpoints.checkpointer import CheckpointConfig
 from transformer_jax.config import (
@@ -122,7 +123,24 @@ class Experiment:
 
     def to_config_dict(self) -> ml_collections.ConfigDict:
         """Returns the sections with all their keys, as ``get_config`` of an experiment does."""
-        return ml_collections.ConfigDict(dataclasses.asdict(self))
+        return _as_config_dict(self)
+
+
+def _as_config_dict(section: Any) -> ml_collections.ConfigDict:
+    """Returns the fields of a dataclass; those of nested dataclasses are sections of their own.
+
+    A key that is None gets a placeholder of its type, because a flag cannot set a key of unknown type.
+    """
+    config = ml_collections.ConfigDict(dataclasses.asdict(section))
+    hints = get_type_hints(type(section))
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            config[field.name] = _as_config_dict(value)
+        elif value is None:
+            (kind,) = set(get_args(hints[field.name])) - {type(None)}
+            config[field.name] = config_dict.placeholder(kind)
+    return config
 
 
 def read_experiment(config: Any) -> Experiment:

@@ -150,7 +150,7 @@ def test_a_run_of_a_model_that_transformers_does_not_have(corpus, tmp_path, monk
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_the_model_of_every_experiment_can_be_written_but_for_the_papers_own(name, variant):
     model = experiment_of(name, variant).model
-    # The paper's own models: those with norms before the sub-layers are nearest to T5, the others to MarianMT.
+    # The models of the paper: those with norms before the sub-layers are nearest to T5, others to MarianMT.
     of_the_paper = {"wmt14_en_de.py": "marian, the nearest, in positions, activation, biases, logits_bias$"}
     for before in ("multi30k_en_de.py", "number_words.py", "ted_pt_en.py"):
         of_the_paper[before] = "t5, the nearest, in positions, norm, biases, scale_attention$"

@@ -1,6 +1,7 @@
-"""How many programs XLA compiles during a call, by the events that JAX records."""
+"""How programs are compiled in tests, and how many are, by the events that JAX records."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,3 +16,14 @@ def compilations(call: Callable[[], Any]) -> int:
     start = len(_seen)
     call()
     return _seen[start:].count(_EVENT)
+
+
+@contextlib.contextmanager
+def optimizations(are_on: bool) -> Iterator[None]:
+    """Compiles with or without most of XLA's optimizations, whatever the environment says."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", not are_on)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)

@@ -6,8 +6,12 @@ is set in ``os.environ`` here, so its child sees eight devices too, unless it is
 ``single_device_environment``.
 """
 
+import gc
 import os
 import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
@@ -24,8 +28,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Devices wait for one another in threads of one pool, which has hardly more than there are cores: with two,
 # some would wait for ever for others that have no thread left.
 os.environ.setdefault("PJRT_NPROC", "64")
-# A run that reads yesterday's compiled program does not test today's.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Hundreds of tests compile the same few programs, in several processes. The processes of one call of pytest
+# share what they compile, in a folder of their own: yesterday's programs would not test today's library.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-by-tests-")
+_COMPILED = {
+    "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+}
+os.environ.update(_COMPILED)
+
+# Traced programs are many objects that stay, and looking through them for garbage took a tenth of the time.
+gc.set_threshold(100_000, 20, 100)
 
 from jaxtyping import install_import_hook
 
@@ -53,6 +67,11 @@ def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) 
     return None
 
 
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(_COMPILED["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A NumPy generator that is the same in every run."""
@@ -63,6 +82,15 @@ def rng() -> np.random.Generator:
 def key() -> jax.Array:
     """A JAX random key that is the same in every run."""
     return jax.random.key(0)
+
+
+@pytest.fixture
+def quickly_compiled() -> Iterator[None]:
+    """Without most of XLA's optimizations, which take longer than a program that runs a few times."""
+    from tests.compilations import optimizations
+
+    with optimizations(False):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +107,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def single_device_environment() -> dict[str, str]:
     """The environment for a child process that is to see one CPU device, as a user's run does."""
-    environment = dict(_ENVIRONMENT_BEFORE)
+    environment = _ENVIRONMENT_BEFORE | _COMPILED
     flags = [flag for flag in _flags if not flag.startswith(_DEVICES_FLAG + "=")]
     environment["XLA_FLAGS"] = " ".join(flags)
     environment["JAX_PLATFORMS"] = "cpu"

@@ -13,6 +13,7 @@ import pytest
 
 import transformer_jax as tj
 from tests.experiments.test_experiments import CASES, experiment_of
+from tests.shared import made_once
 from tests.tiny_training import tiny_experiment, write_corpus
 from tests.training.test_initialization import BPE, classifier, tiny_bert
 from transformer_jax import export, families
@@ -57,26 +58,20 @@ EXPERIMENTS = {
 }
 
 
-def trained(name, folder):
-    """The run of a family's experiment."""
-    write_corpus(folder / "corpus")
-    if name == "bert":
-        for path in (folder / "corpus").glob("*.target"):
-            count = len(path.read_text().splitlines())
-            path.write_text("".join(f"{'abc'[i % 3]}\n" for i in range(count)))
-    train(EXPERIMENTS[name](folder / "corpus"), str(folder / "run"))
-    return folder / "run"
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Run folders by the family's name, trained when they are asked for."""
-    found = {}
+    """Returns a function from a family's name to the folder of its run, which is trained once."""
 
     def run(name):
-        if name not in found:
-            found[name] = trained(name, tmp_path_factory.mktemp(name))
-        return found[name]
+        def trained(folder):
+            write_corpus(folder / "corpus")
+            if name == "bert":
+                for path in (folder / "corpus").glob("*.target"):
+                    count = len(path.read_text().splitlines())
+                    path.write_text("".join(f"{'abc'[i % 3]}\n" for i in range(count)))
+            train(EXPERIMENTS[name](folder / "corpus"), str(folder / "run"))
+
+        return made_once(tmp_path_factory, f"exported_{name}", trained) / "run"
 
     return run
 

@@ -10,6 +10,7 @@ import pathlib
 
 import absl.flags
 import jax
+import numpy as np
 import pytest
 from ml_collections import config_flags
 
@@ -18,7 +19,7 @@ from tests.mock_dataset import prepare, small_slice
 from tests.mock_files import write_files
 from transformer_jax import families
 from transformer_jax.config import ConfigError
-from transformer_jax.data import SPLITS
+from transformer_jax.data import SPLITS, load_source, training_iterator
 from transformer_jax.data.catalogue import OUR_BUILDERS
 from transformer_jax.data.datasets.number_words import number_words
 from transformer_jax.data.text_files import split_name
@@ -26,10 +27,12 @@ from transformer_jax.decoding.settings import DECODING_FIELDS
 from transformer_jax.models import TransformerConfig
 from transformer_jax.objectives import OBJECTIVES, Objective
 from transformer_jax.pretrained.config_json import describe
-from transformer_jax.runs.experiment import Experiment, read_experiment
+from transformer_jax.runs.experiment import Experiment, make_transform, read_experiment
+from transformer_jax.runs.folder import load_or_train_tokenizer
 from transformer_jax.runs.shrinking import shrink
 from transformer_jax.sharding.partitioning import MESH_AXES
 from transformer_jax.training.loop import train
+from transformer_jax.training.step import make_init, make_train_step
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
 LIBRARY = FOLDER.parent / "transformer_jax"
@@ -47,41 +50,9 @@ VARIANTS = {
     "t5_multi30k.py": ("pretrained", "scratch"),
 }
 CASES = [(name, variant) for name in FILES for variant in VARIANTS.get(name, (None,))]
-# Those whose data cannot be had here: published runs, on stand-ins for their data.
-ON_MOCKS = (
-    "bart_summaries.py",
-    "bert_glue.py",
-    "bert_squad.py",
-    "bert_wikipedia.py",
-    "gpt2_openwebtext.py",
-    "t5_c4.py",
-    "ted_pt_en.py",
-    "vit_imagenet.py",
-    "wmt14_en_de.py",
-)
 
 
-# Their objectives, data and models have fast tests of their own.
-TESTED_IN_PARTS = (
-    "bart_denoise.py",
-    "bert_mlm.py",
-    "bert_sst2.py",
-    "bert_trec.py",
-    "multi30k_en_de.py",
-    "number_words.py",
-    "qa_spans.py",
-    "t5_multi30k.py",
-    "t5_spans.py",
-)
-
-
-@pytest.fixture(autouse=True)
-def compiled_quickly():
-    """Programs of their own in every test, which run twice: XLA's optimizations took a third of the time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def module_of(name):
@@ -96,21 +67,41 @@ def experiment_of(name, variant):
     return read_experiment(module_of(name).get_config(*arguments))
 
 
-# Beside the first variant of each file, for every change: other objectives, inputs or parameters.
-OTHER_TRAINED = (("bert_glue.py", "mnli"), ("bert_glue.py", "cola"), ("t5_c4.py", "1.1-small"))
+# For every change: each objective with each family, each kind of data, and each way of batching once.
+TRAINED_IN_FAST_TESTS = ("gpt2_chars.py", "vit_fashion.py")
+TRAINED_IN_SLOW_TESTS = (
+    "bart_denoise.py",
+    "bart_summaries.py",
+    "bert_glue.py",
+    "bert_mlm.py",
+    "bert_squad.py",
+    "bert_trec.py",
+    "bert_wikipedia.py",
+    "gpt2_openwebtext.py",
+    "t5_c4.py",
+    "vit_imagenet.py",
+    "wmt14_en_de.py",
+)
 
 
-def trained():
-    """The cases whose shrunk configs differ: each config is trained once."""
+def distinct():
+    """The cases whose shrunk configs differ: each config is tried once."""
     known = set()
     for name, variant in CASES:
         shrunk = json.dumps(shrink(experiment_of(name, variant)).to_config_dict().to_dict(), sort_keys=True)
-        if shrunk in known:
-            continue
-        known.add(shrunk)
-        is_first = variant == VARIANTS.get(name, (None,))[0]
-        is_fast = is_first and name not in (*ON_MOCKS, *TESTED_IN_PARTS)
-        is_rare = not is_first and (name, variant) not in OTHER_TRAINED
+        if shrunk not in known:
+            known.add(shrunk)
+            yield name, variant
+
+
+def is_trained_for_every_change(name, variant):
+    is_first = variant == VARIANTS.get(name, (None,))[0]
+    return is_first and name in (*TRAINED_IN_FAST_TESTS, *TRAINED_IN_SLOW_TESTS)
+
+
+def trained():
+    for name, variant in distinct():
+        is_fast, is_rare = name in TRAINED_IN_FAST_TESTS, not is_trained_for_every_change(name, variant)
         marks = [pytest.mark.slow] * (not is_fast) + [pytest.mark.everything] * is_rare
         yield pytest.param(name, variant, marks=marks)
 
@@ -150,17 +141,44 @@ def test_loads_and_says_what_it_is(name, variant):
     assert "Measured here" in text and "Published" in text
 
 
-@pytest.mark.parametrize(("name", "variant"), list(trained()))
-def test_trains_two_steps_shrunk(name, variant, with_data, tmp_path, monkeypatch):
+@pytest.fixture
+def shrunk(with_data, tmp_path, monkeypatch):
+    """A function of a case: its experiment, small enough to be tried in seconds, and its data."""
     monkeypatch.setenv("TRANSFORMER_JAX_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(number_words, "SPLIT_SIZES", {"train": 2_000, "validation": 20, "test": 20})
-    experiment = with_data(shrink(experiment_of(name, variant)))
-    evaluation = dataclasses.replace(experiment.evaluate, beam_size=2, average_last=1)
-    experiment = dataclasses.replace(experiment, evaluate=evaluation)
-    summary = train(experiment, str(tmp_path / "run"))
+
+    def make(name, variant):
+        experiment = with_data(shrink(experiment_of(name, variant)))
+        evaluation = dataclasses.replace(experiment.evaluate, beam_size=2, average_last=1)
+        return dataclasses.replace(experiment, evaluate=evaluation)
+
+    return make
+
+
+@pytest.mark.parametrize(("name", "variant"), list(trained()))
+def test_trains_two_steps_shrunk(name, variant, shrunk, tmp_path):
+    summary = train(shrunk(name, variant), str(tmp_path / "run"))
     assert summary["steps"] == 2 and summary["loss"] > 0
     if name == "bart_summaries.py":  # its articles are longer than the shrunk batches
         assert summary["pairs_cut"] > 0 and summary["inputs_cut"] > 0 and summary["pairs_too_long"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "variant"), [case for case in distinct() if not is_trained_for_every_change(*case)]
+)
+def test_batches_fit_the_training_step(name, variant, shrunk, tmp_path):
+    """The shapes of a step on the first batch, of those that only ``make everything`` trains."""
+    experiment = shrunk(name, variant)
+    tokenizer = load_or_train_tokenizer(tmp_path, experiment)
+    transform = make_transform(experiment, tokenizer, train=True)
+    batches = training_iterator(experiment.data, load_source(experiment.data.source, "train"), transform)
+    batch = next(batches)
+    batches.close()
+    state = jax.eval_shape(make_init(experiment))
+    after, sums = jax.eval_shape(make_train_step(experiment), state, batch)
+    assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, state)
+    assert sums["loss"].shape == ()
 
 
 def test_rows_of_table_3_differ_from_base_where_the_paper_says():

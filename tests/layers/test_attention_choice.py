@@ -311,7 +311,11 @@ def step(
     ("kernel", "form"),
     [
         ("splash", {"scan_layers": True, "remat": True}),
-        ("splash", {"scan_layers": True, "remat": True, "remat_keeps": "products"}),
+        pytest.param(
+            "splash",
+            {"scan_layers": True, "remat": True, "remat_keeps": "products"},
+            marks=pytest.mark.everything,
+        ),
         ("triton", {"remat": True, "remat_keeps": "products"}),
     ],
 )

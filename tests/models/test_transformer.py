@@ -162,10 +162,11 @@ def _loss(config, variables):
 
 
 def _value_and_gradient(config, variables):
-    return jax.value_and_grad(functools.partial(_loss, config))(variables)
+    return jax.jit(jax.value_and_grad(functools.partial(_loss, config)))(variables)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_compiled")
 def test_scanned_layers_compute_what_unrolled_ones_do():
     loop, scan = change(dropout=0.0), change(dropout=0.0, scan_layers=True)
     unrolled = parameters(loop)
@@ -185,6 +186,7 @@ def test_scanned_layers_compute_what_unrolled_ones_do():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_rematerialisation_changes_memory_not_numbers(scan_layers):
     plain = change(dropout=0.3, scan_layers=scan_layers)

@@ -134,7 +134,9 @@ def test_every_visit_gives_its_own_pieces_once(config):
     batches.close()
 
 
-@CONFIGS
+@pytest.mark.parametrize(
+    "config", [pytest.param(BUCKETS, marks=pytest.mark.everything), PACKED], ids=["buckets", "packed"]
+)
 def test_random_pieces_replay_to_the_bit(config):
     batches = training_iterator(config, make_source(), Pieces())
     states, expected = [], []
@@ -170,7 +172,7 @@ def test_a_window_has_a_limited_number_of_pieces():
     assert starts == {0, 1, 2, 3, 4, 5} and set(seen) == {0, 1}
 
 
-@pytest.mark.parametrize("space", [0, 20, 1000])
+@pytest.mark.parametrize("space", [pytest.param(0, marks=pytest.mark.everything), 20, 1000])
 def test_the_memory_keeps_tokens_and_changes_nothing(monkeypatch, space):
     monkeypatch.setattr(module, "CACHED_EXAMPLES", space)
     transform = Pieces()

@@ -121,6 +121,7 @@ def losses(folder):
     return np.array([*trained, *(line["validation/loss"] for line in lines if "validation/loss" in line)])
 
 
+@pytest.mark.slow
 def test_one_device_by_the_command_line_trains_as_eight(
     seismograms, unbroken, tmp_path, single_device_environment
 ):

@@ -2,16 +2,21 @@
 
 import dataclasses
 import pathlib
+import types
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
-from transformer_jax.checkpoints.checkpointer import CheckpointConfig
+from transformer_jax.checkpoints.checkpointer import CheckpointConfig, Checkpointer
 from transformer_jax.data import DataConfig, SourceConfig, TokenizerConfig
 from transformer_jax.families import transformer
 from transformer_jax.objectives import Seq2Seq
 from transformer_jax.optimizers.optimizers import OptimizerConfig
 from transformer_jax.runs.experiment import EvaluateConfig, Experiment, TrainConfig
+from transformer_jax.runs.folder import CHECKPOINTS_FOLDER, load_or_train_tokenizer, store_config
+from transformer_jax.sharding.partitioning import unbox
+from transformer_jax.training.step import make_init
 
 # Adam divides by the root of the mean square of a gradient, plus epsilon. With the paper's 1e-9 a gradient
 # that is 0 but for rounding (of a key's bias) moves its parameter as far as any other; not with this one.
@@ -66,6 +71,32 @@ def tiny_experiment(folder: pathlib.Path, **sections: dict) -> Experiment:
         experiment,
         **{name: dataclasses.replace(getattr(experiment, name), **keys) for name, keys in sections.items()},
     )
+
+
+def write_run(
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    steps: tuple[int, ...],
+    losses: Mapping[int, float] = types.MappingProxyType({}),
+) -> None:
+    """The folder as ``train`` leaves it, with drawn parameters, others at every step, for tests that read it.
+
+    ``losses`` are of the validation, at some of the steps. A training would take seconds, most of them for
+    the programs of an update and of an evaluation.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    tokenizer = load_or_train_tokenizer(workdir, experiment)
+    store_config(workdir, experiment)
+    state = jax.jit(lambda: unbox(make_init(experiment)()))()
+    data_state = {"log": {}, "iterator": {}, "tokenizer": tokenizer.fingerprint, "seconds": 0.0}
+    with Checkpointer(workdir / CHECKPOINTS_FOLDER, experiment.checkpoint) as checkpointer:
+        for step in steps:
+            rng = np.random.default_rng(step)
+            params = jax.tree.map(
+                lambda leaf, rng=rng: (leaf + rng.normal(0, 0.1, leaf.shape)).astype(leaf.dtype), state.params
+            )
+            scores = {"loss": losses[step]} if step in losses else None
+            checkpointer.save(step, state.replace(step=np.int32(step), params=params), data_state, scores)
 
 
 def assert_equal_training(found, wanted, num_steps: int = 5) -> None:

@@ -8,21 +8,20 @@ import jax
 import numpy as np
 import pytest
 
+from tests.drawn import drawn_params
+from tests.models import reference
 from tests.tiny_training import OWN_WORDS, SIZES, tiny_experiment, write_corpus
 from transformer_jax.config import ConfigError
 from transformer_jax.data import count_cut, evaluation_batches, load_source, training_iterator
 from transformer_jax.evaluation import PREDICTORS, score_texts, scoring, translations
 from transformer_jax.evaluation.predictions import Outputs
 from transformer_jax.inference.generation import TextGenerator
-from transformer_jax.models import build
 from transformer_jax.objectives import Classification, Seq2Seq, TokenClassification
 from transformer_jax.runs.experiment import make_transform
 from transformer_jax.runs.folder import load_or_train_tokenizer
 from transformer_jax.runs.loading import TrainedRun
-from transformer_jax.sharding import partitioning
 from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
 from transformer_jax.training import loop
-from transformer_jax.training.step import make_init
 from transformer_jax.types import CUT
 
 
@@ -61,7 +60,7 @@ def setting(tmp_path_factory):
     write_corpus(folder)
     experiment = tiny_experiment(folder)
     tokenizer = load_or_train_tokenizer(folder, experiment)
-    return experiment, tokenizer, partitioning.unbox(make_init(experiment)()).params, folder
+    return experiment, tokenizer, drawn_params(experiment.model), folder
 
 
 def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
@@ -69,17 +68,19 @@ def test_loss_is_the_mean_over_all_real_tokens_however_batched(setting):
     transform = make_transform(experiment, tokenizer, train=True)
     source = load_source(experiment.data.source, "test")
     batches = [batch for _, batch in evaluation_batches(experiment.data, source, transform)]
-    apply = jax.jit(build(experiment.model).apply)
     metrics = scoring.evaluate_loss(
         scoring.make_evaluate_step(experiment), experiment.objective, params, batches
     )
+    exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     total = count = 0
     for i in range(len(source)):
         (text,) = source.read([i])
-        example = {name: jax.numpy.asarray(array)[None] for name, array in transform.encode(text).items()}
-        log_probs = jax.nn.log_softmax(apply({"params": params}, **example))[0]
-        total -= float(log_probs[np.arange(log_probs.shape[0]), example["targets"][0]].sum())
-        count += log_probs.shape[0]
+        example = transform.encode(text)
+        inputs, targets = (example[side].tolist() for side in ("inputs", "targets"))
+        logits = reference.logits(exact, experiment.model, inputs, targets)
+        log_probs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        total -= log_probs[np.arange(len(targets)), targets].sum()
+        count += len(targets)
     assert metrics["nll"] == pytest.approx(total / count, rel=1e-5)
     assert metrics["perplexity"] == pytest.approx(np.exp(total / count), rel=1e-4)
 

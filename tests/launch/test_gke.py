@@ -81,7 +81,13 @@ def test_a_dry_run_prints_the_manifest_and_calls_nothing(launch, kubectl, capsys
     assert {"name": "A", "value": "1=2"} in found["env"]
 
 
-@pytest.mark.parametrize("how", [["launch/gke.py"], ["-m", "launch.gke"]], ids=["file", "module"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(["launch/gke.py"], marks=pytest.mark.everything, id="file"),
+        pytest.param(["-m", "launch.gke"], id="module"),
+    ],
+)
 def test_the_program_itself(how, tmp_path):
     command = [sys.executable, *how, *RUN, "--gpus=h100:8", "--nodes=2", "--dry_run"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

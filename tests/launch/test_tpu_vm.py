@@ -159,7 +159,13 @@ def test_follow_and_stop(printed):
     assert "--worker=all" in command and "kill -TERM" in script_of(command)
 
 
-@pytest.mark.parametrize("how", [["launch/tpu_vm.py"], ["-m", "launch.tpu_vm"]], ids=["file", "module"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(["launch/tpu_vm.py"], marks=pytest.mark.everything, id="file"),
+        pytest.param(["-m", "launch.tpu_vm"], id="module"),
+    ],
+)
 def test_the_program_itself(how):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *how, "create", *WHERE, "--topology=v5e:4x4", "--dry_run"]

@@ -100,8 +100,7 @@ def test_cached_decoding_equals_the_full_forward_pass(scan_layers, norm_position
     config = change(scan_layers=scan_layers, norm_position=norm_position)
     model, variables = tj.build(config), parameters(config)
     target = jnp.array([[12, 13, 14, 2], [14, 15, 16, 2], [17, 18, 19, 2]])  # no padding to differ in
-    full = forward(config, target=target)
-    context = model.apply(variables, SOURCE, method="encode_context")
+    full, context = forward(config, target=target), model.apply(variables, SOURCE, method="encode_context")
     cache = model.init_cache(3, 6)  # longer than needed: the places ahead must not be seen
     cache = jax.tree.map(lambda leaf: jnp.full_like(leaf, 7) if leaf.ndim else leaf, cache)
     tokens = jnp.full(3, config.decoder_start_id)

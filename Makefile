@@ -49,8 +49,8 @@ PYTEST = $(if $(COVERAGE),COVERAGE_FILE=$(abspath $(COVERAGE_FOLDER))/$@-$(notdi
   $(covered) $(if $(REPORT),--junitxml=$(REPORT))
 TWO = -n auto --maxprocesses=2 --dist=worksteal
 
-# XLA's optimizations would take most of the time of the fast tests, whose programs run once. The slow tests and
-# `make parity` keep them, as a user's runs do.
+# XLA's optimizations would take most of the time of the fast tests, whose programs run once. `make parity` and those
+# slow tests that do not compare runs with one another keep them, as a user's runs do.
 test: $(VENV)/installed-$(PINS)-dev  ## run all fast tests
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) $(call marked,$(FAST)) -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
 
@@ -139,11 +139,12 @@ PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --no-inpu
 
 # All that a set pins, without the package itself: two installations of the package at a time would write the same
 # files. `.ci/run` installs the sets side by side in this way, and the targets below then find them there.
-# JAX's CUDA plugin has a place of its own: see below.
+# JAX's CUDA plugin has a place of its own: see below. Python compiles what tests import when they import it,
+# which is a small part of what is installed.
 SET ?= $(pins_$(PINS))
 pinned: $(PY)
 	sed '/^jax-cuda/d' $(SET) > $(VENV)/pinned.txt
-	$(PIP_INSTALL) --requirement $(VENV)/pinned.txt
+	$(PIP_INSTALL) --no-compile --requirement $(VENV)/pinned.txt
 
 # An environment holds one set, so installing one removes the stamps of the other.
 $(VENV)/installed-$(PINS)-core: $(INSTALL_INPUTS) | $(PY)

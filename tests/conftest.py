@@ -93,6 +93,15 @@ def quickly_compiled() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def one_device() -> Iterator[None]:
+    """As ``on_one_device``, for tests that train where a mesh is not the point."""
+    from tests.compilations import on_one_device
+
+    with on_one_device():
+        yield
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The folder with the texts that ``tests.tiny_training.tiny_experiment`` trains on."""

@@ -90,10 +90,13 @@ def trained(tmp_path_factory, config, command):
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_with_the_same_bits(config, command, trained, tmp_path):
+@pytest.mark.parametrize(
+    "kills", [(1, 8, 9), pytest.param((1, 7, 1, 11, 6), marks=pytest.mark.everything)], ids=["thrice", "more"]
+)
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(config, command, trained, tmp_path, kills):
     killed = tmp_path / "killed"
     last = 0
-    for steps in (1, 7, 1, 11, 6):
+    for steps in kills:
         checkpointed = any(killed.glob("checkpoints/*/commit_success.txt"))
         process = command("train", f"--config={config}", f"--workdir={killed}")
         wait_for_step(killed, last + steps, process)  # beyond what the process before has written

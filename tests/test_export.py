@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
+from tests.compilations import on_one_device
 from tests.experiments.test_experiments import CASES, experiment_of
 from tests.shared import made_once
 from tests.tiny_training import tiny_experiment, write_corpus
@@ -24,6 +25,9 @@ from transformer_jax.objectives import CausalLM
 from transformer_jax.pretrained.config_json import content_of
 from transformer_jax.runs.experiment import Experiment
 from transformer_jax.training.loop import train
+
+# What is compared is compiled in the same way.
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 ENDS = dict(pad_id=0, eos_id=2, decoder_start_id=1)
 SIZES = dict(d_model=16, num_heads=2, key_size=8, value_size=8, d_feedforward=32, max_length=48)
@@ -69,7 +73,8 @@ def runs(tmp_path_factory):
                 for path in (folder / "corpus").glob("*.target"):
                     count = len(path.read_text().splitlines())
                     path.write_text("".join(f"{'abc'[i % 3]}\n" for i in range(count)))
-            train(EXPERIMENTS[name](folder / "corpus"), str(folder / "run"))
+            with on_one_device():
+                train(EXPERIMENTS[name](folder / "corpus"), str(folder / "run"))
 
         return made_once(tmp_path_factory, f"exported_{name}", trained) / "run"
 

@@ -10,6 +10,9 @@ from tests.tiny_training import tiny_experiment, write_corpus
 from transformer_jax.checkpoints.checkpointer import Checkpointer
 from transformer_jax.runs.loading import load_run
 
+# What is compared is compiled in the same way.
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 train_module = importlib.import_module("transformer_jax.training.loop")
 train = train_module.train
 
@@ -45,6 +48,7 @@ def test_the_first_signal_is_noted_and_a_second_interrupt_interrupts(number, cap
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_signal_before_the_first_step_leaves_a_run_to_begin(experiment, tmp_path, monkeypatch, capsys):
     workdir = str(tmp_path / "run")
     with monkeypatch.context() as patch:
@@ -56,6 +60,7 @@ def test_a_signal_before_the_first_step_leaves_a_run_to_begin(experiment, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_signal_after_the_last_step_leaves_the_scores_to_the_next_start(experiment, tmp_path, monkeypatch):
     workdir = str(tmp_path / "run")
     with monkeypatch.context() as patch:
@@ -68,6 +73,7 @@ def test_a_signal_after_the_last_step_leaves_the_scores_to_the_next_start(experi
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_the_seconds_of_training_are_those_of_all_its_parts(experiment, tmp_path):
     first = tiny_experiment(tmp_path / "corpus", train=dict(num_steps=2))
     assert train(first, str(tmp_path / "run"))["training_seconds"] < 5000

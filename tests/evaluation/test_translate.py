@@ -25,6 +25,9 @@ from transformer_jax.sharding.partitioning import MeshConfig, make_mesh
 from transformer_jax.training.loop import train
 from transformer_jax.types import SPECIAL_TOKENS
 
+# What is compared is compiled in the same way.
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 TEXTS = ["red blue", "", "green " * 6, "old new", "a", "small " * 4, "   "]
 SHORT_TEXTS = ["red blue", "", "old new", "a"]  # of one padded length, so compiled once
 

@@ -75,7 +75,6 @@ TRAINED_IN_SLOW_TESTS = (
     "bert_glue.py",
     "bert_mlm.py",
     "bert_squad.py",
-    "bert_trec.py",
     "bert_wikipedia.py",
     "gpt2_openwebtext.py",
     "t5_c4.py",
@@ -142,7 +141,7 @@ def test_loads_and_says_what_it_is(name, variant):
 
 
 @pytest.fixture
-def shrunk(with_data, tmp_path, monkeypatch):
+def shrunk(with_data, tmp_path, monkeypatch, one_device):
     """A function of a case: its experiment, small enough to be tried in seconds, and its data."""
     monkeypatch.setenv("TRANSFORMER_JAX_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(number_words, "SPLIT_SIZES", {"train": 2_000, "validation": 20, "test": 20})

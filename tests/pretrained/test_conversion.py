@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compilations import on_one_device, optimizations
 from tests.parity.test_fixtures import STORED
 from tests.pretrained.test_reading import keys_kernel
 from tests.tiny_training import tiny_experiment, write_corpus
@@ -21,6 +22,9 @@ from transformer_jax.runs.loading import load_run
 from transformer_jax.training import initialization
 from transformer_jax.training.initialization import check_origin, initial_params
 from transformer_jax.training.loop import train
+
+# What is compared is compiled in the same way.
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def tiny_vit(corpus, side=16, scan_layers=False, **sections):
@@ -63,7 +67,8 @@ def vit_run(tmp_path_factory):
     """A folder with images, and the run that was trained on them, with layers beside one another."""
     folder = tmp_path_factory.mktemp("vit")
     write_images(folder / "images")
-    train(tiny_vit(folder / "images", train=dict(num_steps=2)), str(folder / "run"))
+    with on_one_device(), optimizations(False):
+        train(tiny_vit(folder / "images", train=dict(num_steps=2)), str(folder / "run"))
     return folder / "run"
 
 
@@ -74,7 +79,8 @@ def bert_run(tmp_path_factory):
     write_corpus(folder / "corpus")
     experiment = tiny_bert(folder / "corpus", train=dict(num_steps=2))
     model = dataclasses.replace(experiment.model, num_encoder_layers=2, scan_layers=True)
-    train(dataclasses.replace(experiment, model=model), str(folder / "run"))
+    with on_one_device(), optimizations(False):
+        train(dataclasses.replace(experiment, model=model), str(folder / "run"))
     return folder / "run"
 
 
@@ -116,6 +122,7 @@ def test_what_else_differs_of_images_is_named(vit_run):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_training_on_larger_images_goes_on_from_a_run(vit_run, tmp_path):
     experiment = tiny_vit(vit_run.parent / "images", side=32, scan_layers=True, train=dict(num_steps=2))
     assert train(starting_from(experiment, vit_run), str(tmp_path / "run"))["steps"] == 2

@@ -12,6 +12,9 @@ from transformer_jax.reporting.progress import read_metrics
 from transformer_jax.runs.loading import load_run
 from transformer_jax.training.loop import train
 
+# What is compared is compiled in the same way.
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def test_another_experiments_folder_is_refused_and_untouched(corpus, tmp_path):
     workdir = tmp_path / "run"
@@ -24,6 +27,7 @@ def test_another_experiments_folder_is_refused_and_untouched(corpus, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_run_cannot_go_back(corpus, tmp_path):
     train(tiny_experiment(corpus, train=dict(num_steps=4)), str(tmp_path))
     with pytest.raises(ConfigError, match=r"already at step 4, beyond config.train.num_steps=2; set it to 4"):
@@ -31,6 +35,7 @@ def test_a_run_cannot_go_back(corpus, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_tokenizer_of_another_vocabulary_is_refused(corpus, tmp_path):
     train(tiny_experiment(corpus, train=dict(num_steps=2)), str(tmp_path))
     path = tmp_path / "tokenizer.json"
@@ -52,6 +57,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(corpus, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_an_untrained_folder_does_not_hold_an_experiment(corpus, tmp_path):
     wrong = tiny_experiment(corpus, optimizer=dict(schedule="cosine", warmup_steps=6))
     with pytest.raises(ValueError, match=r"warmup_steps=\d+ leaves none of the .* use at most 5"):
@@ -123,6 +129,7 @@ def test_configs_that_do_not_fit_are_refused_before_anything_is_written(corpus, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_falling_schedule_with_another_end_is_said(corpus, tmp_path, capsys):
     optimizer = dict(schedule="linear", warmup_steps=1)
     train(tiny_experiment(corpus, optimizer=optimizer, train=dict(num_steps=2)), str(tmp_path))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.compilations import on_one_device, optimizations
 from tests.drawn import drawn_params
 from tests.parity.test_fixtures import STORED
 from tests.tiny_training import tiny_experiment, write_corpus
@@ -26,6 +27,9 @@ from transformer_jax.training import initialization
 from transformer_jax.training.initialization import initial_params
 from transformer_jax.training.loop import train
 from transformer_jax.training.step import compile_train_step
+
+# What is compared is compiled in the same way.
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 STILL = dict(peak_rate=1e-12)  # an update leaves the parameters where they were, within float32
 BPE = TokenizerConfig(kind="bpe", vocab_size=270, special_tokens=("<cls>", "<sep>", "<mask>"))
@@ -99,11 +103,13 @@ def first_run(tmp_path_factory):
     """A folder whose run was trained, with a tokenizer of its own corpus."""
     folder = tmp_path_factory.mktemp("first")
     write_corpus(folder / "corpus")
-    train(tiny_bert(folder / "corpus"), str(folder / "run"))
+    with on_one_device(), optimizations(False):
+        train(tiny_bert(folder / "corpus"), str(folder / "run"))
     return folder / "run"
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_training_goes_on_with_parameters_and_tokenizer_of_a_run(first_run, corpus, tmp_path):
     source = shutil.copytree(first_run, tmp_path / "source")
     other = tmp_path / "corpus"

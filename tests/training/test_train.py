@@ -31,6 +31,9 @@ from transformer_jax.training.loop import StepLog, continue_command, train
 from transformer_jax.training.step import compile_train_step, make_init, make_train_step
 from transformer_jax.types import BATCH_KEYS, SIDES
 
+# What is compared is compiled in the same way.
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 ADAM = dataclasses.asdict(COMPARABLE)
 
 
@@ -248,6 +251,7 @@ def test_continuing_on_another_mesh(corpus, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("damage", ["half", "garbled"])
 def test_a_damaged_checkpoint_is_said_and_made_again(corpus, tmp_path, damage, caplog):
     whole, damaged = tmp_path / "whole", tmp_path / "damaged"
@@ -285,6 +289,7 @@ def test_a_run_whose_only_checkpoint_is_incomplete_says_so_and_starts_again(corp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_pairs_left_out_are_counted_to_the_end(corpus, tmp_path):
     shutil.copytree(corpus, tmp_path / "corpus")
     for side in ("source", "target"):

@@ -13,6 +13,7 @@ import transformer_jax as tj
 from tests.decoding_model import reference_beam
 from tests.drawn import drawn_params
 from transformer_jax.decoding import Constraints, DecodingSettings, Generator, TextRules
+from transformer_jax.decoding.settings import OWN_RULES
 
 SIZES = dict(
     d_model=16, num_heads=2, key_size=8, value_size=8, d_feedforward=32, max_length=24, vocab_size=21
@@ -27,8 +28,8 @@ LIMIT = 7
 SOURCES = [np.array(tokens, np.int32) for tokens in ([5, 9, 12], [6, 7, 8, 9, 10, 11], [13], [14, 15])]
 PROMPTS = [np.array(tokens, np.int32) for tokens in ([17], [], [8, 9, 8, 19, 9], [10, 11, 12])]
 GREEDY = DecodingSettings(beam_size=1)
-# Each row alone is another shape, which is compiled anew.
-ROWS = [pytest.param((0, 2), id="two"), pytest.param((1, 3), id="others", marks=pytest.mark.everything)]
+# Each row alone is another shape, which is compiled anew: one for every change, whose prompt is padded.
+ROWS = [pytest.param((2,), id="one"), pytest.param((0, 1, 3), id="others", marks=pytest.mark.everything)]
 
 
 @functools.cache
@@ -42,9 +43,11 @@ def forward(name):
     model = tj.build(CONFIGS[name])
 
     @jax.jit
-    def logits(params, source, targets):
+    def logits(params, source, segments, targets):
         ones = jnp.ones_like(targets)
-        return model.apply({"params": params}, source, targets, targets_segments=ones)
+        return model.apply(
+            {"params": params}, source, targets, inputs_segments=segments, targets_segments=ones
+        )
 
     return logits
 
@@ -52,9 +55,15 @@ def forward(name):
 def next_logits(name, source, prompt, output):
     """The logits after ``prompt`` and ``output``, from one pass over all tokens."""
     given = [*prompt, *output]
-    targets = np.zeros((1, 16), np.int32)
-    targets[0, : len(given)] = given
-    return np.array(forward(name)(params_of(name), source[None], targets)[0, len(given)], np.float64)
+    # One length of sources and one of targets, for one program.
+    inputs, segments, targets = (
+        np.zeros((1, 6), np.int32),
+        np.zeros((1, 6), np.int32),
+        np.zeros((1, 16), np.int32),
+    )
+    inputs[0, : len(source)], segments[0, : len(source)], targets[0, : len(given)] = source, 1, given
+    logits = forward(name)(params_of(name), inputs, segments, targets)
+    return np.array(logits[0, len(given)], np.float64)
 
 
 def next_log_probs(name, source, prompt, output):
@@ -74,11 +83,12 @@ def plain_greedy(name, source, prompt, allow=lambda logits, given, position: log
     return output
 
 
-def generator(name, settings=GREEDY, rules=None, batch_size=4):
+@functools.cache
+def generator(name, settings=GREEDY, rules=OWN_RULES):
+    """One for all tests, for the programs that it has compiled."""
     config = CONFIGS[name]
-    rules = TextRules() if rules is None else rules
     return Generator(
-        config, settings, config.vocab_size, output_length=lambda _: LIMIT, batch_size=batch_size, rules=rules
+        config, settings, config.vocab_size, output_length=lambda _: LIMIT, batch_size=4, rules=rules
     )
 
 
@@ -87,7 +97,8 @@ def generate(made, name, prompts: Any = PROMPTS):
     return [output.tolist() for output in outputs]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# Scanned layers read prompts for every change with beams, below.
+@pytest.mark.parametrize("name", ["bart", "t5", pytest.param("scanned", marks=pytest.mark.everything)])
 def test_greedy_outputs_continue_their_prompts(name):
     expected = [plain_greedy(name, *pair) for pair in zip(SOURCES, PROMPTS, strict=True)]
     assert generate(generator(name), name) == expected
@@ -97,7 +108,14 @@ def test_greedy_outputs_continue_their_prompts(name):
 
 
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("settings", [GREEDY, DecodingSettings(temperature=1.5, top_k=9, seed=3)], ids=str)
+# Greedy streams are compared for every change with each constraint, below.
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(GREEDY, id="greedy", marks=pytest.mark.everything),
+        pytest.param(DecodingSettings(temperature=1.5, top_k=9, seed=3), id="sampled"),
+    ],
+)
 def test_rows_alone_and_streams_give_the_same(settings, rows):
     made, params = generator("bart", settings), params_of("bart")
     together = generate(made, "bart")
@@ -105,8 +123,8 @@ def test_rows_alone_and_streams_give_the_same(settings, rows):
         source, prompt = SOURCES[number], PROMPTS[number]
         assert made.generate(params, [source], [number], [prompt])[0].tolist() == together[number]
         assert list(made.stream(params, source, number, prompt)) == together[number]
-    by_default = generator("bart", settings, TextRules(decoder_prompt=(8, 9)))
-    explicit = generate(made, "bart", [np.array([8, 9], np.int32)] * 4)
+    by_default = generator("bart", settings, TextRules(decoder_prompt=(8, 9, 7, 5)))
+    explicit = generate(made, "bart", [np.array([8, 9, 7, 5], np.int32)] * 4)
     assert generate(by_default, "bart", None) == explicit
     for number in rows:
         assert list(by_default.stream(params, SOURCES[number], number)) == explicit[number]
@@ -159,7 +177,11 @@ RULES = {
 
 
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule",
+    # ``test_constraints`` has a minimum length that counts the prompt for every change too.
+    [pytest.param(name, marks=[pytest.mark.everything] * (name == "min_length")) for name in RULES],
+)
 def test_constraints_count_the_prompt(rule, rows):
     constraints, allow = RULES[rule]
     expected = [plain_greedy("bart", *pair, allow) for pair in zip(SOURCES, PROMPTS, strict=True)]

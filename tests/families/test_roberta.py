@@ -46,7 +46,7 @@ def change(folder, **keys):
 def test_a_pair_is_read_as_the_tokenizer_has_it_and_without_types(folder):
     model = tj.from_pretrained(folder)
     ids = jnp.array([[0, 5, 6, 2, 2, 7, 2]])
-    logits = model.model.apply({"params": model.params}, ids)[0]
+    logits = jax.jit(model.model.apply)({"params": model.params}, ids)[0]
     found = dict(model.classify(("w5 w6", "w7")))
     np.testing.assert_allclose([found[f"LABEL_{i}"] for i in range(3)], jax.nn.softmax(logits), rtol=1e-4)
 
@@ -123,9 +123,10 @@ def test_names_without_the_prefix_and_an_unused_pooler(tmp_path):
         assert jax.tree.all(jax.tree.map(np.array_equal, again.params[part], model.params[part]))
 
 
-@pytest.mark.parametrize("pad_id", [0, 1, 3])
+# That of RoBERTa is the one of its family; another one is read and written for every change.
+@pytest.mark.parametrize("pad_id", [*(pytest.param(i, marks=pytest.mark.everything) for i in (0, 1)), 3])
 def test_positions_begin_after_the_id_of_padding(pad_id, tmp_path):
-    config = roberta.config("tiny", **SIZES, max_length=9, pad_id=pad_id, eos_id=2)
+    config = roberta.config("tiny", **SIZES, num_encoder_layers=1, max_length=9, pad_id=pad_id, eos_id=2)
     assert config.front_end.position_offset == pad_id + 1 and family_of(config) is roberta.FAMILY
     model = Pretrained(FAMILIES["roberta"], config, drawn_params(config))
     tj.save_pretrained(tmp_path, model)
@@ -133,12 +134,13 @@ def test_positions_begin_after_the_id_of_padding(pad_id, tmp_path):
     again = tj.from_pretrained(tmp_path)
     assert again.config == config
     ids = jnp.array([[5, 6, 7, pad_id, pad_id]])  # found to be padding by its id alone
-    alone = model.model.apply({"params": model.params}, ids[:, :3])
-    np.testing.assert_allclose(model.model.apply({"params": model.params}, ids)[:, :3], alone, atol=1e-5)
+    apply = jax.jit(model.model.apply)
+    alone = apply({"params": model.params}, ids[:, :3])
+    np.testing.assert_allclose(apply({"params": model.params}, ids)[:, :3], alone, atol=1e-5)
 
 
 def test_another_start_of_positions_cannot_be_written(tmp_path):
-    config = roberta.config("tiny", **SIZES, max_length=9, position_offset=5)
+    config = roberta.config("tiny", **SIZES, num_encoder_layers=1, max_length=9, position_offset=5)
     model = Pretrained(FAMILIES["roberta"], config, drawn_params(config))
     with pytest.raises(ConfigError, match=r"position_offset=5.* would be read as .*position_offset=2"):
         tj.save_pretrained(tmp_path, model)
@@ -153,10 +155,14 @@ def test_training_does_not_depend_on_padding():
         {"inputs": row, "targets": row[::-1], "targets_weights": (row == 4).astype(int)} for row in rows
     ]
 
+    def loss(own, arrays):
+        return objective.loss(apply, own, arrays, {}, train=True)[0]
+
+    compiled = jax.jit(jax.grad(loss))
+
     def gradient(length, pad_id):
         batch = pad_batch([[example] for example in examples], length, pad_id=pad_id)
-        arrays = jax.tree.map(jnp.asarray, batch)
-        return jax.jit(jax.grad(lambda own: objective.loss(apply, own, arrays, {}, train=True)[0]))(params)
+        return compiled(params, jax.tree.map(jnp.asarray, batch))
 
     wanted = gradient(6, 1)
     used = np.abs(wanted["embed_inputs"]["positions"]["embedding"]).max(axis=1) > 0

@@ -36,6 +36,16 @@ def smoke_of(smoked, names):
     return [pytest.param(name, marks=[pytest.mark.smoke] * (name == smoked)) for name in names]
 
 
+# The models whose generator is compared for every change, where others repeat it: one with an encoder and one
+# without. ``test_greedy_decoding_with_a_cache`` and ``test_four_beams`` have all models.
+GENERATED = ("gpt2", "bart")
+
+
+def generated_of(names):
+    """The names, of which all but ``GENERATED`` are left to ``make everything``."""
+    return [pytest.param(name, marks=[pytest.mark.everything] * (name not in GENERATED)) for name in names]
+
+
 @functools.cache
 def loaded(name, **changes):
     return from_pretrained(FIXTURES / name, **changes)
@@ -230,7 +240,10 @@ def generators():
     """Beams go through the generator as greedy search does: with one model by each rule for every change."""
     for name, result in itertools.product(DECODING_MODELS, ("greedy", "beam_reference", "beam_defaults")):
         is_rare = (name, result) not in (("gpt2", "beam_reference"), ("bart", "beam_defaults"))
-        marks = [] if result == "greedy" else [pytest.mark.slow] + [pytest.mark.everything] * is_rare
+        if result == "greedy":
+            marks = [pytest.mark.everything] * (name not in GENERATED)
+        else:
+            marks = [pytest.mark.slow] + [pytest.mark.everything] * is_rare
         yield pytest.param(name, result, marks=marks)
 
 
@@ -276,14 +289,14 @@ def generated(ours, sequences, **options):
     ("num_beams", "result"),
     [pytest.param(1, "folder_greedy", marks=[pytest.mark.slow, pytest.mark.everything]), (4, "folder_beam")],
 )
-@pytest.mark.parametrize("name", DECODING_MODELS)
+@pytest.mark.parametrize("name", generated_of(DECODING_MODELS))
 def test_a_folder_generates_as_there_where_nothing_else_is_said(name, num_beams, result):
     arrays = expected(name)
     found = generated(loaded(name), sequences_of(name, arrays), beam_size=num_beams, max_new_tokens=12)
     assert found == best_of(arrays, result)
 
 
-@pytest.mark.parametrize("name", DECODING_MODELS)
+@pytest.mark.parametrize("name", generated_of(DECODING_MODELS))
 def test_what_generation_config_asks_for_is_done(name, tmp_path):
     arrays = expected(name)
     ruled = json.loads(str(arrays["decoding"]))["ruled"]

@@ -18,7 +18,7 @@ from transformer_jax.config import ConfigError, read_section
 from transformer_jax.decoding import DecodingSettings, Generator
 from transformer_jax.layers.feedforward import FeedForward
 from transformer_jax.layers.norms import LayerNorm
-from transformer_jax.models import evaluation_keys, training_keys
+from transformer_jax.models import abstract_params, evaluation_keys, training_keys
 from transformer_jax.models.attention import ATTENTIONS, AttentionSpec, FullAttention
 from transformer_jax.models.front_ends import Patches
 from transformer_jax.models.residual import RESIDUALS, Residual
@@ -49,7 +49,7 @@ def cached_logits(config, params, source=SOURCE, target=TARGET):
     """Logits by one decoding step after the other, from a cache that is longer than needed."""
     model, keys = tj.build(config), evaluation_keys(config)
     apply = functools.partial(model.apply, {"params": params}, rngs=keys)
-    context = apply(source, method="encode_context")
+    context = jax.jit(functools.partial(apply, method="encode_context"))(source)
     cache = model.init_cache(len(source), target.shape[1] + 2)
     step = jax.jit(functools.partial(apply, method="decode_step"))
     tokens, found = jnp.full(len(source), config.decoder_start_id), []
@@ -60,13 +60,18 @@ def cached_logits(config, params, source=SOURCE, target=TARGET):
     return jnp.stack(found, axis=1)
 
 
+@functools.cache
+def unlike_params():
+    return drawn_params(UNLIKE)
+
+
 def full_logits(config, params, source=SOURCE, target=TARGET):
     apply = jax.jit(tj.build(config).apply)
     return apply({"params": params}, inputs=source, targets=target, rngs=evaluation_keys(config))
 
 
 def test_encoder_and_decoder_differ_in_what_a_config_says():
-    params = drawn_params(UNLIKE)
+    params = unlike_params()
     encoder, decoder = params["encoder"]["layer_1"], params["decoder"]["layer_2"]
     assert encoder["self_attention"]["query"]["kernel"].shape == (16, 4, 4)
     assert decoder["self_attention"]["query"]["kernel"].shape == (16, 2, 4)
@@ -101,7 +106,7 @@ def test_such_a_model_learns():
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(params, updates), state, value, gradient
 
-    params = drawn_params(UNLIKE)
+    params = unlike_params()
     state = optimizer.init(params)
     losses = []
     for _ in range(4):
@@ -115,7 +120,7 @@ def test_such_a_model_learns():
 def test_generated_outputs_have_the_lengths_of_their_stacks():
     settings = DecodingSettings(beam_size=3)
     generator = Generator(UNLIKE, settings, 23, output_length=lambda _: 99, batch_size=4)
-    params = drawn_params(UNLIKE)
+    params = unlike_params()
     outputs = generator.generate(params, [np.full(60, 7, np.int32), np.full(3, 8, np.int32)])
     assert max(map(len, outputs)) <= 16
     with pytest.raises(ValueError, match="sequence 1 has 65 tokens, the model takes 1 to 64"):
@@ -257,7 +262,7 @@ def mixed(spec, **changes):
 def test_a_pattern_is_repeated_over_the_layers(random_means):
     config = mixed((FullAttention(), random_means))
     assert read_section(tj.TransformerConfig, plain(config), "model") == config
-    decoder = drawn_params(config)["decoder"]
+    decoder = abstract_params(config)["decoder"]
     kinds = [set(decoder[f"layer_{layer}"]["self_attention"]) for layer in range(3)]
     assert kinds == [{"query", "key", "value", "output"}, {"output"}, {"query", "key", "value", "output"}]
     batch = {name: jax.ShapeDtypeStruct((1, 4), jnp.int32) for name in ("inputs", "targets")}
@@ -284,12 +289,13 @@ def test_an_attention_owns_its_cache(random_means, scan_layers):
 def best_by_full_passes(config, params, source, beams, length):
     """Beam search that computes whole forward passes, in plain Python."""
     live, ended = [(0.0, [])], []
+    apply = jax.jit(tj.build(config).apply)
     for _ in range(length):
         grown = []
         for score, tokens in live:
             target = jnp.array([[*tokens, 0] + [0] * (length - len(tokens) - 1)], jnp.int32)
             segments = jnp.ones_like(target)
-            logits = jax.jit(tj.build(config).apply)(
+            logits = apply(
                 {"params": params}, inputs=source, targets=target, targets_segments=segments,
                 rngs=evaluation_keys(config),
             )[0, len(tokens)]  # fmt: skip
@@ -304,7 +310,7 @@ def best_by_full_passes(config, params, source, beams, length):
     return max(ended, key=lambda one: one[0])[1] if ended else live[0][1]
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("scan_layers", [pytest.param(False, marks=pytest.mark.everything), True])
 def test_a_stream_is_read_in_evaluation_and_every_layer_draws_its_own(random_means, scan_layers):
     config = mixed((random_means,), scan_layers=scan_layers)
     params = drawn_params(config)
@@ -323,10 +329,11 @@ def test_a_stream_is_read_in_evaluation_and_every_layer_draws_its_own(random_mea
     if scan_layers:  # layers with equal parameters still draw different numbers
         equal = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), params["encoder"]["layers"])
         variables = {"params": params | {"encoder": {"layers": equal}}}
-        _, sown = tj.build(config).apply(
-            variables, SOURCE, rngs=keys, method="encode", mutable="intermediates",
+        encode = functools.partial(
+            tj.build(config).apply, method="encode", mutable="intermediates",
             capture_intermediates=lambda module, _: isinstance(module, RandomMeans),
         )  # fmt: skip
+        _, sown = jax.jit(encode)(variables, SOURCE, rngs=keys)
         first, second = jax.tree.leaves(sown["intermediates"]["encoder"]["layers"]["self_attention"])[0]
         ratio = np.linalg.norm(first - second) / np.linalg.norm(first)
         assert ratio > 0.5
@@ -353,7 +360,7 @@ class TwoStreams(Residual):
         return jnp.concatenate(state, axis=-1)
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("scan_layers", [pytest.param(False, marks=pytest.mark.everything), True])
 def test_a_residual_strategy_from_outside(monkeypatch, scan_layers):
     monkeypatch.setitem(RESIDUALS, "two_streams", TwoStreams)
     config = tj.families.gpt2.config(
@@ -368,23 +375,26 @@ def test_a_residual_strategy_from_outside(monkeypatch, scan_layers):
     full = jax.jit(model.apply)({"params": params}, inputs=TARGET)
     prompt = tj.models.cache.PromptContext(jnp.zeros(2, jnp.int32))
     cache = model.init_cache(2, 6)
+    step = jax.jit(functools.partial(model.apply, method="decode_step"))
     for position in range(4):
-        logits, cache = model.apply(
-            {"params": params}, TARGET[:, position], prompt, cache, method="decode_step"
-        )
+        logits, cache = step({"params": params}, TARGET[:, position], prompt, cache)
         close(logits, full[:, position])
-    if not scan_layers:
-        _, sown = model.apply({"params": params}, inputs=TARGET, mutable="intermediates")
-        layers = sown["intermediates"]["decoder"]
+    sow = jax.jit(functools.partial(model.apply, mutable="intermediates"))
+    _, sown = sow({"params": params}, inputs=TARGET)
+    layers, blocks = sown["intermediates"]["decoder"], params["decoder"]
+    if scan_layers:
+        before, after = layers["layers"]["block_output"][0]
+        block = jax.tree.map(lambda leaf: leaf[1], blocks["layers"])
+    else:
         before, after = (layers[f"layer_{layer}"]["block_output"][0] for layer in range(2))
-        # The last sub-layer read the one stream and added to the other, which can be undone.
-        one, two = jnp.split(after, 2, axis=-1)
-        block = params["decoder"]["layer_1"]
-        normed = LayerNorm(config.norm_epsilon, jnp.dtype("float32")).apply(
-            {"params": block["feedforward_norm"]}, one
-        )
-        added = FeedForward(24, "gelu_tanh", True, 0.0, jnp.dtype("float32")).apply(
-            {"params": block["feedforward"]}, normed, train=False
-        )
-        close(two - added, jnp.split(before, 2, axis=-1)[1])
-        assert np.abs(added).max() > 1e-3
+        block = blocks["layer_1"]
+    # The last sub-layer read the one stream and added to the other, which can be undone.
+    one, two = jnp.split(after, 2, axis=-1)
+    normed = LayerNorm(config.norm_epsilon, jnp.dtype("float32")).apply(
+        {"params": block["feedforward_norm"]}, one
+    )
+    added = FeedForward(24, "gelu_tanh", True, 0.0, jnp.dtype("float32")).apply(
+        {"params": block["feedforward"]}, normed, train=False
+    )
+    close(two - added, jnp.split(before, 2, axis=-1)[1])
+    assert np.abs(added).max() > 1e-3

@@ -1,6 +1,7 @@
 """Front ends: positions that skip padding, a front end from outside the package, and configs with one."""
 
 import dataclasses
+import functools
 import re
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ import transformer_jax as tj
 from tests.drawn import drawn_params
 from transformer_jax.config import ConfigError, read_section
 from transformer_jax.layers.positions import PositionEncoding
-from transformer_jax.models import example_inputs
+from transformer_jax.models import abstract_params
 from transformer_jax.models.embedded import Embedded
 from transformer_jax.models.front_ends import FRONT_ENDS, FrontEnd, Patches, Tokens
 from transformer_jax.models.front_ends.tokens import positions_in_segments
@@ -45,8 +46,8 @@ def counted(segments):
 
 def table_rows(config, **arguments):
     """The row of the table of positions that each token gets, in a table whose rows are their numbers."""
-    model = tj.build(dataclasses.replace(config, embedding_norm=False, num_encoder_layers=1))
-    params = unbox(model.init(jax.random.key(0), **example_inputs(config)))["params"]
+    config = dataclasses.replace(config, embedding_norm=False, num_encoder_layers=1)
+    model, params = tj.build(config), drawn_params(config)
     table = params["embed_inputs"]["positions"]["embedding"]
     marked = jnp.broadcast_to(jnp.arange(len(table), dtype=jnp.float32)[:, None], table.shape)
     params["embed_inputs"]["positions"]["embedding"] = marked
@@ -112,7 +113,7 @@ def test_relative_positions_may_be_those_of_the_decoder_after_patches():
         dataclasses.replace(config, decoder_changes=changes),
         dataclasses.replace(config, positions="relative", encoder_changes=(("positions", "learned"),)),
     ):
-        params = drawn_params(changed)
+        params = unbox(abstract_params(changed))
         assert params["embed_patches"]["positions"]["embedding"].shape == (5, 16)
         assert "relative_bias" in params["decoder"] and "relative_bias" not in params["encoder"]
     with pytest.raises(ConfigError, match="positions='relative' does not go with images"):
@@ -168,9 +169,9 @@ def series(monkeypatch):
 def test_a_front_end_from_outside_before_an_encoder(series):
     config = dataclasses.replace(BERT, vocab_size=0, num_token_types=0, front_end=series, head="none")
     model = tj.build(config)
-    variables = model.init(jax.random.key(0), **example_inputs(config))
+    variables, apply = {"params": drawn_params(config)}, jax.jit(model.apply)
     assert variables["params"].keys() == {"embed_series", "encoder"}
-    first, other = (model.apply(variables, series=jnp.full((2, 5), value)) for value in (1.0, -1.0))
+    first, other = (apply(variables, series=jnp.full((2, 5), value)) for value in (1.0, -1.0))
     assert first.shape == (2, 5, 16) and not np.allclose(first, other)
     with pytest.raises(
         ValueError, match="a model of series and was given inputs: give it series, and nothing"
@@ -187,14 +188,17 @@ def test_a_front_end_from_outside_before_an_encoder_and_a_decoder(series):
     config = dataclasses.replace(config, front_end=series)
     model = tj.build(config)
     targets = jnp.array([[4, 5, 6], [7, 8, 2]])
-    variables = model.init(jax.random.key(0), series=jnp.zeros((2, 5)), targets=targets)
+    variables = jax.jit(model.init)(jax.random.key(0), series=jnp.zeros((2, 5)), targets=targets)
     assert variables["params"].keys() == {"embed_series", "target_embedding", "encoder", "decoder"}
     numbers = jnp.linspace(0.0, 1.0, 10).reshape(2, 5)
-    logits = model.apply(variables, series=numbers, targets=targets)
-    context = model.apply(variables, series=numbers, method="encode_context")
+    logits = jax.jit(model.apply)(variables, series=numbers, targets=targets)
+    encode, decode_step = (
+        jax.jit(functools.partial(model.apply, method=method)) for method in ("encode_context", "decode_step")
+    )
+    context = encode(variables, series=numbers)
     cache, previous = model.init_cache(2, 3), jnp.full((2,), config.decoder_start_id)
     for place in range(3):
-        step, cache = model.apply(variables, previous, context, cache, method="decode_step")
+        step, cache = decode_step(variables, previous, context, cache)
         np.testing.assert_allclose(step, logits[:, place], rtol=1e-4, atol=1e-4)
         previous = targets[:, place]
 
@@ -262,6 +266,6 @@ def test_images_may_be_bytes():
     )
     model, rng = tj.build(config), np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 32, 32, 1), dtype=np.uint8)
-    variables = model.init(jax.random.key(0), **example_inputs(config))
-    expected = model.apply(variables, images=jnp.asarray(images / np.float32(127.5) - 1, jnp.float32))
-    np.testing.assert_allclose(model.apply(variables, images=jnp.asarray(images)), expected, atol=1e-5)
+    variables, apply = {"params": drawn_params(config)}, jax.jit(model.apply)
+    expected = apply(variables, images=jnp.asarray(images / np.float32(127.5) - 1, jnp.float32))
+    np.testing.assert_allclose(apply(variables, images=jnp.asarray(images)), expected, atol=1e-5)

@@ -52,10 +52,10 @@ def entry(monkeypatch):
 def test_a_head_from_outside_sees_the_vectors_the_segments_and_the_inputs(entry):
     config = dataclasses.replace(BERT, head="at_largest_token", num_labels=3)
     model, bare = tj.build(config), tj.build(BERT)
-    variables = model.init(jax.random.key(0), TOKENS)
+    variables = jax.jit(model.init)(jax.random.key(0), TOKENS)
     scores = variables["params"]["head"]["scores"]
-    logits, lengths = model.apply(variables, TOKENS)
-    vectors = bare.apply({"params": {**variables["params"]}}, TOKENS)
+    logits, lengths = jax.jit(model.apply)(variables, TOKENS)
+    vectors = jax.jit(bare.apply)({"params": {**variables["params"]}}, TOKENS)
     expected = vectors[jnp.arange(2), jnp.array([3, 1])] @ scores["kernel"] + scores["bias"][None]
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
     assert lengths.tolist() == [5, 7]

@@ -7,8 +7,8 @@ import pytest
 from tests.models.test_transformer import change
 from transformer_jax.models import abstract_params
 
-# Shapes are those of ``test_transformer.CONFIG``: vocabulary 23, width 16, 2 heads, keys of 4 and values of 6,
-# hidden units 24.
+# Shapes are those of ``test_transformer.CONFIG``: vocabulary 23, width 16, 2 heads, keys of 4 and values
+# of 6, hidden units 24.
 ATTENTION = {
     "query/kernel": ((16, 2, 4), ("embed", "heads", "head_size")),
     "key/kernel": ((16, 2, 4), ("embed", "heads", "head_size")),

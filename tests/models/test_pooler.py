@@ -1,6 +1,7 @@
 """The pooler of the head "classes": its activation by hand, and dropout before it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,28 +16,30 @@ SIZES = dict(
 )
 CONFIG = tj.families.bert.config("tiny", **SIZES, max_length=12, head="classes", num_labels=3, dropout=0.5)
 TOKENS = jnp.array([[5, 6, 7], [8, 9, 4]])
+params_of_config = functools.cache(functools.partial(drawn_params, CONFIG))
 
 
 @pytest.mark.parametrize(("pooler", "function"), [("tanh", np.tanh), ("relu", lambda x: np.maximum(x, 0))])
 def test_classes_of_the_pooled_vector_by_hand(pooler, function):
-    params = drawn_params(CONFIG)
+    params = params_of_config()
     bare = dataclasses.replace(CONFIG, head="none", num_labels=0)
     shared = {name: part for name, part in params.items() if name != "head"}
-    vectors = tj.build(bare).apply({"params": shared}, TOKENS)[:, 0]
+    vectors = jax.jit(tj.build(bare).apply)({"params": shared}, TOKENS)[:, 0]
     head = jax.device_get(params["head"])
     dense, classes = head["pooler"]["dense"], head["classes"]
     hidden = function(np.asarray(vectors) @ dense["kernel"] + dense["bias"])
     config = dataclasses.replace(CONFIG, pooler=pooler)
-    found = tj.build(config).apply({"params": params}, TOKENS)
+    found = jax.jit(tj.build(config).apply)({"params": params}, TOKENS)
     np.testing.assert_allclose(found, hidden @ classes["kernel"] + classes["bias"], rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_before_the_pooler_is_in_training_alone():
-    params, rngs = drawn_params(CONFIG), {"dropout": jax.random.key(1)}
+    params, rngs = params_of_config(), {"dropout": jax.random.key(1)}
     once, twice = (tj.build(dataclasses.replace(CONFIG, pooler_dropout=value)) for value in (False, True))
 
     def found(model, train):
-        return model.apply({"params": params}, TOKENS, train=train, rngs=rngs)
+        apply = jax.jit(functools.partial(model.apply, train=train))
+        return apply({"params": params}, TOKENS, rngs=rngs)
 
     np.testing.assert_array_equal(found(once, False), found(twice, False))
     assert np.abs(found(once, True) - found(twice, True)).max() > 1e-4

@@ -12,10 +12,12 @@ from tests.drawn import drawn_params
 from tests.models.test_stacks import TwoStreams
 from transformer_jax.data import TokenizerConfig, train_tokenizer
 from transformer_jax.inference.vectors import embed_texts
+from transformer_jax.models import abstract_params
 from transformer_jax.models.front_ends import Patches
 from transformer_jax.models.heads import HEADS
 from transformer_jax.models.residual import RESIDUALS
 from transformer_jax.planning.model_flops import model_flops
+from transformer_jax.sharding.partitioning import unbox
 
 LENGTH = 7
 TOKENS = jnp.array([[5, 9, 7, 30, 2, 3, 1], [8, 39, 2, 1, 1, 9, 22]])
@@ -49,8 +51,9 @@ def product_operations(params, length):
 @pytest.mark.parametrize("head", ENCODER_HEADS)
 def test_heads_read_vectors_of_the_size_that_the_encoder_returns(config, head):
     config = with_head(config, head)
-    params = drawn_params(config)
-    results = HEADS[head].arrays(tj.build(config).apply({"params": params}, TOKENS))
+    params = unbox(abstract_params(config))
+    apply = tj.build(config).apply
+    results = jax.eval_shape(lambda params: HEADS[head].arrays(apply({"params": params}, TOKENS)), params)
     assert [len(array) for array in results] == [2] * len(HEADS[head].outputs)
     batch = {"inputs": jax.ShapeDtypeStruct((1, LENGTH), jnp.int32)}
     bare = dataclasses.replace(config, head="none", num_labels=0)
@@ -65,9 +68,10 @@ def test_classes_without_a_pooler_read_such_vectors_too(config):
     config = dataclasses.replace(
         with_head(config, "classes"), front_end=Patches((8, 8, 1), 4), vocab_size=0, max_length=5
     )
-    params = drawn_params(config)
+    params = unbox(abstract_params(config))
     assert params["head"]["classes"]["kernel"].shape == (32, 3)
-    assert tj.build(config).apply({"params": params}, images=jnp.zeros((2, 8, 8, 1))).shape == (2, 3)
+    apply, images = tj.build(config).apply, jnp.zeros((2, 8, 8, 1))
+    assert jax.eval_shape(apply, {"params": params}, images=images).shape == (2, 3)
     batch = {"images": jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)}
     bare = dataclasses.replace(config, head="none", num_labels=0)
     assert model_flops(config, batch, train=False) - model_flops(bare, batch, train=False) == 2 * 32 * 3

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.compilations import on_one_device, optimizations
 from tests.parity.test_fixtures import STORED
 from tests.pretrained.test_reading import keys_kernel
-from tests.tiny_training import tiny_experiment, write_corpus
+from tests.tiny_training import tiny_experiment, write_corpus, write_run
 from tests.training.test_initialization import assert_same, drawn_on, starting_from, tiny_bert
 from transformer_jax.config import ConfigError
 from transformer_jax.data import SPLITS
@@ -64,23 +63,21 @@ def write_images(folder, count=48):
 
 @pytest.fixture(scope="module")
 def vit_run(tmp_path_factory):
-    """A folder with images, and the run that was trained on them, with layers beside one another."""
+    """A folder with images, and a run of a model of them, with layers beside one another."""
     folder = tmp_path_factory.mktemp("vit")
     write_images(folder / "images")
-    with on_one_device(), optimizations(False):
-        train(tiny_vit(folder / "images", train=dict(num_steps=2)), str(folder / "run"))
+    write_run(tiny_vit(folder / "images"), folder / "run", (2,))
     return folder / "run"
 
 
 @pytest.fixture(scope="module")
 def bert_run(tmp_path_factory):
-    """A folder whose run was trained with two layers, in one array each."""
+    """A run of two layers, in one array each."""
     folder = tmp_path_factory.mktemp("bert")
     write_corpus(folder / "corpus")
-    experiment = tiny_bert(folder / "corpus", train=dict(num_steps=2))
+    experiment = tiny_bert(folder / "corpus")
     model = dataclasses.replace(experiment.model, num_encoder_layers=2, scan_layers=True)
-    with on_one_device(), optimizations(False):
-        train(dataclasses.replace(experiment, model=model), str(folder / "run"))
+    write_run(dataclasses.replace(experiment, model=model), folder / "run", (2,))
     return folder / "run"
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.tiny_training import tiny_experiment
+from tests.tiny_training import tiny_experiment, write_run
 from transformer_jax.config import ConfigError
 from transformer_jax.data import DataError, TokenizerConfig, train_tokenizer
 from transformer_jax.reporting.progress import read_metrics
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 def test_another_experiments_folder_is_refused_and_untouched(corpus, tmp_path):
     workdir = tmp_path / "run"
-    train(tiny_experiment(corpus, train=dict(num_steps=2)), str(workdir))
+    write_run(tiny_experiment(corpus), workdir, (2,))
     before = (workdir / "config.json").read_bytes()
     other = tiny_experiment(corpus, model=dict(d_feedforward=64), optimizer=dict(peak_rate=1.0))
     with pytest.raises(ConfigError, match=r"(?s)another experiment.*d_feedforward: 32 there, 64.*peak_rate"):

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.compilations import on_one_device, optimizations
 from tests.drawn import drawn_params
 from tests.parity.test_fixtures import STORED
-from tests.tiny_training import tiny_experiment, write_corpus
+from tests.tiny_training import tiny_experiment, write_corpus, write_run
 from transformer_jax.checkpoints.files import CheckpointError
 from transformer_jax.config import ConfigError
 from transformer_jax.data import DataError, TokenizerConfig
@@ -100,18 +99,18 @@ def validation_losses(workdir):
 
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory):
-    """A folder whose run was trained, with a tokenizer of its own corpus."""
+    """The folder of a run, with a tokenizer of its own corpus."""
     folder = tmp_path_factory.mktemp("first")
     write_corpus(folder / "corpus")
-    with on_one_device(), optimizations(False):
-        train(tiny_bert(folder / "corpus"), str(folder / "run"))
+    write_run(tiny_bert(folder / "corpus"), folder / "run", (6,))
     return folder / "run"
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
-def test_a_training_goes_on_with_parameters_and_tokenizer_of_a_run(first_run, corpus, tmp_path):
-    source = shutil.copytree(first_run, tmp_path / "source")
+def test_a_training_goes_on_with_parameters_and_tokenizer_of_a_run(corpus, tmp_path):
+    source = tmp_path / "source"
+    train(tiny_bert(corpus), str(source))
     other = tmp_path / "corpus"
     write_other_corpus(other)
     plain = tiny_bert(other, optimizer=STILL, train=dict(num_steps=1, evaluate_every_steps=1))

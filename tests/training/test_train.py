@@ -163,10 +163,20 @@ def test_a_packed_pair_has_the_loss_it_has_alone(corpus, tmp_path):
 @pytest.mark.parametrize(
     "sections",
     [
-        dict(optimizer=dict(name="adamw", weight_decay=0.1, clip_norm=0.5, schedule="cosine")),
+        # For every change, those that no whole run of another test or no other test of the parts trains with.
+        pytest.param(
+            dict(optimizer=dict(name="adamw", weight_decay=0.1, clip_norm=0.5, schedule="cosine")),
+            marks=pytest.mark.everything,
+        ),
         dict(model=dict(dtype="bfloat16")),
-        dict(model=dict(scan_layers=True, remat=True, num_encoder_layers=2, num_decoder_layers=2)),
-        dict(model=dict(norm_position="pre", positions="learned", share_embeddings="none")),
+        pytest.param(
+            dict(model=dict(scan_layers=True, remat=True, num_encoder_layers=2, num_decoder_layers=2)),
+            marks=pytest.mark.everything,
+        ),
+        pytest.param(
+            dict(model=dict(norm_position="pre", positions="learned", share_embeddings="none")),
+            marks=pytest.mark.everything,
+        ),
         dict(data=dict(batching="packed", buckets=())),
         dict(mesh=dict(data=2, fsdp=2, tensor=2), optimizer=dict(name="adafactor", peak_rate=1e-2)),
     ],
@@ -213,7 +223,9 @@ def test_a_whole_run_and_what_it_leaves_behind(corpus, tmp_path, capsys):
     }
     records = read_metrics(tmp_path / "run")
     assert [r["step"] for r in records if "train/loss" in r] == [2, 4, 6]
-    assert [r["step"] for r in records if "validation/loss" in r] == [3, 6]
+    losses = {r["step"]: r["validation/loss"] for r in records if "validation/loss" in r}
+    assert list(losses) == [3, 6]
+    assert load_run(str(tmp_path / "run"), "best").steps == (min(losses, key=losses.__getitem__),)
     assert len((tmp_path / "run" / "translations_test.txt").read_text().splitlines()) == SIZES["test"]
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     printed = capsys.readouterr()

@@ -1,6 +1,7 @@
 """What ``classify`` says of classes: their names, and probabilities that sum to 1 or do not."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from tests.parity.test_fixtures import STORED
 from tests.word_tokenizers import word_tokenizer
 from transformer_jax.config import ConfigError
+from transformer_jax.models import build
 from transformer_jax.pretrained.config_json import _labels
 from transformer_jax.pretrained.reading import from_pretrained
 from transformer_jax.pretrained.saving import save_pretrained
@@ -35,6 +37,11 @@ def change(folder, **keys):
     (folder / "config.json").write_text(json.dumps(content | keys))
 
 
+@functools.cache
+def compiled(config):
+    return jax.jit(build(config).apply)
+
+
 def logits_of(model, text):
     parts = (text,) if isinstance(text, str) else text
     ids, types = [2], [0]
@@ -42,7 +49,7 @@ def logits_of(model, text):
         own = [*(int(word[1:]) for word in part.split()), 3]
         ids, types = ids + own, types + [number] * len(own)
     arrays = dict(inputs=jnp.array([ids]), inputs_types=jnp.array([types]))
-    found = jax.jit(model.model.apply)({"params": model.params}, **arrays)
+    found = compiled(model.config)({"params": model.params}, **arrays)
     return np.asarray(found)[0].astype(np.float64)
 
 

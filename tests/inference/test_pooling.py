@@ -1,6 +1,7 @@
 """What folders of sentence-transformers say of how tokens are pooled: read, kept, and refused."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -48,12 +49,14 @@ def folder(tmp_path):
     return copy
 
 
-def by_hand(model, texts):
-    """The vectors (L, D) of each text's tokens."""
-    found = []
-    for text in texts:
+@functools.cache
+def by_hand():
+    """The vectors (L, D) of the tokens of each of ``TEXTS``."""
+    model, found = from_pretrained(STORED / "bert_base_model"), []
+    apply = jax.jit(model.model.apply)
+    for text in TEXTS:
         ids = np.array([[2, *(int(word[1:]) for word in text.split()), 3]], np.int32)
-        vectors, _ = jax.jit(model.model.apply)({"params": model.params}, inputs=jnp.asarray(ids))
+        vectors, _ = apply({"params": model.params}, inputs=jnp.asarray(ids))
         found.append(np.asarray(vectors[0]))
     return found
 
@@ -71,7 +74,7 @@ def by_hand(model, texts):
 def test_the_first_tokens_vector(folder, pooling, prefix, normalize, tmp_path):
     write(folder, pooling, normalize=normalize, prefix=prefix)
     model = from_pretrained(folder)
-    wanted = np.stack([vectors[0] for vectors in by_hand(model, TEXTS)])
+    wanted = np.stack([vectors[0] for vectors in by_hand()])
     unit = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
     np.testing.assert_allclose(model.embed(TEXTS), unit if normalize else wanted, atol=2e-6)
     np.testing.assert_allclose(model.embed(TEXTS, normalize=False), wanted, atol=2e-6)
@@ -88,7 +91,7 @@ def test_the_first_tokens_vector(folder, pooling, prefix, normalize, tmp_path):
 def test_means_are_normalized_where_the_folder_says_so(folder, pooling):
     write(folder, pooling)
     model = from_pretrained(folder)
-    wanted = np.stack([vectors.mean(axis=0) for vectors in by_hand(model, TEXTS)])
+    wanted = np.stack([vectors.mean(axis=0) for vectors in by_hand()])
     np.testing.assert_allclose(model.embed(TEXTS), wanted, atol=2e-6)
     write(folder, pooling, normalize=True)
     unit = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)

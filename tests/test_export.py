@@ -62,21 +62,24 @@ EXPERIMENTS = {
 }
 
 
+def trained(name, folder):
+    """Fills a folder with a family's experiment: its corpus and its run."""
+    write_corpus(folder / "corpus")
+    if name == "bert":
+        for path in (folder / "corpus").glob("*.target"):
+            count = len(path.read_text().splitlines())
+            path.write_text("".join(f"{'abc'[i % 3]}\n" for i in range(count)))
+    with on_one_device():
+        train(EXPERIMENTS[name](folder / "corpus"), str(folder / "run"))
+    return folder / "run"
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Returns a function from a family's name to the folder of its run, which is trained once."""
 
     def run(name):
-        def trained(folder):
-            write_corpus(folder / "corpus")
-            if name == "bert":
-                for path in (folder / "corpus").glob("*.target"):
-                    count = len(path.read_text().splitlines())
-                    path.write_text("".join(f"{'abc'[i % 3]}\n" for i in range(count)))
-            with on_one_device():
-                train(EXPERIMENTS[name](folder / "corpus"), str(folder / "run"))
-
-        return made_once(tmp_path_factory, f"exported_{name}", trained) / "run"
+        return made_once(tmp_path_factory, f"exported_{name}", lambda folder: trained(name, folder)) / "run"
 
     return run
 

@@ -30,6 +30,7 @@ def test_every_line_is_there_and_comes_back_from_the_tokenizer(experiment, split
             assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@pytest.mark.usefixtures("one_device")
 def test_training_learns_and_leaves_nothing_out(experiment, tmp_path):
     experiment = dataclasses.replace(
         experiment,
@@ -38,7 +39,7 @@ def test_training_learns_and_leaves_nothing_out(experiment, tmp_path):
         checkpoint=dataclasses.replace(experiment.checkpoint, every_steps=40),
         # So early, nothing says where an output ends.
         evaluate=dataclasses.replace(experiment.evaluate, beam_size=1, extra_length=1, average_last=1),
-        mesh=dataclasses.replace(experiment.mesh, data=8),
+        mesh=dataclasses.replace(experiment.mesh, data=1),
     )
     summary = train(experiment, str(tmp_path))
     losses = [record["train/nll"] for record in read_metrics(tmp_path) if "train/nll" in record]

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
-from tests.compilations import on_one_device
 from tests.experiments.test_experiments import CASES, experiment_of
 from tests.shared import made_once
-from tests.tiny_training import tiny_experiment, write_corpus
+from tests.tiny_training import tiny_experiment, write_corpus, write_run
 from tests.training.test_initialization import BPE, classifier, tiny_bert
 from transformer_jax import export, families
 from transformer_jax.config import ConfigError
@@ -24,7 +23,6 @@ from transformer_jax.families import FAMILIES, family_of
 from transformer_jax.objectives import CausalLM
 from transformer_jax.pretrained.config_json import content_of
 from transformer_jax.runs.experiment import Experiment
-from transformer_jax.training.loop import train
 
 # What is compared is compiled in the same way.
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -62,24 +60,25 @@ EXPERIMENTS = {
 }
 
 
-def trained(name, folder):
-    """Fills a folder with a family's experiment: its corpus and its run."""
+def experiment_in(name, folder):
+    """A family's experiment, whose corpus is written into the folder."""
     write_corpus(folder / "corpus")
     if name == "bert":
         for path in (folder / "corpus").glob("*.target"):
             count = len(path.read_text().splitlines())
             path.write_text("".join(f"{'abc'[i % 3]}\n" for i in range(count)))
-    with on_one_device():
-        train(EXPERIMENTS[name](folder / "corpus"), str(folder / "run"))
-    return folder / "run"
+    return EXPERIMENTS[name](folder / "corpus")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Returns a function from a family's name to the folder of its run, which is trained once."""
+    """Returns a function from a family's name to the folder of its run, which is written once."""
 
     def run(name):
-        return made_once(tmp_path_factory, f"exported_{name}", lambda folder: trained(name, folder)) / "run"
+        def written(folder):
+            write_run(experiment_in(name, folder), folder / "run", (2, 4, 6))
+
+        return made_once(tmp_path_factory, f"exported_{name}", written) / "run"
 
     return run
 
@@ -144,7 +143,7 @@ def test_a_run_is_not_overwritten_by_its_own_model(runs, tmp_path, monkeypatch):
 
 
 def test_a_run_of_a_model_that_transformers_does_not_have(corpus, tmp_path, monkeypatch):
-    train(tiny_experiment(corpus, train=dict(num_steps=1)), str(tmp_path / "run"))
+    write_run(tiny_experiment(corpus), tmp_path / "run", (1,))
     with pytest.raises(SystemExit, match="and differs from marian, the nearest, in positions, activation"):
         run_export(monkeypatch, tmp_path / "run", tmp_path / "folder")
     assert not (tmp_path / "folder").exists()

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.parity.test_fixtures import DECODING_MODELS, MODELS, STORED, each_family_once
+from tests.programs import run_program
 from transformer_jax.pretrained import verify
 from transformer_jax.pretrained.folder import CheckpointFolder
 from transformer_jax.pretrained.reading import from_pretrained
@@ -79,10 +80,10 @@ def test_the_program_prints_a_table(program):
     assert "Warning" not in found.stderr
 
 
-def test_a_tolerance_that_nothing_keeps(program):
-    found = program("-m", "transformer_jax.pretrained", "verify", STORED / "bert_qa", "--tolerance=0")
-    assert found.returncode == 1, found.stderr
-    assert found.stdout.count("DIFFERS") == 2
+def test_a_tolerance_that_nothing_keeps():
+    found = run_program("pretrained", "verify", STORED / "bert_qa", "--tolerance=0")
+    assert found.status == 1, found.err
+    assert found.out.count("DIFFERS") == 2
 
 
 def test_a_damaged_copy_differs_where_it_is_damaged(tmp_path, program):
@@ -109,11 +110,11 @@ def test_other_tokens_are_told_from_near_ties(transformers):
     assert verify.table(found).count("DIFFERS") == 3
 
 
-def test_a_folder_that_transformers_does_not_read(tmp_path, program):
+def test_a_folder_that_transformers_does_not_read(tmp_path):
     folder = shutil.copytree(STORED / "bert_qa", tmp_path / "bert")
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"model_type"', '"add_cross_attention": true, "model_type"'))
-    found = program("-m", "transformer_jax.pretrained", "verify", folder)
-    assert found.returncode == 2
-    assert found.stderr.startswith(f"error: transformers cannot read {folder} as BertForQuestionAnswering: ")
-    assert found.stdout == ""
+    found = run_program("pretrained", "verify", folder)
+    assert found.status == 2
+    assert found.err.startswith(f"error: transformers cannot read {folder} as BertForQuestionAnswering: ")
+    assert found.out == ""

@@ -35,7 +35,7 @@ def optimizations(are_on: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_one_device() -> Iterator[None]:
-    """Trains on one of the eight devices, for which programs compile in half the time or less."""
+    """Trains on one of the eight devices, for which programs compile in about half the time."""
     make_mesh = functools.partial(partitioning.make_mesh, devices=jax.devices()[:1])
     with mock.patch.object(partitioning, "make_mesh", make_mesh):
         yield

@@ -28,6 +28,8 @@ group = GroupSettings(
 (status,) = run_groups([group], stop_timeout=stop_timeout)
 sys.exit(status)
 """
+# With PYTHONUNBUFFERED nothing that could not be written is left when a launcher ends.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 # Of every program: its rank, and what it does.
 BEGIN = "import os, signal, sys, time\nrank = int(os.environ.get('JAX_PROCESS_ID', 0))\n"
 
@@ -42,7 +44,7 @@ def start():
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", LAUNCHER, str(count), str(stop_timeout), whole],
-                env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, text=True,
+                env=BUFFERED | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
             )
         )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from tests.tiny_training import tiny_experiment
 from transformer_jax import families
@@ -161,6 +162,24 @@ def test_an_encoder_alone_does_not_decode() -> None:
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     lowered = compile_steps(experiment, mesh, ("evaluate", "decode"))
     assert [step.name for step in lowered] == ["evaluate"]
+
+
+def test_a_cache_of_compiled_programs_is_left_alone(tmp_path: pathlib.Path) -> None:
+    settings = {"jax_compilation_cache_dir": str(tmp_path), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        compile_steps(experiment_of(), mesh, ("evaluate",))
+        assert not list(tmp_path.iterdir())
+        jax.jit(lambda x: x + 1)(jnp.ones(3)).block_until_ready()
+        assert list(tmp_path.iterdir())  # afterwards it is used as before
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ class _Output:
                 stream.buffer.flush()
             except BrokenPipeError:
                 self.is_closed = True
+                # Otherwise Python tries at its end to write what is left, fails, and exits with status 120.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if self.is_closed:
             self._wake()
 

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transformer_jax.config import ConfigError
@@ -172,8 +173,25 @@ def compile_steps(
         return CompiledStep(name, compiled, compiled.as_text() or "", time.monotonic() - began)
 
     # A compilation uses little more than one core. The longest one starts first.
-    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as threads:
+    with _without_compilation_cache(), concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as threads:
         return list(threads.map(compile_one, lowered))
+
+
+@contextlib.contextmanager
+def _without_compilation_cache() -> Iterator[None]:
+    """Compiles anew, even if JAX_COMPILATION_CACHE_DIR names a folder of programs compiled before.
+
+    JAX can store a program for a topology but cannot read it again, and warns of that. A stored program also
+    keeps the operation names of whichever experiment compiled it first.
+    """
+    is_enabled = cast(Any, jax.config).jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks only once whether it has a cache
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", is_enabled)
+        compilation_cache.reset_cache()
 
 
 def _lower_train(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:

@@ -11,8 +11,11 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+import types
+import typing
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from typing import Any
 
 _DEVICES_FLAG = "--xla_force_host_platform_device_count"
 _flags = os.environ.get("XLA_FLAGS", "").split()
@@ -34,17 +37,48 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-by-tests-")
 _COMPILED = {
     "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    # Programs without optimizations compile about as fast as they are stored.
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1"
+    if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS")
+    else "0.2",
 }
 os.environ.update(_COMPILED)
 
 # Traced programs are many objects that stay, and looking through them for garbage took a tenth of the time.
 gc.set_threshold(100_000, 20, 100)
 
-from jaxtyping import install_import_hook
+import jaxtyping
+
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _quickly_checked(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """As ``jaxtyping.jaxtyped``, without what took a quarter of the time of the fast tests.
+
+    A function without arrays in its signature has no shapes to compare. The checks of a function defined
+    inside another would be made anew at every call of the other; only EVERYTHING=1 makes them.
+    """
+    check = _jaxtyped(typechecker=typechecker)
+
+    def checked(item: Any) -> Any:
+        if not isinstance(item, types.FunctionType):
+            return check(item)
+        if "<locals>" in item.__qualname__ and not os.environ.get("EVERYTHING"):
+            return item
+        try:
+            hints = typing.get_type_hints(item)
+        except (
+            NameError
+        ):  # a type that is imported only for static checks; jaxtyping accepts any value for it
+            return check(item)
+        return check(item) if "jaxtyping" in repr(hints) else typechecker(item)
+
+    return checked
+
 
 # Must come before the first import of transformer_jax in any test module.
-install_import_hook("transformer_jax", "beartype.beartype")
+jaxtyping.jaxtyped = _quickly_checked  # the import hook looks it up at every definition
+jaxtyping.install_import_hook("transformer_jax", "beartype.beartype")
 
 import jax
 import numpy as np

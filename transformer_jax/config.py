@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import traceback
 import types
@@ -90,6 +91,7 @@ def check_types(section: Any, name: str) -> None:
         _check_type(getattr(section, field.name), hints[field.name], f"config.{name}.{field.name}")
 
 
+@functools.cache
 def _hints(cls: type, *, include_extras: bool = True) -> dict[str, Any]:
     """Returns the types of the fields of a dataclass; ``Self``, alone or in a union, is the class itself."""
     hints = typing.get_type_hints(cls, include_extras=include_extras)

@@ -62,6 +62,7 @@ def module_of(name):
     return module
 
 
+@functools.cache
 def experiment_of(name, variant):
     arguments = () if variant is None else (variant,)
     return read_experiment(module_of(name).get_config(*arguments))
@@ -83,14 +84,14 @@ TRAINED_IN_SLOW_TESTS = (
 )
 
 
+@functools.cache
 def distinct():
     """The cases whose shrunk configs differ: each config is tried once."""
-    known = set()
+    cases = {}
     for name, variant in CASES:
         shrunk = json.dumps(shrink(experiment_of(name, variant)).to_config_dict().to_dict(), sort_keys=True)
-        if shrunk not in known:
-            known.add(shrunk)
-            yield name, variant
+        cases.setdefault(shrunk, (name, variant))
+    return tuple(cases.values())
 
 
 def is_trained_for_every_change(name, variant):

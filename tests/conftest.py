@@ -6,6 +6,7 @@ is set in ``os.environ`` here, so its child sees eight devices too, unless it is
 ``single_device_environment``.
 """
 
+import functools
 import gc
 import os
 import pathlib
@@ -71,7 +72,15 @@ def _quickly_checked(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], An
             NameError
         ):  # a type that is imported only for static checks; jaxtyping accepts any value for it
             return check(item)
-        return check(item) if "jaxtyping" in repr(hints) else typechecker(item)
+        if "jaxtyping" in repr(hints):
+            return check(item)
+        only_typed = typechecker(item)
+
+        @functools.wraps(item)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return (item if jaxtyping.config.jaxtyping_disable else only_typed)(*args, **kwargs)
+
+        return call
 
     return checked
 

@@ -68,9 +68,7 @@ def _quickly_checked(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], An
             return item
         try:
             hints = typing.get_type_hints(item)
-        except (
-            NameError
-        ):  # a type that is imported only for static checks; jaxtyping accepts any value for it
+        except NameError:  # imported for static checks only: jaxtyping accepts any value
             return check(item)
         if "jaxtyping" in repr(hints):
             return check(item)
